@@ -1,0 +1,70 @@
+"""A Plan: every decision, one field an axis. Frozen and hashable; its digest is its name.
+
+A new axis is a field with the default that means "as before", so that old locks keep their meaning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from autotune.spec.digest import digest
+from autotune.spec.errors import UsageError, nearest_name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """World size is data x tensor x pipeline. Ranks are numbered tensor fastest, then data, then pipeline."""
+
+    data: int = 1  # replicas of the model
+    tensor: int = 1  # ranks that share each layer
+    pipeline: int = 1  # ranks that share the list of layers
+    micro_batch: int = 1  # sequences in one micro-batch of one replica (generation: the batch of one replica)
+    schedule: str = "1f1b"  # a key of planners.schedules.SCHEDULES
+    chunks: int = 1  # model chunks (virtual stages) a pipeline rank
+    recompute: str = "none"  # none | selective (attention core and gated activation) | full (whole layer)
+    attention: str = "sdpa"  # attention backend, a key of runners.ops.attention.BACKENDS
+    zero: int = 0  # 0: replicated optimizer states; 1: sharded over data
+    sequence_parallel: bool = False  # Megatron's: norms and residuals sharded over the tensor ranks by sequence
+
+    @property
+    def world(self) -> int:
+        return self.data * self.tensor * self.pipeline
+
+    @property
+    def stages(self) -> int:
+        return self.pipeline * self.chunks
+
+    @property
+    def digest(self) -> str:
+        return digest(self)
+
+    @property
+    def id(self) -> str:
+        """The short name that people read and type."""
+        return self.digest[:10]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any], source: str = "plan") -> Plan:
+        """The plan in `raw`; unknown axes and wrong types are refused by name."""
+        known = {f.name: type(f.default) for f in fields(cls)}
+        for key, value in raw.items():
+            if key not in known:
+                near = nearest_name(key, known)
+                raise UsageError(f"{source}: {key}: unknown axis", hint=f"did you mean {near}?" if near else None)
+            if type(value) is not known[key]:
+                raise UsageError(f"{source}: {key}: found {value!r}; expected {known[key].__name__}")
+        return cls(**raw)
+
+    def describe(self) -> str:
+        """One line a person can read: only what differs from the defaults, degrees always."""
+        mesh = f"dp{self.data} tp{self.tensor} pp{self.pipeline} mb{self.micro_batch}"
+        rest = [
+            f"{f.name}={getattr(self, f.name)}"
+            for f in fields(self)
+            if f.name not in ("data", "tensor", "pipeline", "micro_batch") and getattr(self, f.name) != f.default
+        ]
+        return " ".join([mesh, *rest])

@@ -1,0 +1,144 @@
+"""Work: the primitive pieces that bodies are made of, that probes measure and that a profile prices.
+
+One vocabulary for all three, so that what a cost model asks is what a probe can answer. Sizes are in elements, `bytes`
+in bytes; dtypes are the short names of `BYTES`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+BYTES = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2, "int8": 1, "fp8": 1}
+
+
+class Matmul(NamedTuple):
+    """(m, k) @ (k, n), `batch` times. `form` says which of a linear layer's three it is: their layouts differ.
+
+    fwd: x (m, k) @ W(n, k)^T; dgrad: dy (m, k) @ W (k, n); wgrad: dy(k, m)^T @ x (k, n).
+    """
+
+    m: int
+    k: int
+    n: int
+    dtype: str = "bf16"
+    form: str = "fwd"
+    batch: int = 1
+
+    kind = "matmul"
+
+    @property
+    def flops(self) -> float:
+        return 2.0 * self.batch * self.m * self.k * self.n
+
+    @property
+    def bytes(self) -> float:
+        return float(self.batch * (self.m * self.k + self.k * self.n + self.m * self.n) * BYTES[self.dtype])
+
+
+class Attention(NamedTuple):
+    """Causal attention of `queries` last positions over `keys` positions, one pass ("fwd" or "bwd")."""
+
+    batch: int
+    queries: int
+    keys: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: str = "bf16"
+    backend: str = "sdpa"
+    form: str = "fwd"
+
+    kind = "attention"
+
+    @property
+    def flops(self) -> float:
+        """Of the causal half only: 2 products forward, 5 backward (FlashAttention-2, 2307.08691, section 3.1)."""
+        pairs = self.queries * (self.keys - self.queries) + self.queries * (self.queries + 1) / 2
+        return 2.0 * (2 if self.form == "fwd" else 5) * self.batch * self.heads * self.head_dim * pairs
+
+    @property
+    def bytes(self) -> float:
+        q = self.batch * self.queries * self.heads * self.head_dim
+        kv = 2 * self.batch * self.keys * self.kv_heads * self.head_dim
+        return float((2 * q + kv) * BYTES[self.dtype] * (1 if self.form == "fwd" else 2))
+
+
+class Memory(NamedTuple):
+    """A memory-bound operation that reads and writes `bytes` in all. `op` names it: see probes/memory.py."""
+
+    op: str
+    bytes: int
+    dtype: str = "bf16"
+
+    kind = "memory"
+    flops = 0.0
+
+
+class Optimizer(NamedTuple):
+    """One AdamW update of `parameters` elements; "mixed" also writes the bf16 copy of the fp32 masters."""
+
+    parameters: int
+    dtype: str = "mixed"
+
+    kind = "optimizer"
+    flops = 0.0
+
+    @property
+    def bytes(self) -> float:
+        """Reads gradient, weight and two moments, writes the last three; "mixed": fp32, plus the bf16 weight."""
+        width = {"mixed": 4, "fp32": 4, "fp64": 8}[self.dtype]
+        return float(self.parameters * (7 * width + (2 if self.dtype == "mixed" else 0)))
+
+
+class Collective(NamedTuple):
+    """A collective (or `send_recv`) over a group. `size` is bytes of the whole, unsharded tensor.
+
+    all_reduce: every rank's tensor; all_gather: the result; reduce_scatter: every rank's input; all_to_all: one
+    rank's whole input; broadcast, send_recv: the message. `level` is the link level that the group's slowest hop
+    crosses: an index into the profile's links, innermost 0.
+    """
+
+    op: str
+    size: int
+    group: int
+    level: int = 0
+
+    kind = "collective"
+    flops = 0.0
+
+    @property
+    def bytes(self) -> float:
+        """Bytes that one rank puts on the link (the ring algorithms' count, as nccl-tests' bus bandwidth)."""
+        n = self.group
+        share = {"all_reduce": 2 * (n - 1) / n, "broadcast": 1.0, "send_recv": 1.0}.get(self.op, (n - 1) / n)
+        return self.size * share if n > 1 else 0.0
+
+
+class Copy(NamedTuple):
+    """A copy between tiers: direction is h2d, d2h, d2d, h2h, disk_read or disk_write."""
+
+    direction: str
+    size: int
+    pinned: bool = True
+
+    kind = "copy"
+    flops = 0.0
+
+    @property
+    def bytes(self) -> float:
+        return float(self.size)
+
+
+class Launch(NamedTuple):
+    """`count` operations handed to the device, with nothing to do on it."""
+
+    count: int = 1
+
+    kind = "launch"
+    flops = 0.0
+    bytes = 0.0
+
+
+Work = Matmul | Attention | Memory | Optimizer | Collective | Copy | Launch
+
+KINDS: dict[str, type] = {cls.kind: cls for cls in (Matmul, Attention, Memory, Optimizer, Collective, Copy, Launch)}

@@ -1,0 +1,34 @@
+"""A workload: what is trained or generated, independent of the plan and the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autotune.spec.digest import digest
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`kind` train uses sequence_length and global_batch; generate uses prompt_length, new_tokens and batch."""
+
+    kind: str = "train"  # train | generate
+    sequence_length: int = 0  # tokens of one training sequence
+    global_batch: int = 0  # sequences of one optimizer step, over all replicas
+    precision: str = "bf16"  # bf16 (fp32 master weights), fp32, or fp64 (tests)
+    prompt_length: int = 0  # tokens
+    new_tokens: int = 0  # tokens generated after the prompt
+    batch: int = 1  # sequences generated together, over all replicas
+    data: str = ""  # a text or .npy token file, absolute; "": the Python standard library's own source as bytes
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.1
+
+    @property
+    def digest(self) -> str:
+        return digest(self)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one step (train) or of one whole generation (generate: new tokens only)."""
+        if self.kind == "train":
+            return self.sequence_length * self.global_batch
+        return self.new_tokens * self.batch
