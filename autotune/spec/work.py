@@ -6,12 +6,14 @@ in bytes; dtypes are the short names of `BYTES`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar
 
 BYTES = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2, "int8": 1, "fp8": 1}
 
 
-class Matmul(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Matmul:
     """(m, k) @ (k, n), `batch` times. `form` says which of a linear layer's three it is: their layouts differ.
 
     fwd: x (m, k) @ W(n, k)^T; dgrad: dy (m, k) @ W (k, n); wgrad: dy(k, m)^T @ x (k, n).
@@ -24,7 +26,7 @@ class Matmul(NamedTuple):
     form: str = "fwd"
     batch: int = 1
 
-    kind = "matmul"
+    kind: ClassVar[str] = "matmul"
 
     @property
     def flops(self) -> float:
@@ -35,7 +37,8 @@ class Matmul(NamedTuple):
         return float(self.batch * (self.m * self.k + self.k * self.n + self.m * self.n) * BYTES[self.dtype])
 
 
-class Attention(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Attention:
     """Causal attention of `queries` last positions over `keys` positions, one pass ("fwd" or "bwd")."""
 
     batch: int
@@ -48,7 +51,7 @@ class Attention(NamedTuple):
     backend: str = "sdpa"
     form: str = "fwd"
 
-    kind = "attention"
+    kind: ClassVar[str] = "attention"
 
     @property
     def flops(self) -> float:
@@ -63,25 +66,27 @@ class Attention(NamedTuple):
         return float((2 * q + kv) * BYTES[self.dtype] * (1 if self.form == "fwd" else 2))
 
 
-class Memory(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Memory:
     """A memory-bound operation that reads and writes `bytes` in all. `op` names it: see probes/memory.py."""
 
     op: str
     bytes: int
     dtype: str = "bf16"
 
-    kind = "memory"
-    flops = 0.0
+    kind: ClassVar[str] = "memory"
+    flops: ClassVar[float] = 0.0
 
 
-class Optimizer(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Optimizer:
     """One AdamW update of `parameters` elements; "mixed" also writes the bf16 copy of the fp32 masters."""
 
     parameters: int
     dtype: str = "mixed"
 
-    kind = "optimizer"
-    flops = 0.0
+    kind: ClassVar[str] = "optimizer"
+    flops: ClassVar[float] = 0.0
 
     @property
     def bytes(self) -> float:
@@ -90,7 +95,8 @@ class Optimizer(NamedTuple):
         return float(self.parameters * (7 * width + (2 if self.dtype == "mixed" else 0)))
 
 
-class Collective(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Collective:
     """A collective (or `send_recv`) over a group. `size` is bytes of the whole, unsharded tensor.
 
     all_reduce: every rank's tensor; all_gather: the result; reduce_scatter: every rank's input; all_to_all: one
@@ -103,8 +109,8 @@ class Collective(NamedTuple):
     group: int
     level: int = 0
 
-    kind = "collective"
-    flops = 0.0
+    kind: ClassVar[str] = "collective"
+    flops: ClassVar[float] = 0.0
 
     @property
     def bytes(self) -> float:
@@ -114,29 +120,31 @@ class Collective(NamedTuple):
         return self.size * share if n > 1 else 0.0
 
 
-class Copy(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Copy:
     """A copy between tiers: direction is h2d, d2h, d2d, h2h, disk_read or disk_write."""
 
     direction: str
     size: int
     pinned: bool = True
 
-    kind = "copy"
-    flops = 0.0
+    kind: ClassVar[str] = "copy"
+    flops: ClassVar[float] = 0.0
 
     @property
     def bytes(self) -> float:
         return float(self.size)
 
 
-class Launch(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Launch:
     """`count` operations handed to the device, with nothing to do on it."""
 
     count: int = 1
 
-    kind = "launch"
-    flops = 0.0
-    bytes = 0.0
+    kind: ClassVar[str] = "launch"
+    flops: ClassVar[float] = 0.0
+    bytes: ClassVar[float] = 0.0
 
 
 Work = Matmul | Attention | Memory | Optimizer | Collective | Copy | Launch
