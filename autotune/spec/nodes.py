@@ -1,0 +1,85 @@
+"""The pieces that a block graph is made of: weights, nodes, blocks, and the two nodes that every family uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter of one block. `parts` are the Hugging Face tensors it is made of, stacked along dimension 0.
+
+    `shard` is the dimension split over tensor ranks (each part by itself, so that a fused q, k, v stays aligned);
+    None: every tensor rank holds it whole.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    parts: tuple[tuple[str, int], ...]  # (full checkpoint name, rows)
+    shard: int | None = None
+    init: str = "normal"  # normal | ones | zeros
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation of a block: `op` is a key of the cost table and of the operation table.
+
+    `split` is how tensor parallelism divides it: "column" (its output features are sharded), "row" (its input
+    features are, the output is a partial sum), "vocab" (rows of the embedding), "heads" (works on what a column
+    split gave), "experts" (each expert's inner width is, the output is a partial sum), or "" (token-wise, indifferent to other tokens: replicated, or sharded by sequence).
+    """
+
+    op: str
+    name: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    weights: tuple[Weight, ...] = ()
+    split: str = ""
+    attrs: tuple[tuple[str, int | float | str], ...] = ()
+
+    def attr(self, key: str) -> int:
+        return int(dict(self.attrs)[key])
+
+    def number(self, key: str) -> float:
+        return float(dict(self.attrs)[key])
+
+
+@dataclass(frozen=True)
+class Block:
+    """A straight piece of the model: reads `x` (or tokens), writes `x` (or logits, loss)."""
+
+    kind: str  # embed | layer | head; blocks of one kind and equal nodes cost the same
+    index: int
+    nodes: tuple[Node, ...]
+
+    def weights(self) -> Iterator[Weight]:
+        for node in self.nodes:
+            yield from node.weights
+
+
+def norm(name: str, read: str, write: str, tensor: str, width: int, eps: float) -> Node:
+    """RMSNorm of `width` features with the gain vector `tensor`."""
+    weight = Weight(f"{name}.weight", (width,), ((tensor, width),), init="ones")
+    return Node("rmsnorm", name, (read,), (write,), (weight,), attrs=(("width", width), ("eps", eps)))
+
+
+def linear(
+    name: str, read: str, write: str, inner: int, parts: tuple[tuple[str, int], ...], split: str, bias: bool = False
+) -> Node:
+    """y = x W^T (+ b) from `inner` features to the sum of the rows of `parts` (checkpoint module name, rows).
+
+    `split` is "column", "row" or "". A row-parallel bias is whole on every tensor rank, added after the sum.
+    """
+    rows = sum(count for _, count in parts)
+    shard = {"column": 0, "row": 1, "": None}[split]
+    weights = [Weight(f"{name}.weight", (rows, inner), tuple((f"{t}.weight", n) for t, n in parts), shard)]
+    if bias:
+        inputs = 0 if split == "column" else None
+        weights.append(Weight(f"{name}.bias", (rows,), tuple((f"{t}.bias", n) for t, n in parts), inputs, "zeros"))
+    return Node("linear", name, (read,), (write,), tuple(weights), split, (("inputs", inner), ("outputs", rows)))
