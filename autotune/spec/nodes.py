@@ -32,7 +32,8 @@ class Node:
 
     `split` is how tensor parallelism divides it: "column" (its output features are sharded), "row" (its input
     features are, the output is a partial sum), "vocab" (rows of the embedding), "heads" (works on what a column
-    split gave), "experts" (each expert's inner width is, the output is a partial sum), or "" (token-wise, indifferent to other tokens: replicated, or sharded by sequence).
+    split gave), "experts" (each expert's inner width is sharded, the output is a partial sum), or "" (token-wise,
+    indifferent to other tokens: replicated, or sharded by sequence).
     """
 
     op: str
