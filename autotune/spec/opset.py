@@ -30,6 +30,7 @@ class OpRule:
     wgrad: tuple[tuple[str, int], ...] = ()
     inputs: int = 1  # how many leading reads get a gradient
     through: bool = False
+    inplace: bool = False  # the input gradient overwrites the first read and takes its place
     cheap: bool = False  # memory-bound: what the selective recompute policy runs again
 
 
@@ -52,5 +53,6 @@ OPS: dict[str, OpRule] = {
     ),
     "swiglu": OpRule(dgrad=(("read", 0),), cheap=True),
     "add": OpRule(inputs=2, through=True),
-    "cross_entropy": OpRule(stats=(Stat("lse"),), dgrad=(("read", 0), ("read", 1), ("stat", 0))),
+    # Its own seed: the loss has no gradient coming in.
+    "cross_entropy": OpRule(stats=(Stat("lse"),), dgrad=(("read", 0), ("read", 1), ("stat", 0)), inplace=True),
 }

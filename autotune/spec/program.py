@@ -10,6 +10,7 @@ Meaning, for one rank:
 - memory is accounted in *issue order* (list order): a written buffer is allocated when its writer is issued, a freed
   one is released when its reader has been issued. That is what a caching allocator on a stream does, and it makes
   peak bytes a property of the program, not of timing;
+- a written buffer that is still live is changed in place: nothing is allocated;
 - with lag k an instruction reads the version of its buffers written k steps ago. 0 is this step's.
 """
 
@@ -66,6 +67,7 @@ class Program:
 
     ranks: tuple[tuple[Instruction, ...], ...]
     buffers: tuple[Mapping[str, Buffer], ...]
+    live: tuple[frozenset[str], ...] = ()  # a rank's buffers that are there at the start and may be freed
     facts: Mapping[str, object] = field(default_factory=dict)  # what the generator wants to be remembered by
 
     @property
@@ -80,6 +82,11 @@ class Program:
         for rank, listing in enumerate(self.ranks):
             for position, instruction in enumerate(listing):
                 yield rank, position, instruction
+
+    def given(self, rank: int) -> frozenset[str]:
+        """Names that may be read before anything has written them: what persists, and what is live at the start."""
+        kept = {name for name, buffer in self.buffers[rank].items() if buffer.persistent}
+        return frozenset(kept) | (self.live[rank] if self.live else frozenset())
 
     def lanes(self, rank: int) -> tuple[str, ...]:
         """The lanes of a rank in order of first use."""

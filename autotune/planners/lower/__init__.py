@@ -1,0 +1,1 @@
+"""Lowering: a plan becomes a program, at two scales (stages outside, operations inside)."""

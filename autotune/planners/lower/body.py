@@ -1,0 +1,290 @@
+"""Bodies: the program inside one F, B, W or BW of one block, on one tensor rank.
+
+The forward follows the block's nodes and inserts the collectives that their splits ask for; the backward is derived
+from the forward and `spec.opset` alone. Both are ordinary programs: an instruction's `part` is the index of its node.
+Names: `v` is a value of the block, `d.v` its gradient, `v.full` a value gathered along the sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from autotune.planners.lower.recompute import RECOMPUTE
+from autotune.planners.lower.shape import Shape
+from autotune.spec.graph import Block, Node
+from autotune.spec.opset import OPS
+from autotune.spec.program import Buffer, Instruction, Program
+
+TENSOR = "tensor"  # the lane of collectives over the tensor ranks
+NO_NODE = -1  # the `part` of an instruction that belongs to no node
+
+
+@dataclass(frozen=True)
+class Body:
+    """A block's forward and backward for one shape. `saved` is what the forward leaves for the backward."""
+
+    forward: Program
+    backward: Program
+    saved: tuple[str, ...]  # buffer names, the block's own input left out
+    saved_bytes: int
+    output: str
+    output_bytes: int
+    sizes: Mapping[str, int]  # bytes of every value, those that live outside included
+    gradient: str  # the buffer in which the backward leaves the gradient of the block's input ("": it has none)
+
+
+@dataclass
+class _Values:
+    """Where each value is while a body is being written: its bytes here, and whether the sequence is split."""
+
+    shape: Shape
+    size: dict[str, int]
+    split: dict[str, bool]
+
+    def put(self, name: str, columns: int, split: bool, width: int | None = None) -> str:
+        self.size[name] = self.shape.rows(split) * columns * (self.shape.width if width is None else width)
+        self.split[name] = split
+        return name
+
+
+def columns(node: Node, shape: Shape) -> tuple[int, ...]:
+    """Elements a token of each of the node's writes, on one tensor rank."""
+    t = shape.tensor
+    if node.op == "linear":
+        return (node.attr("outputs") // (t if node.split == "column" else 1),)
+    if node.op in ("rotary", "rotary_norm"):
+        head = node.attr("head_dim")
+        return (node.attr("heads") // t * head, *[node.attr("kv_heads") // t * head] * 2)
+    if node.op == "attention":
+        return (node.attr("heads") // t * node.attr("head_dim"),)
+    if node.op == "cross_entropy":
+        return (0,)
+    return (node.attr("width") // (t if node.split == "heads" else 1),)
+
+
+def _stat_columns(node: Node, times: str, shape: Shape) -> int:
+    return node.attr(times) // shape.tensor if times else 1
+
+
+def _sum(name: str) -> Instruction:
+    """Adds the partial sums of the tensor ranks, in place."""
+    return Instruction("all_reduce", part=NO_NODE, lane=TENSOR, reads=(name,), writes=(name,))
+
+
+def _producers(listing: list[Instruction]) -> dict[str, Instruction]:
+    """Which instruction first wrote each value."""
+    producer: dict[str, Instruction] = {}
+    for instruction in listing:
+        for name in instruction.writes:
+            producer.setdefault(name, instruction)
+    return producer
+
+
+def _forward(block: Block, shape: Shape, values: _Values) -> list[Instruction]:
+    """The nodes in order, with the collectives of Megatron's tensor and sequence parallelism between them."""
+    sharded = shape.sequence_parallel and shape.tensor > 1
+    out: list[Instruction] = []
+    first = block.nodes[0].reads[0]
+    if first == "tokens":
+        values.put("tokens", 1, False, 8)
+    else:
+        hidden = block.nodes[0].attr("width")
+        values.put(first, hidden, sharded)
+    values.put("targets", 1, False, 8)
+    for index, node in enumerate(block.nodes):
+        reads = list(node.reads)
+        if node.split == "column" and values.split[reads[0]]:
+            full = f"{reads[0]}.full"
+            values.size[full], values.split[full] = values.size[reads[0]] * shape.tensor, False
+            out.append(Instruction("all_gather", part=NO_NODE, lane=TENSOR, reads=(reads[0],), writes=(full,)))
+            reads[0] = full
+        partial = node.split in ("row", "vocab") and shape.tensor > 1
+        split = values.split[reads[0]]
+        writes = []
+        for name, count in zip(node.writes, columns(node, shape), strict=True):
+            writes.append(values.put(f"{name}.part" if partial and sharded else name, count, split))
+        if node.op == "cross_entropy":
+            values.size[node.writes[0]] = max(4, shape.width)
+        for stat in OPS[node.op].stats:
+            name = f"{node.name}.{stat.name}"
+            writes.append(values.put(name, _stat_columns(node, stat.times, shape), split, max(4, shape.width)))
+        out.append(Instruction(node.op, part=index, reads=tuple(reads), writes=tuple(writes)))
+        if partial and sharded:
+            whole, part = node.writes[0], writes[0]
+            values.size[whole], values.split[whole] = values.size[part] // shape.tensor, True
+            out.append(Instruction("reduce_scatter", part=NO_NODE, lane=TENSOR, reads=(part,), writes=(whole,)))
+        elif partial:
+            out.append(_sum(writes[0]))
+    return out
+
+
+class _Backward:
+    """Writes the backward of a forward listing: input gradients, weight gradients and what must be made again."""
+
+    def __init__(self, block: Block, forward: list[Instruction], values: _Values, kept: set[str]) -> None:
+        self.block, self.values, self.shape = block, values, values.shape
+        self.available = set(kept)
+        self.producer = _producers(forward)
+        self.out: list[Instruction] = []
+        self.gradients: dict[str, list[str]] = {}
+
+    def need(self, name: str) -> str:
+        """Makes sure a forward value is there, running its producer again where it was not kept."""
+        if name in self.available:
+            return name
+        again = self.producer[name]
+        for read in again.reads:
+            self.need(read)
+        self.out.append(again)
+        self.available.update(again.writes)
+        if again.op not in OPS:
+            return name
+        node = self.block.nodes[again.part]
+        if node.split in ("row", "vocab") and self.shape.tensor > 1 and not name.endswith(".part"):
+            self.out.append(_sum(name))
+        return name
+
+    def add(self, value: str, gradient: str) -> None:
+        self.gradients.setdefault(value, []).append(gradient)
+
+    def gradient(self, value: str) -> str | None:
+        """One buffer with the whole gradient of `value`, summing contributions in place into the newest."""
+        parts = self.gradients.get(value, [])
+        while len(parts) > 1:
+            older, newest = parts[0], parts[-1]
+            if older == newest:  # the same buffer reached the value twice
+                parts.pop()
+                continue
+            self.out.append(Instruction("accumulate", part=NO_NODE, reads=(older, newest), writes=(newest,)))
+            parts.pop(0)
+        return parts[0] if parts else None
+
+    def put(self, value: str, serial: int) -> str:
+        name = f"d.{value}.{serial}"
+        self.values.size[name] = self.values.size[value]
+        return name
+
+    def collective(self, instruction: Instruction, serial: int) -> None:
+        """The gradient of a gather is a scattered sum, of a scattered sum a gather; of a sum, nothing."""
+        reverse = {"all_gather": "reduce_scatter", "reduce_scatter": "all_gather"}.get(instruction.op)
+        if reverse is None:
+            return
+        gradient = self.gradient(instruction.writes[0])
+        if gradient is not None:
+            made = self.put(instruction.reads[0], serial)
+            self.out.append(Instruction(reverse, part=NO_NODE, lane=TENSOR, reads=(gradient,), writes=(made,)))
+            self.add(instruction.reads[0], made)
+
+    def node(self, instruction: Instruction, serial: int) -> None:
+        node, rule = self.block.nodes[instruction.part], OPS[instruction.op]
+        written = instruction.writes[: len(node.writes)]
+        stats = instruction.writes[len(node.writes) :]
+        groups = {"read": instruction.reads, "write": written, "stat": stats}
+        gradients = tuple(g for g in map(self.gradient, written) if g is not None)
+        if rule.through:
+            for read in instruction.reads[: rule.inputs]:
+                self.add(read, gradients[0])
+            return
+        if rule.inputs:
+            saved = tuple(self.need(groups[where][i]) for where, i in rule.dgrad)
+            inputs = instruction.reads[: rule.inputs]
+            made = inputs if rule.inplace else tuple(self.put(r, serial) for r in inputs)
+            op = f"{instruction.op}.dgrad"
+            self.out.append(Instruction(op, part=instruction.part, reads=gradients + saved, writes=made))
+            for read, gradient in zip(inputs, made, strict=True):
+                self.add(read, gradient)
+            if node.split == "column" and self.shape.tensor > 1 and not instruction.reads[0].endswith(".full"):
+                self.out.append(_sum(made[0]))
+        if node.weights:
+            saved = tuple(self.need(groups[where][i]) for where, i in rule.wgrad)
+            op = f"{instruction.op}.wgrad"
+            self.out.append(Instruction(op, part=instruction.part, reads=gradients + saved))
+
+
+def with_frees(listing: list[Instruction], keep: frozenset[str] | set[str]) -> tuple[Instruction, ...]:
+    """Frees every buffer at its last use, or at once where nobody reads it, but for those in `keep`."""
+    seen = set(keep)
+    freed: list[Instruction] = []
+    for instruction in reversed(listing):
+        frees = tuple(dict.fromkeys(n for n in instruction.reads + instruction.writes if n not in seen))
+        seen.update(frees)
+        freed.append(instruction._replace(frees=frees) if frees else instruction)
+    return tuple(reversed(freed))
+
+
+def saved_values(block: Block, forward: list[Instruction], policy: str) -> set[str]:
+    """What the backward needs and the policy does not make again. A block's input is always kept.
+
+    A gathered copy is never kept: gathering again costs the link what keeping it costs in memory (2205.05198, 4.2.2).
+    """
+    again = RECOMPUTE[policy if block.kind == "layer" else "none"]
+    needed: list[str] = []
+    for instruction in forward:
+        if instruction.op not in OPS:
+            continue
+        rule, node = OPS[instruction.op], block.nodes[instruction.part]
+        written, stats = instruction.writes[: len(node.writes)], instruction.writes[len(node.writes) :]
+        groups = {"read": instruction.reads, "write": written, "stat": stats}
+        needed += [groups[where][i] for where, i in rule.dgrad]
+        needed += [groups[where][i] for where, i in rule.wgrad if node.weights]
+    producer = _producers(forward)
+    saved: set[str] = set()
+    while needed:
+        name = needed.pop()
+        made = producer.get(name)
+        if made is None or name in saved:
+            saved.add(name)
+            continue
+        source = producer[made.reads[0]] if made.op == "reduce_scatter" else made
+        if source.op == "all_gather" or again(source.op):
+            needed += made.reads
+        else:
+            saved.add(name)
+    return saved
+
+
+def _program(listing: tuple[Instruction, ...], size: Mapping[str, int], given: set[str], live: set[str]) -> Program:
+    """A one-rank program. What it is `given` lives outside and is counted there; `live` values it takes over."""
+    names = dict.fromkeys(n for i in listing for n in i.reads + i.writes)
+    buffers = {n: Buffer(0 if n in given else size[n], persistent=n in given) for n in (*names, *(live - given))}
+    return Program((listing,), (buffers,), live=(frozenset(live - given),))
+
+
+@lru_cache(maxsize=4096)
+def _lower(block: Block, shape: Shape, policy: str, loss: bool) -> Body:
+    values = _Values(shape, {}, {})
+    listing = _forward(block, shape, values)
+    if not loss:
+        listing = [i for i in listing if i.op != "cross_entropy"]
+    source, output = block.nodes[0].reads[0], block.nodes[-1 if loss else -2 if block.kind == "head" else -1].writes[0]
+    given = {source, "targets", "tokens"}
+    saved = saved_values(block, listing, policy)
+    writer = _Backward(block, listing, values, saved | given)
+    if output != "loss":
+        writer.add(output, f"d.{output}")
+        values.size[f"d.{output}"] = values.size[output]
+    for serial, instruction in enumerate(reversed(listing)):
+        (writer.node if instruction.op in OPS else writer.collective)(instruction, serial)
+    last = writer.gradient(source) if source != "tokens" else None
+    kept = tuple(sorted(saved - given))
+    forward = _program(with_frees(listing, saved | given | {output}), values.size, given, set())
+    keep = given | ({last} if last else set())
+    live = saved | ({f"d.{output}"} if output != "loss" else set())
+    backward = _program(with_frees(writer.out, keep), values.size, given, live)
+    return Body(
+        forward,
+        backward,
+        kept,
+        sum(values.size[n] for n in kept),
+        output,
+        values.size[output],
+        dict(values.size),
+        last or "",
+    )
+
+
+def lower_block(block: Block, shape: Shape, policy: str = "none", loss: bool = True) -> Body:
+    """The body of `block` for `shape` under a recompute policy; remembered. `loss` False: logits are the output."""
+    return _lower(block, shape, policy, loss or block.kind != "head")

@@ -1,0 +1,53 @@
+"""The shape that a body is lowered for: how many tokens, over how many tensor ranks, in which precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autotune.spec.plan import Plan
+from autotune.spec.work import BYTES
+from autotune.spec.workload import Workload
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One micro-batch on one tensor rank. `keys` counts cached positions too; training has keys == queries."""
+
+    batch: int  # sequences
+    queries: int  # new tokens of each sequence
+    keys: int  # positions attended to
+    tensor: int = 1
+    sequence_parallel: bool = False
+    dtype: str = "bf16"
+    attention: str = "sdpa"
+
+    @property
+    def tokens(self) -> int:
+        return self.batch * self.queries
+
+    @property
+    def width(self) -> int:
+        """Bytes of one element of an activation."""
+        return BYTES[self.dtype]
+
+    def rows(self, sharded: bool) -> int:
+        """Tokens that this rank holds where `sharded` says the sequence is split over the tensor ranks."""
+        return self.tokens // self.tensor if sharded else self.tokens
+
+
+def training_shape(plan: Plan, workload: Workload) -> Shape:
+    """The shape of one micro-batch of a training step."""
+    return Shape(
+        plan.micro_batch,
+        workload.sequence_length,
+        workload.sequence_length,
+        plan.tensor,
+        plan.sequence_parallel,
+        workload.precision,
+        plan.attention,
+    )
+
+
+def generation_shape(plan: Plan, workload: Workload, queries: int, keys: int) -> Shape:
+    """The shape of a prefill (queries = prompt) or of one decoded token (queries = 1)."""
+    return Shape(workload.batch // plan.data, queries, keys, plan.tensor, False, workload.precision, plan.attention)
