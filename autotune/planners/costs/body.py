@@ -1,0 +1,106 @@
+"""What one block's forward and backward cost on a machine: its body simulated once and remembered."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from autotune.planners.costs.price import Pricer
+from autotune.planners.costs.works import works
+from autotune.planners.lower.body import Body, lower_block
+from autotune.planners.lower.shape import Shape
+from autotune.planners.simulate import simulate
+from autotune.spec.graph import Block
+from autotune.spec.machine import Profile
+from autotune.spec.program import Instruction, Program
+from autotune.spec.work import Launch, Work
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a body, split by kind of work and by the grade the numbers rest on, and bytes put on links."""
+
+    seconds: float
+    kinds: Mapping[str, float]
+    grades: Mapping[str, float]
+    sent: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.seconds + other.seconds,
+            Counter(self.kinds) + Counter(other.kinds),
+            Counter(self.grades) + Counter(other.grades),
+            self.sent + other.sent,
+        )
+
+
+NOTHING = Cost(0.0, {}, {})
+
+
+@dataclass
+class BodyCosts:
+    """Prices bodies for one profile at one number of concurrent ranks. `level` is the tensor group's link level."""
+
+    profile: Profile
+    pricer: Pricer
+    level: int = 0
+    _known: dict[tuple[Block, Shape, str], tuple[Cost, Cost]] = field(default_factory=dict)
+
+    def of(self, block: Block, shape: Shape, policy: str) -> tuple[Cost, Cost]:
+        """(forward, backward) of one block; a block without names (see lower.stage.canonical) is priced once."""
+        key = (block, shape, policy)
+        if key not in self._known:
+            body = lower_block(block, shape, policy)
+            self._known[key] = (
+                self.price(block, body, body.forward, shape),
+                self.price(block, body, body.backward, shape),
+            )
+        return self._known[key]
+
+    def price(self, block: Block, body: Body, program: Program, shape: Shape) -> Cost:
+        """Simulates one body program and adds up what its instructions rest on."""
+        table = _Table(self, block, body, shape)
+        timeline = simulate(program, table, inline=self.profile.inline)
+        kinds: Counter[str] = Counter()
+        grades: Counter[str] = Counter()
+        for instruction in program.ranks[0]:
+            for work in works(block, body, instruction, shape, self.level):
+                seconds = self.pricer.seconds(work)
+                kinds[work.kind] += seconds  # type: ignore[assignment]
+                grades[self.pricer.grade(work)] += seconds  # type: ignore[assignment]
+            kinds["launch"] += table.overhead(instruction)  # type: ignore[assignment]
+        return Cost(timeline.makespan, kinds, grades, timeline.sent[0])
+
+    def issue(self) -> float:
+        """Seconds the host needs to issue one instruction."""
+        return self.pricer.seconds(Launch(1))
+
+
+@dataclass
+class _Table:
+    """The simulator's cost table of one body."""
+
+    costs: BodyCosts
+    block: Block
+    body: Body
+    shape: Shape
+
+    def works(self, instruction: Instruction) -> tuple[Work, ...]:
+        return works(self.block, self.body, instruction, self.shape, self.costs.level)
+
+    def overhead(self, instruction: Instruction) -> float:
+        """What issuing adds: all of it where the host computes too, else what the device does not hide."""
+        issue = self.costs.issue()
+        if self.costs.profile.inline:
+            return issue
+        return max(0.0, issue - sum(map(self.costs.pricer.seconds, self.works(instruction))))
+
+    def seconds(self, rank: int, instruction: Instruction) -> float:
+        return sum(map(self.costs.pricer.seconds, self.works(instruction))) + self.overhead(instruction)
+
+    def transient(self, rank: int, instruction: Instruction) -> int:
+        return 0
+
+    def sent(self, rank: int, instruction: Instruction) -> int:
+        return sum(int(work.bytes) for work in self.works(instruction) if work.kind == "collective")

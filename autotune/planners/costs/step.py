@@ -1,0 +1,108 @@
+"""The cost table of a training step's outer program: one line of the table an operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from autotune.planners.costs.body import NOTHING, BodyCosts, Cost
+from autotune.planners.costs.price import Pricer
+from autotune.planners.lower.shape import training_shape
+from autotune.planners.lower.stage import Sizes, canonical_stages
+from autotune.planners.lower.train import stage_sizes, state_bytes
+from autotune.spec.machine import Profile
+from autotune.spec.model import ModelSpec
+from autotune.spec.plan import Plan
+from autotune.spec.program import Instruction
+from autotune.spec.work import Collective, Optimizer, Work
+from autotune.spec.workload import Workload
+
+
+@dataclass
+class StepCosts:
+    """Prices every instruction of a plan's step on a machine."""
+
+    plan: Plan
+    model: ModelSpec
+    workload: Workload
+    profile: Profile
+    bodies: BodyCosts
+    sizes: tuple[Sizes, ...] = ()
+    _known: dict[tuple[str, int], Cost] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.sizes = self.sizes or stage_sizes(self.plan, self.model, self.workload)
+        self.shape = training_shape(self.plan, self.workload)
+        self.stages = canonical_stages(self.model, self.plan.stages)
+
+    @property
+    def pricer(self) -> Pricer:
+        return self.bodies.pricer
+
+    def cost(self, instruction: Instruction) -> Cost:
+        key = (instruction.op, instruction.stage)
+        if key not in self._known:
+            self._known[key] = COSTS[instruction.op](self, instruction.stage)
+        return self._known[key]
+
+    def seconds(self, rank: int, instruction: Instruction) -> float:
+        return self.cost(instruction).seconds
+
+    def sent(self, rank: int, instruction: Instruction) -> int:
+        return self.cost(instruction).sent if instruction.op != "RECV" else 0
+
+    def transient(self, rank: int, instruction: Instruction) -> int:
+        size = self.sizes[instruction.stage]
+        return {"F": size.forward, "BW": size.backward}.get(instruction.op, 0)
+
+    def stage(self, stage: int, backward: bool) -> Cost:
+        """The bodies of a stage's blocks, one after another."""
+        total = NOTHING
+        for block in self.stages[stage]:
+            total += self.bodies.of(block, self.shape, self.plan.recompute)[backward]
+        return total
+
+    def piece(self, *works: Work) -> Cost:
+        """A few primitives in a row as a cost."""
+        total = NOTHING
+        for work in works:
+            seconds = self.pricer.seconds(work)
+            sent = int(work.bytes) if isinstance(work, Collective) else 0
+            total += Cost(seconds, {work.kind: seconds}, {self.pricer.grade(work): seconds}, sent)
+        return total
+
+    def over_data(self, op: str, stage: int, which: int) -> Cost:
+        """A collective over the data ranks on a stage's weights (0) or gradients (1)."""
+        size = state_bytes(self.sizes[stage].parameters, self.workload.precision, 1)[which]
+        level = self.pricer.level(self.plan.tensor * self.plan.data)
+        return self.piece(Collective(op, size, self.plan.data, level))
+
+    def hop(self, stage: int, op: str) -> Cost:
+        """A boundary activation or its gradient between two pipeline ranks."""
+        size = self.sizes[stage].output or self.sizes[stage].inputs
+        level = self.pricer.level(self.plan.world)
+        return self.piece(Collective("send_recv", size, 2, level))
+
+    def optimizer(self, stage: int) -> Cost:
+        shards = self.plan.data if self.plan.zero else 1
+        kind = "mixed" if self.workload.precision == "bf16" else self.workload.precision
+        return self.piece(Optimizer(-(-self.sizes[stage].parameters // shards), kind))
+
+    def tie(self, stage: int) -> Cost:
+        """The tied embedding's gradient, summed over the two ranks that hold it."""
+        width = 4 if self.workload.precision == "bf16" else 8 if self.workload.precision == "fp64" else 4
+        size = self.model.vocab * self.model.hidden // self.plan.tensor * width
+        return self.piece(Collective("all_reduce", size, 2, self.pricer.level(self.plan.world)))
+
+
+COSTS: dict[str, Callable[[StepCosts, int], Cost]] = {
+    "F": lambda c, s: c.stage(s, False),
+    "BW": lambda c, s: c.stage(s, True),
+    "SEND": lambda c, s: c.hop(s, "SEND"),
+    "RECV": lambda c, s: c.hop(s, "RECV"),
+    "TIE": lambda c, s: c.tie(s),
+    "ALL_REDUCE": lambda c, s: c.over_data("all_reduce", s, 1),
+    "REDUCE_SCATTER": lambda c, s: c.over_data("reduce_scatter", s, 1),
+    "ALL_GATHER": lambda c, s: c.over_data("all_gather", s, 0),
+    "OPT": lambda c, s: c.optimizer(s),
+}

@@ -1,0 +1,110 @@
+"""The work inside each body instruction: one line of the table an operation, in the primitives of `spec.work`.
+
+FLOPs, bytes and durations all follow from this table and the block graph. A memory-bound operation moves the bytes of
+the buffers it reads and writes, so it needs no line of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from autotune.planners.lower.body import NO_NODE, TENSOR, Body, lower_block
+from autotune.planners.lower.shape import Shape
+from autotune.spec.graph import Block, Node, blocks
+from autotune.spec.model import ModelSpec
+from autotune.spec.program import Instruction, Program
+from autotune.spec.work import BYTES, Attention, Collective, Matmul, Memory, Work
+
+Rule = Callable[[Node, Shape], tuple[Work, ...]]
+
+
+def _sides(node: Node, shape: Shape) -> tuple[int, int]:
+    """(inputs, outputs) of a linear layer on one tensor rank."""
+    inputs, outputs = node.attr("inputs"), node.attr("outputs")
+    return (
+        inputs // (shape.tensor if node.split == "row" else 1),
+        outputs // (shape.tensor if node.split == "column" else 1),
+    )
+
+
+def _linear(node: Node, shape: Shape) -> tuple[Work, ...]:
+    inputs, outputs = _sides(node, shape)
+    return (Matmul(shape.tokens, inputs, outputs, shape.dtype, "fwd"),)
+
+
+def _linear_dgrad(node: Node, shape: Shape) -> tuple[Work, ...]:
+    inputs, outputs = _sides(node, shape)
+    return (Matmul(shape.tokens, outputs, inputs, shape.dtype, "dgrad"),)
+
+
+def _linear_wgrad(node: Node, shape: Shape) -> tuple[Work, ...]:
+    """The product, and for bf16 weights its sum into the fp32 gradients: read 2 + 4 bytes an element, write 4."""
+    inputs, outputs = _sides(node, shape)
+    product = Matmul(outputs, shape.tokens, inputs, shape.dtype, "wgrad")
+    if BYTES[shape.dtype] >= 4:
+        return (product,)
+    return product, Memory("accumulate", inputs * outputs * (BYTES[shape.dtype] + 8), shape.dtype)
+
+
+def _attention(form: str) -> Rule:
+    def rule(node: Node, shape: Shape) -> tuple[Work, ...]:
+        heads, kv = node.attr("heads") // shape.tensor, node.attr("kv_heads") // shape.tensor
+        window = node.attr("window")
+        keys = min(shape.keys, window) if window and shape.queries == 1 else shape.keys
+        return (
+            Attention(
+                shape.batch, shape.queries, keys, heads, kv, node.attr("head_dim"), shape.dtype, shape.attention, form
+            ),
+        )
+
+    return rule
+
+
+WORKS: dict[str, Rule] = {
+    "linear": _linear,
+    "linear.dgrad": _linear_dgrad,
+    "linear.wgrad": _linear_wgrad,
+    "attention": _attention("fwd"),
+    "attention.dgrad": _attention("bwd"),
+}
+
+# What probes call a memory-bound operation, where it is not its own name.
+PROBE_NAMES = {"rotary.dgrad": "rotary", "rotary_norm": "rotary", "embedding.wgrad": "embedding"}
+
+
+def works(block: Block, body: Body, instruction: Instruction, shape: Shape, level: int = 0) -> tuple[Work, ...]:
+    """The primitives of one instruction of `body`. `level` is the link level that tensor collectives cross."""
+    if instruction.lane == TENSOR:
+        whole = max(body.sizes[n] for n in instruction.reads + instruction.writes)
+        return (Collective(instruction.op, whole, shape.tensor, level),)
+    if instruction.op in WORKS:
+        return WORKS[instruction.op](block.nodes[instruction.part], shape)
+    if instruction.part == NO_NODE:
+        moved = sum(body.sizes[n] for n in instruction.reads + instruction.writes)
+        return (Memory("add", moved, shape.dtype),)
+    moved = sum(body.sizes[n] for n in instruction.reads + instruction.writes)
+    name = PROBE_NAMES.get(instruction.op, instruction.op.replace(".dgrad", "_bwd").replace(".wgrad", "_wgrad"))
+    return (Memory(name, moved, shape.dtype),)
+
+
+def flops(block: Block, program: Program, body: Body, shape: Shape) -> float:
+    """Floating-point operations of a body's matrix products and attention."""
+    return sum(work.flops for i in program.ranks[0] for work in works(block, body, i, shape))
+
+
+def model_flops(model: ModelSpec, batch: int, sequence: int) -> float:
+    """Forward and backward FLOPs of a training step on `batch` sequences, nothing recomputed: what MFU divides by."""
+    shape = Shape(batch, sequence, sequence)
+    total = 0.0
+    for block in blocks(model):
+        body = lower_block(block, shape)
+        total += sum(flops(block, p, body, shape) for p in (body.forward, body.backward))
+    # FlashAttention's backward makes the scores again; model FLOPs count two products there for each forward one.
+    again = sum(
+        work.flops / 5
+        for block in blocks(model)
+        for i in lower_block(block, shape).backward.ranks[0]
+        for work in works(block, lower_block(block, shape), i, shape)
+        if isinstance(work, Attention)
+    )
+    return total - again

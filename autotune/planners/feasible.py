@@ -1,0 +1,71 @@
+"""Whether a plan can be run at all, and if not why, with the nearest value that can."""
+
+from __future__ import annotations
+
+from autotune.planners.lower.recompute import RECOMPUTE
+from autotune.planners.schedules import SCHEDULES
+from autotune.spec.errors import nearest_divisor, nearest_name
+from autotune.spec.model import ModelSpec
+from autotune.spec.plan import Plan
+from autotune.spec.workload import Workload
+
+
+def _divides(what: str, value: int, of: int, whole: str) -> str | None:
+    if value >= 1 and of % value == 0:
+        return None
+    return f"{what} must divide {whole} {of} (found {value}; nearest {nearest_divisor(max(value, 1), of)})"
+
+
+def _tensor(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:
+    widths = [("heads", model.heads), ("kv_heads", model.kv_heads), ("ffn", model.ffn), ("vocabulary", model.vocab)]
+    found = [_divides("tensor", plan.tensor, of, whole) for whole, of in widths]
+    if plan.sequence_parallel:
+        if plan.tensor == 1:
+            found.append("sequence_parallel needs tensor > 1 (found 1; nearest 2)")
+        if workload.kind == "train":
+            tokens = plan.micro_batch * workload.sequence_length
+            found.append(_divides("tensor", plan.tensor, tokens, "tokens of a micro-batch"))
+    return found
+
+
+def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:
+    replica = plan.data * plan.micro_batch
+    found = [_divides("data x micro_batch", replica, workload.global_batch, "global_batch")]
+    schedule = SCHEDULES.get(plan.schedule)
+    if schedule is None:
+        near = nearest_name(plan.schedule, SCHEDULES)
+        return [*found, f"schedule {plan.schedule!r} is unknown (nearest {near or '1f1b'})"]
+    if found[0] is None:
+        reason = schedule.refuse(plan.pipeline, workload.global_batch // replica, plan.chunks)
+        found.append(reason and f"schedule {plan.schedule} needs {reason}")
+    if plan.stages > model.layers:
+        found.append(f"pipeline x chunks must be at most layers {model.layers} (found {plan.stages})")
+    if plan.recompute not in RECOMPUTE:
+        found.append(f"recompute {plan.recompute!r} is unknown (nearest {nearest_name(plan.recompute, RECOMPUTE)})")
+    if plan.zero not in (0, 1):
+        found.append(f"zero must be 0 or 1 (found {plan.zero}; nearest 1)")
+    if plan.zero and plan.data == 1:
+        found.append("zero needs data > 1 (found 1; nearest 2)")
+    return found
+
+
+def _generation(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:
+    found = [_divides("data", plan.data, workload.batch, "batch")]
+    if plan.pipeline > model.layers:
+        found.append(f"pipeline must be at most layers {model.layers} (found {plan.pipeline})")
+    for axis, plain in (("zero", 0), ("recompute", "none"), ("chunks", 1), ("sequence_parallel", False)):
+        if getattr(plan, axis) != plain:
+            found.append(f"{axis} has no meaning when generating (found {getattr(plan, axis)!r}; nearest {plain!r})")
+    return found
+
+
+def why_not(model: ModelSpec, workload: Workload, plan: Plan, devices: int | None = None) -> str | None:
+    """The first reason why `plan` cannot run, or None. `devices` must equal the plan's world when given."""
+    checks: list[str | None] = []
+    if min(plan.data, plan.tensor, plan.pipeline, plan.micro_batch, plan.chunks) < 1:
+        return "every degree must be at least 1"
+    if devices is not None and plan.world != devices:
+        checks.append(f"data x tensor x pipeline must equal devices {devices} (found {plan.world})")
+    checks += _tensor(plan, model, workload)
+    checks += (_training if workload.kind == "train" else _generation)(plan, model, workload)
+    return next((reason for reason in checks if reason), None)

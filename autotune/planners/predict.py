@@ -1,0 +1,112 @@
+"""Predicts a plan: lowers it, simulates the program with the profile's prices, adds up memory by class."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from autotune.planners.costs.body import NOTHING, BodyCosts, Cost
+from autotune.planners.costs.price import Pricer
+from autotune.planners.costs.step import StepCosts
+from autotune.planners.feasible import why_not
+from autotune.planners.lower.train import lower_training
+from autotune.planners.simulate import resolve, simulate
+from autotune.spec.errors import InfeasibleError
+from autotune.spec.machine import Profile
+from autotune.spec.model import ModelSpec
+from autotune.spec.plan import Plan
+from autotune.spec.prediction import Prediction
+from autotune.spec.program import COMPUTE
+from autotune.spec.timeline import Timeline
+from autotune.spec.workload import Workload
+
+COST_MODEL = "1"  # goes up whenever predictions may change: stored predictions of another version are not reused
+
+CLASSES = {"w": "weights", "g": "gradients", "o": "optimizer", "a": "activations", "x": "boundaries", "d": "boundaries"}
+
+
+@dataclass
+class Predictor:
+    """Predicts many plans of one model, workload and machine, remembering what they share."""
+
+    model: ModelSpec
+    workload: Workload
+    profile: Profile
+    _pricers: dict[int, Pricer] = field(default_factory=dict)
+    _bodies: dict[tuple[int, int], BodyCosts] = field(default_factory=dict)
+
+    def pricer(self, world: int) -> Pricer:
+        """Prices at the number of workers that share a node."""
+        ranks = min(world, self.profile.device.count or world)
+        return self._pricers.setdefault(ranks, Pricer(self.profile, ranks))
+
+    def bodies(self, plan: Plan) -> BodyCosts:
+        pricer = self.pricer(plan.world)
+        level = pricer.level(plan.tensor)
+        key = (min(plan.world, self.profile.device.count or plan.world), level)
+        return self._bodies.setdefault(key, BodyCosts(self.profile, pricer, level))
+
+    def predict(self, plan: Plan, timeline: bool = True) -> Prediction:
+        """The prediction of a feasible plan (see planners.feasible)."""
+        if self.workload.kind != "train":
+            from autotune.planners.predict_generation import predict_generation
+
+            return predict_generation(self, plan)
+        costs = StepCosts(plan, self.model, self.workload, self.profile, self.bodies(plan))
+        program = lower_training(plan, self.model, self.workload)
+        line = simulate(program, costs, resolved=resolve(program, self.profile.inline))
+        slowest = max(range(program.world), key=lambda r: line.busy(r))
+        total = NOTHING
+        for instruction in program.ranks[slowest]:
+            if instruction.lane == COMPUTE:
+                total += costs.cost(instruction)
+        kinds = dict(total.kinds)
+        kinds["exposed communication"] = line.exposed_communication(slowest)
+        kinds["idle"] = max(0.0, line.makespan - line.busy(slowest) - kinds["exposed communication"])
+        memory = tuple(memory_by_class(line, rank, self.profile) for rank in range(program.world))
+        return Prediction(
+            plan,
+            line.makespan,
+            self.workload.tokens / line.makespan,
+            tuple(sum(m.values()) for m in memory),
+            memory,
+            kinds,
+            shares(total),
+            line if timeline else None,
+        )
+
+
+def shares(cost: Cost) -> dict[str, float]:
+    """The share of busy seconds that rests on each grade."""
+    whole = sum(cost.grades.values())
+    return {grade: seconds / whole for grade, seconds in cost.grades.items()} if whole else {}
+
+
+def memory_by_class(line: Timeline, rank: int, profile: Profile) -> Mapping[str, int]:
+    """Device bytes of a rank at its peak, by class of buffer; `transient` is what instructions take and give back.
+
+    The classes add up to the peak: what is live at the instruction where the peak is.
+    """
+    program, series = line.program, line.memory[rank]["device"]
+    at = max(range(len(series)), key=series.__getitem__, default=0)
+    buffers, live = program.buffers[rank], set(program.given(rank))
+    for instruction in program.ranks[rank][: at + 1]:
+        live.update(instruction.writes)
+        if instruction is not program.ranks[rank][at]:
+            live.difference_update(instruction.frees)
+    parts: Counter[str] = Counter()
+    for name in live:
+        parts[CLASSES.get(name.split(".")[0], "data")] += buffers[name].size
+    parts["transient"] = series[at] - parts.total() if series else 0
+    parts["overhead"] = profile.device.context_bytes + int(profile.coefficients.get("allocator_bytes", 0))
+    return dict(parts)
+
+
+def predict(
+    model: ModelSpec, workload: Workload, profile: Profile, plan: Plan, devices: int | None = None
+) -> Prediction:
+    """Predicts one plan. Raises InfeasibleError when it cannot run."""
+    if reason := why_not(model, workload, plan, devices):
+        raise InfeasibleError(f"plan {plan.describe()}: {reason}")
+    return Predictor(model, workload, profile).predict(plan)
