@@ -1,0 +1,126 @@
+"""Token streams: the same samples for every split, each window once, and what wrong data is told."""
+
+from __future__ import annotations
+
+import hashlib
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from autotune.runners.data import LIBRARY_CAP, batch, open_corpus
+from autotune.spec.errors import UsageError
+
+
+@pytest.fixture
+def counting(tmp_path: Path) -> Path:
+    """101 tokens: 0 to 100."""
+    np.save(tmp_path / "tokens.npy", np.arange(101, dtype=np.uint16))
+    return tmp_path / "tokens.npy"
+
+
+def test_the_default_corpus_is_the_standard_library() -> None:
+    corpus = open_corpus("", 256)
+    data = corpus.tokens.tobytes()
+    assert 1_000_000 < len(data) <= LIBRARY_CAP
+    library = Path(sysconfig.get_paths()["stdlib"])
+    assert (library / "argparse.py").read_bytes() in data
+    assert open_corpus("", 512).digest == corpus.digest
+    tokens, targets = batch(corpus, 0, 2, 64, 0, 2)
+    assert bytes(tokens[0].tolist()) in data and bytes(targets[0].tolist()) in data
+
+
+def test_any_text_file_is_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("grüße " * 10, encoding="utf-8")
+    corpus = open_corpus(str(tmp_path / "a.txt"), 300)
+    assert corpus.tokens.tobytes().decode() == "grüße " * 10
+    assert corpus.digest == hashlib.sha256(b"|u1" + ("grüße " * 10).encode()).hexdigest()
+
+
+def test_targets_are_the_next_tokens(counting: Path) -> None:
+    tokens, targets = batch(open_corpus(str(counting), 101), 3, 4, 5, 0, 4)
+    assert tokens.shape == targets.shape == (4, 5)
+    assert tokens.dtype == targets.dtype == torch.int64
+    assert torch.equal(targets, tokens + 1)
+
+
+def test_every_split_reads_the_same_samples(counting: Path) -> None:
+    corpus = open_corpus(str(counting), 101)
+    for step in range(3):
+        whole = batch(corpus, step, 6, 4, 0, 6)
+        for count in (1, 2, 3):
+            pieces = [batch(corpus, step, 6, 4, first, count) for first in range(0, 6, count)]
+            assert torch.equal(torch.cat([tokens for tokens, _ in pieces]), whole[0])
+            assert torch.equal(torch.cat([targets for _, targets in pieces]), whole[1])
+
+
+@pytest.mark.parametrize("length", [1, 3, 7, 10, 50, 100])
+def test_each_window_is_read_once_before_any_comes_again(length: int, counting: Path) -> None:
+    corpus = open_corpus(str(counting), 101)
+    windows = 100 // length
+    starts = [int(batch(corpus, step, 1, length, 0, 1)[0][0, 0]) for step in range(2 * windows)]
+    assert sorted(starts[:windows]) == [i * length for i in range(windows)]
+    assert starts[windows:] == starts[:windows]
+
+
+def test_digest_follows_the_content(tmp_path: Path) -> None:
+    for name, tokens in {"a": [1, 2, 3], "b": [1, 2, 3], "c": [1, 2, 4]}.items():
+        np.save(tmp_path / f"{name}.npy", np.array(tokens))
+    a, b, c = (open_corpus(str(tmp_path / f"{name}.npy"), 10).digest for name in "abc")
+    assert a == b != c
+
+
+def wrong(path: Path | str, vocab: int = 256) -> str:
+    with pytest.raises(UsageError) as caught:
+        open_corpus(str(path), vocab)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_wrong_files(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("hello")
+    assert "nearest: text.txt" in wrong(tmp_path / "test.txt")
+    assert "no such file" in wrong(tmp_path)
+    assert "at least 256" in wrong(tmp_path / "text.txt", 255)
+    assert "at least 256" in wrong("", 100)
+    np.save(tmp_path / "real.npy", np.ones(4))
+    assert "float64" in wrong(tmp_path / "real.npy")
+    np.save(tmp_path / "square.npy", np.ones((2, 2), dtype=np.int32))
+    assert "[2, 2]" in wrong(tmp_path / "square.npy")
+    np.save(tmp_path / "objects.npy", np.array([{}, []], dtype=object), allow_pickle=True)
+    assert "not a plain .npy" in wrong(tmp_path / "objects.npy")
+    (tmp_path / "text.npy").write_text("hello")
+    assert "not a plain .npy" in wrong(tmp_path / "text.npy")
+
+
+@pytest.mark.parametrize(("tokens", "place"), [([0, 5, 9, 10], 3), ([0, -1, 2, 3], 1)])
+def test_ids_outside_the_vocabulary(tokens: list[int], place: int, tmp_path: Path) -> None:
+    np.save(tmp_path / "t.npy", np.array(tokens))
+    told = wrong(tmp_path / "t.npy", 10)
+    assert f"position {place}: found token id {tokens[place]}; expected 0 to 9" in told
+
+
+def test_ids_beyond_the_first_check_are_found_in_their_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autotune.runners.data.SCANNED", 4)
+    tokens = np.zeros((1 << 22) + 9, dtype=np.uint8)
+    tokens[-1] = 99
+    np.save(tmp_path / "t.npy", tokens)
+    corpus = open_corpus(str(tmp_path / "t.npy"), 10)
+    with pytest.raises(UsageError, match="token id 99"):
+        batch(corpus, 0, 1, (1 << 22) + 8, 0, 1)
+
+
+def test_too_short(counting: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"at least 102.*nearest: 100"):
+        batch(open_corpus(str(counting), 101), 0, 1, 101, 0, 1)
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(UsageError, match="0 tokens"):
+        batch(open_corpus(str(tmp_path / "empty.txt"), 256), 0, 1, 4, 0, 1)
+
+
+@pytest.mark.parametrize(("step", "first", "count"), [(-1, 0, 1), (0, -1, 1), (0, 0, 0), (0, 3, 2)])
+def test_samples_outside_the_batch_are_our_mistake(step: int, first: int, count: int, counting: Path) -> None:
+    with pytest.raises(ValueError, match="not in a batch of 4"):
+        batch(open_corpus(str(counting), 101), step, 4, 5, first, count)
