@@ -1,0 +1,120 @@
+"""Causal grouped-query attention as an operation of a block: training, prefill into a cache, decoding from it.
+
+What computes it is a key of BACKENDS; a plan names one. Every backend takes and gives [batch, heads, sequence, width]
+views of the two-dimensional activations, so that no layout is ever copied where the kernel reads strides.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from autotune.runners.ops import attention_aten as fused
+from autotune.runners.ops import attention_math as plain
+from autotune.runners.ops.env import Env
+from autotune.spec.errors import UsageError, nearest_name
+from autotune.spec.graph import Node
+
+
+class Backend(Protocol):
+    """One way to compute attention. q, o [batch, heads, sequence, width]; k, v with kv_heads; window 0: all before."""
+
+    def supported(
+        self, device: torch.device, dtype: torch.dtype, head_dim: int, sequence: int = 0, window: int = 0
+    ) -> str | None:
+        """Why it cannot run this, or None. `sequence` 0 stands for any length."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
+        """o and lse [batch, heads, sequence] (fp32, or fp64 for fp64): log of the sum of exponentials of the scores."""
+
+    def backward(
+        self, g: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, window: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of q, k and v from that of o."""
+
+
+# Causal masks end at the diagonal: row i sees columns max(0, i - window + 1)..i.
+BACKENDS: dict[str, Backend] = {
+    "math": plain.Math(),
+    "flash": fused.Flash(),
+    "cudnn": fused.Cudnn(),
+    "efficient": fused.Efficient(),
+    "sdpa": fused.Sdpa(),
+}
+
+
+def unsupported(
+    name: str, device: torch.device, dtype: torch.dtype, head_dim: int, sequence: int = 0, window: int = 0
+) -> str | None:
+    """Why backend `name` cannot run this shape, or None. Raises UsageError for a name that is no backend."""
+    if name not in BACKENDS:
+        near = nearest_name(name, BACKENDS)
+        hint = f"did you mean {near}?" if near else None
+        raise UsageError(f"attention: found {name!r}; expected one of {', '.join(BACKENDS)}", hint=hint)
+    return BACKENDS[name].supported(device, dtype, head_dim, sequence, window)
+
+
+def _heads(env: Env, node: Node, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[tokens, heads * width] -> [batch, heads, sequence, width] views."""
+    shape = (env.batch, env.sequence, -1, node.attr("head_dim"))
+    views = [x.view(shape).transpose(1, 2) for x in (q, k, v)]
+    return views[0], views[1], views[2]
+
+
+def _flat(x: Tensor) -> Tensor:
+    """[batch, heads, sequence, ...] -> [tokens, heads * ...]: a view where the kernel wrote token by token."""
+    return x.transpose(1, 2).reshape(x.shape[0] * x.shape[2], -1)
+
+
+def _window(env: Env, node: Node) -> int:
+    """The sliding window where it hides anything, else 0."""
+    window = node.attr("window")
+    return window if env.start + env.sequence > window else 0
+
+
+def forward(env: Env, node: Node, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    """q [tokens, heads * head_dim], k and v [tokens, kv_heads * head_dim] -> o like q, lse [tokens, heads].
+
+    With a cache, k and v are appended to it at `env.start` and the queries see everything before them too; past the
+    prefill no lse is computed (no backward follows) and an empty tensor stands in its place.
+    """
+    queries, keys, values = _heads(env, node, q, k, v)
+    window = _window(env, node)
+    if env.cache is not None:
+        env.cache.append(env.layer, keys, values, env.start)
+        if env.start:
+            return _flat(_decode(env, queries, window)), q.new_empty(0)
+    o, lse = BACKENDS[env.attention].forward(queries, keys, values, window)
+    return _flat(o), _flat(lse)
+
+
+def _decode(env: Env, q: Tensor, window: int) -> Tensor:
+    """New queries [batch, heads, new, width] over the cache.
+
+    The query heads that share a key head become further rows of its queries: no key is copied, none is read twice,
+    and for one new token no mask is needed.
+    """
+    assert env.cache is not None
+    batch, heads, new, width = q.shape
+    end = env.start + new
+    begin = max(0, env.start + 1 - window) if window else 0
+    k, v = env.cache.view(env.layer, begin, end)
+    kv_heads = k.shape[1]
+    rows = q.reshape(batch, kv_heads, heads // kv_heads * new, width)
+    mask = None
+    if new > 1:
+        hidden = plain.hidden(new, end, window, q.device)[:, begin:]
+        mask = ~hidden.repeat(heads // kv_heads, 1)
+    return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask).view(batch, heads, new, width)
+
+
+def dgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Gradient of o [tokens, heads * head_dim] and saved q, k, v, o, lse -> gradients of q, k and v."""
+    queries, keys, values = _heads(env, node, *saved[:3])
+    o, g, _ = _heads(env, node, saved[3], grads[0], grads[0])
+    lse = saved[4].view(env.batch, env.sequence, -1).transpose(1, 2)
+    made = BACKENDS[env.attention].backward(g, queries, keys, values, o, lse, _window(env, node))
+    return tuple(map(_flat, made))

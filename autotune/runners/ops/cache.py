@@ -1,0 +1,57 @@
+"""The key-value cache of generation: one static allocation, written at a position and read up to a length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from autotune.spec.model import ModelSpec
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """`k` and `v`: [layers of this rank, batch, kv heads of this rank, max_len, head_dim]."""
+
+    k: Tensor
+    v: Tensor
+
+    @classmethod
+    def empty(
+        cls,
+        model: ModelSpec,
+        layers: int,
+        batch: int,
+        max_len: int,
+        *,
+        tensor_size: int = 1,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> KVCache:
+        """A cache for `layers` layers of `model`, `batch` sequences of up to `max_len` tokens; contents undefined."""
+        shape = (layers, batch, model.kv_heads // tensor_size, max_len, model.head_dim)
+        return cls(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
+
+    @property
+    def max_len(self) -> int:
+        return self.k.shape[3]
+
+    @property
+    def nbytes(self) -> int:
+        return self.k.nbytes + self.v.nbytes
+
+    def append(self, layer: int, k: Tensor, v: Tensor, position: int) -> None:
+        """Writes `k` and `v` [batch, kv_heads, new tokens, head_dim] at `position` of `layer`.
+
+        Raises ValueError when they would run past `max_len`: a slice would silently keep fewer tokens.
+        """
+        end = position + k.shape[2]
+        if end > self.max_len:
+            raise ValueError(f"tokens {position}..{end - 1} do not fit a key-value cache of {self.max_len} tokens")
+        self.k[layer, :, :, position:end].copy_(k)
+        self.v[layer, :, :, position:end].copy_(v)
+
+    def view(self, layer: int, start: int, end: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of positions `start`..`end`-1 of `layer`: views [batch, kv_heads, end - start, head_dim]."""
+        return self.k[layer, :, :, start:end], self.v[layer, :, :, start:end]

@@ -1,0 +1,209 @@
+"""The one-process oracle: the declared block graph in plain torch with autograd, sharing no code with `ops`.
+
+What every plan, kernel and schedule is compared with, so it is written to be obviously right, not to be fast: whole
+weights, whole sequences, explicit softmax, no cache, no fusion.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, MutableMapping, Sequence
+from math import sqrt
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from autotune.runners import rope
+from autotune.spec.graph import Block, Node, Weight, blocks
+from autotune.spec.model import ModelSpec
+
+Key = tuple[int, str]  # (block index, weight name)
+Weights = Mapping[Key, Tensor]
+
+INIT_STD = 0.02
+BETAS, EPSILON = (0.9, 0.95), 1e-8  # AdamW's, as GPT-3 (2005.14165, appendix B) and Llama use them
+
+
+def init_weight(weight: Weight, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The whole `weight`, the same whoever asks: each part from its own generator, seeded by its checkpoint name.
+
+    Drawn in fp32 and then converted, so that precisions start equal. Parts that blocks share (tied embeddings) are
+    equal because their names are.
+    """
+    parts = []
+    for name, rows in weight.parts:
+        shape = (rows, *weight.shape[1:])
+        if weight.init == "normal":
+            key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
+            parts.append(torch.randn(shape, generator=generator).mul_(INIT_STD))
+        else:
+            parts.append(torch.full(shape, {"ones": 1.0, "zeros": 0.0}[weight.init]))
+    return torch.cat(parts).to(dtype)
+
+
+def init_weights(model: ModelSpec, seed: int, dtype: torch.dtype = torch.float32) -> dict[Key, Tensor]:
+    """Every weight of `model`, whole; tied ones are one tensor under two keys."""
+    made: dict[object, Tensor] = {}
+    weights: dict[Key, Tensor] = {}
+    for block in blocks(model):
+        for weight in block.weights():
+            if weight.parts not in made:
+                made[weight.parts] = init_weight(weight, seed, dtype)
+            weights[block.index, weight.name] = made[weight.parts]
+    return weights
+
+
+def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    a, b = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-b, a), dim=-1) * sin
+
+
+def _rotary(node: Node, qkv: Tensor, cos: Tensor, sin: Tensor, norms: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    width = node.attr("head_dim")
+    q_width, kv_width = node.attr("heads") * width, node.attr("kv_heads") * width
+    q, k, v = torch.split(qkv, [q_width, kv_width, kv_width], dim=-1)
+    turned = []
+    for i, x in enumerate((q, k)):
+        heads = x.reshape(*x.shape[:-1], -1, width)
+        if norms:
+            heads = _norm(heads, norms[i], node.number("eps"))
+        turned.append(_turn(heads, cos.to(x.dtype), sin.to(x.dtype)).flatten(-2))
+    return (*turned, v)
+
+
+def _attention(node: Node, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    width, groups = node.attr("head_dim"), node.attr("heads") // node.attr("kv_heads")
+    q, k, v = (x.reshape(*x.shape[:-1], -1, width).transpose(-2, -3) for x in (q, k, v))
+    k, v = (x.repeat_interleave(groups, dim=-3) for x in (k, v))
+    scores = q @ k.transpose(-1, -2) / sqrt(width)
+    position = torch.arange(q.shape[-2], device=q.device)
+    distance = position[:, None] - position
+    seen = distance >= 0
+    if node.attr("window"):
+        seen &= distance < node.attr("window")
+    scores = scores.masked_fill(~seen, float("-inf"))
+    return (scores.softmax(-1) @ v).transpose(-2, -3).flatten(-2)
+
+
+def _run(block: Block, values: dict[str, Tensor], weights: Weights, tables: tuple[Tensor, Tensor]) -> None:
+    """Evaluates the nodes of `block` on `values` [batch, sequence, ...] by name, in order."""
+    for node in block.nodes:
+        reads = [values[name] for name in node.reads if name in values]
+        if len(reads) < len(node.reads):
+            return  # no targets: the logits are what is wanted
+        own = [weights[block.index, weight.name] for weight in node.weights]
+        out: tuple[Tensor, ...]
+        if node.op == "embedding":
+            out = (F.embedding(reads[0], own[0]),)
+        elif node.op == "rmsnorm":
+            out = (_norm(reads[0], own[0], node.number("eps")),)
+        elif node.op == "linear":
+            out = (F.linear(reads[0], *own),)
+        elif node.op in ("rotary", "rotary_norm"):
+            cos, sin = (table[: reads[0].shape[1], None] for table in tables)
+            out = _rotary(node, reads[0], cos, sin, own)
+        elif node.op == "attention":
+            out = (_attention(node, *reads),)
+        elif node.op == "swiglu":
+            gate, up = reads[0].chunk(2, dim=-1)
+            out = (F.silu(gate) * up,)
+        elif node.op == "add":
+            out = (reads[0] + reads[1],)
+        elif node.op == "cross_entropy":
+            logits = reads[0].to(torch.promote_types(reads[0].dtype, torch.float32))
+            out = (F.cross_entropy(logits.flatten(0, -2), reads[1].flatten()),)
+        else:
+            raise KeyError(f"the reference has no operation {node.op!r}")
+        values.update(zip(node.writes, out, strict=True))
+
+
+def _forward(model: ModelSpec, weights: Weights, tokens: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
+    """Every value of the head block: at least logits [batch, sequence, vocab], and the loss if there are targets."""
+    tables = rope.tables(model, tokens.shape[1], tokens.device)
+    values = {"tokens": tokens}
+    for block in blocks(model):
+        _run(block, values, weights, tables)
+        if block.kind != "head":
+            values = {"x": values[block.nodes[-1].writes[0]]}
+            if block.index == model.layers and targets is not None:
+                values["targets"] = targets
+    return values
+
+
+def _cast(weights: Weights, dtype: torch.dtype | None) -> dict[Key, Tensor]:
+    """`weights` in `dtype` (None: as they are), shared tensors converted once."""
+    made = {id(tensor): tensor if dtype is None else tensor.to(dtype) for tensor in weights.values()}
+    return {key: made[id(tensor)] for key, tensor in weights.items()}
+
+
+@torch.no_grad()
+def reference_logits(model: ModelSpec, weights: Weights, tokens: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Logits [batch, sequence, vocab] of int64 tokens [batch, sequence]."""
+    return _forward(model, _cast(weights, dtype), tokens, None)["logits"]
+
+
+@torch.no_grad()
+def reference_loss(
+    model: ModelSpec, weights: Weights, tokens: Tensor, targets: Tensor, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Mean negative log-likelihood over all tokens; tokens and targets int64 [batch, sequence]."""
+    return _forward(model, _cast(weights, dtype), tokens, targets)["loss"]
+
+
+def reference_gradients(
+    model: ModelSpec, weights: Weights, tokens: Tensor, targets: Tensor, dtype: torch.dtype | None = None
+) -> tuple[Tensor, dict[Key, Tensor]]:
+    """The mean loss and its gradient by every weight; tied weights share one tensor, the sum of both uses."""
+    cast = _cast(weights, dtype)
+    leaves = {id(tensor): tensor.detach().requires_grad_() for tensor in cast.values()}
+    with torch.enable_grad():
+        loss = _forward(model, {key: leaves[id(tensor)] for key, tensor in cast.items()}, tokens, targets)["loss"]
+        grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+    return loss.detach(), {key: grads[id(tensor)] for key, tensor in cast.items()}
+
+
+def reference_generate(
+    model: ModelSpec, weights: Weights, prompt: Tensor, new_tokens: int, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Greedy continuation int64 [batch, new_tokens] of prompt [batch, length]: the whole prefix again each time."""
+    weights, tokens = _cast(weights, dtype), prompt
+    for _ in range(new_tokens):
+        tokens = torch.cat((tokens, reference_logits(model, weights, tokens)[:, -1:].argmax(-1)), dim=1)
+    return tokens[:, prompt.shape[1] :]
+
+
+@torch.no_grad()
+def adamw_step(
+    weights: Weights,
+    gradients: Mapping[Key, Tensor],
+    state: MutableMapping[Key, tuple[Tensor, Tensor]],
+    step: int,
+    learning_rate: float,
+    weight_decay: float,
+) -> None:
+    """One AdamW step (Loshchilov and Hutter, 1711.05101, algorithm 2) in place; `step` counts from 1.
+
+    `state` holds the two moments of each weight and is filled at the first step. Every weight decays; tied ones are
+    updated once.
+    """
+    done: set[int] = set()
+    for key, weight in weights.items():
+        if id(weight) in done:
+            continue
+        done.add(id(weight))
+        gradient = gradients[key]
+        if key not in state:
+            state[key] = (torch.zeros_like(weight), torch.zeros_like(weight))
+        mean, square = state[key]
+        mean.mul_(BETAS[0]).add_(gradient, alpha=1 - BETAS[0])
+        square.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+        unbiased = square.div(1 - BETAS[1] ** step).sqrt_().add_(EPSILON)
+        weight.mul_(1 - learning_rate * weight_decay)
+        weight.addcdiv_(mean, unbiased, value=-learning_rate / (1 - BETAS[0] ** step))
