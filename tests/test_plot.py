@@ -13,9 +13,9 @@ from xml.etree import ElementTree
 import pytest
 
 from autotune.report.compare import critical_path, differences, lines
-from autotune.report.figures import IDLE, figures, visible
+from autotune.report.figures import IDLE, figures, visible, working
 from autotune.report.palette import HASHED, KNOWN, colour, ink
-from autotune.report.picture import issue_times, pictures, steps
+from autotune.report.picture import memory_times, pictures, steps
 from autotune.report.plot import html, perfetto, svg
 from autotune.report.units import percent, seconds, size
 from autotune.spec.errors import UsageError
@@ -240,8 +240,18 @@ def test_figures_equal_the_timeline_s_own(predicted: Timeline, measured: Timelin
         assert got.makespan_s == timeline.makespan
         assert got.idle_share == pytest.approx(timeline.idle_share)
         assert got.busy_s == pytest.approx(tuple(timeline.busy(r) for r in range(4)))
-        assert got.exposed_s == pytest.approx(tuple(timeline.exposed_communication(r) for r in range(4)))
+        begins = working(timeline)
+        trimmed = replace(timeline, spans=tuple(s._replace(start=begins[s]) for s in timeline.spans))
+        assert got.exposed_s == pytest.approx(tuple(trimmed.exposed_communication(r) for r in range(4)))
         assert got.peak_bytes == timeline.peaks
+
+
+def test_waiting_is_not_communication(predicted: Timeline, measured: Timeline) -> None:
+    assert working(predicted) == {s: s.start for s in predicted.spans}
+    waits = {s: at - s.start for s, at in working(measured).items()}
+    assert {measured.instruction(s).op for s, wait in waits.items() if wait > 1e-9} == {"RECV"}
+    assert max(figures(measured).exposed_s) < 1.2 * max(figures(predicted).exposed_s)
+    assert max(measured.exposed_communication(r) for r in range(4)) > 2 * max(figures(measured).exposed_s)
 
 
 def test_visible_seconds_are_the_makespan(predicted: Timeline, measured: Timeline) -> None:
@@ -360,7 +370,7 @@ def evil() -> Timeline:
     """A timeline whose every name tries to be markup."""
     lane, buffer = f"lane {EVIL}", f"buffer {EVIL}"
     instruction = Instruction(EVIL, 0, 0, lane=lane, writes=(buffer,), meet=EVIL, peers=(0,))
-    program = Program(((instruction,),), ({buffer: Buffer(7, EVIL)},), {EVIL: EVIL})
+    program = Program(((instruction,),), ({buffer: Buffer(7, EVIL)},), facts={EVIL: EVIL})
     return Timeline("predicted", program, (Span(0, 0, 0.0, 1.0),), ({"device": (7,), EVIL: (7,)},), (0,), {EVIL: 1})
 
 
@@ -419,8 +429,12 @@ def test_memory_over_time_keeps_every_peak_and_never_goes_back(measured: Timelin
         times = [t for t, _ in picture.memory["device"]]
         assert times == sorted(times)
         assert max(b for _, b in picture.memory["device"]) == measured.peak(picture.rank)
-    spans = [Span(0, 0, 0.0, 1.0), Span(0, 1, 5.0, 6.0), Span(0, 2, 1.0, 2.0)]
-    assert issue_times(spans, 4, 0.0) == [0, 1_000_000_000, 1_000_000_000, 6_000_000_000]
+    # A receive that was posted at 0 takes its memory between the two computations it stands between.
+    listing = (Instruction("F"), Instruction("RECV", lane="p2p", meet="m", peers=(0,)), Instruction("F", 0, 1))
+    spans = (Span(0, 0, 1.0, 2.0), Span(0, 1, 0.0, 5.0), Span(0, 2, 5.0, 6.0))
+    timeline = Timeline("measured", Program((listing,), ({},)), spans, ({"device": (1, 2, 3)},), (0,))
+    assert memory_times(timeline, 0, {s: s.start for s in spans}) == [0.0, 0.0, 5.0]
+    assert memory_times(timeline, 0, {s: max(s.start, 4.0) for s in spans}) == [0.0, 4.0, 5.0]
     assert steps([0, 1, 1, 2], [5, 9, 5, 5]) == ((0, 5), (1, 9), (1, 5))
 
 

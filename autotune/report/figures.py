@@ -22,7 +22,7 @@ class Figures:
     makespan_s: float
     idle_share: float  # 1 - busy compute seconds / (ranks x makespan)
     busy_s: tuple[float, ...]  # of the compute lane
-    exposed_s: tuple[float, ...]  # communication runs and compute does not
+    exposed_s: tuple[float, ...]  # communication works and compute does not
     peak_bytes: tuple[int, ...]
     sent_bytes: tuple[int, ...]
     spans: int
@@ -42,12 +42,16 @@ def by_rank(timeline: Timeline) -> list[list[Span]]:
 
 
 def figures(timeline: Timeline) -> Figures:
-    """The same figures as Timeline's own methods give, for all ranks at once."""
+    """The figures of Timeline's own methods for all ranks at once, but a meeting counts from its last arrival.
+
+    Measured spans hold the wait for a late neighbour, predicted ones do not; waiting is idle time, not communication.
+    """
+    begins = working(timeline)
     busy, exposed = [], []
     for rank, spans in enumerate(by_rank(timeline)):
         listing = timeline.program.ranks[rank]
         compute = [(s.start, s.end) for s in spans if listing[s.position].lane == COMPUTE]
-        meeting = union([(s.start, s.end) for s in spans if listing[s.position].peers])
+        meeting = union(sorted((begins[s], s.end) for s in spans if listing[s.position].peers))
         busy.append(sum(end - start for start, end in compute))
         exposed.append(covered(meeting) - overlap(meeting, union(compute)))
     makespan = timeline.makespan

@@ -39,8 +39,11 @@ h2{font-size:15px;margin:0 0 4px;text-transform:capitalize}
 #tip{position:fixed;z-index:3;left:0;top:0;max-width:min(340px,calc(100vw - 16px));padding:8px 10px;font-size:12px;
 background:var(--card);border:1px solid var(--line);border-radius:8px;box-shadow:0 3px 14px #0004;
 pointer-events:none;visibility:hidden;white-space:pre-line;overflow-wrap:anywhere}
+[hidden]{display:none!important}
 .hint{color:var(--soft);font-size:12px;margin:14px 0 0}
-@media(max-width:600px){body{padding:12px 10px}h1{font-size:17px}th,td{padding:4px 10px 4px 0}}
+@media(max-width:600px){body{padding:12px 10px}h1{font-size:17px}
+th,td{padding:4px 8px 4px 0;font-size:13px}th:first-child{white-space:normal;min-width:104px}
+button,label.box{padding:2px 8px;min-width:34px;font-size:13px}#tools{gap:5px}}
 """
 
 SCRIPT = r"""
@@ -133,8 +136,15 @@ class Block {
       edge = end;
       pen.globalAlpha = critical.checked && !row.critical[i] ? 0.18 : 1;
       pen.fillStyle = theme.fill[row.op[i]];
-      pen.fillRect(x, y, Math.max(wide - (wide > 3 ? 1 : 0), 1), ROW - 2);
-      const shownFrom = Math.max(x, left), shown = Math.min(end, width) - shownFrom;
+      const solid = Math.min(row.wait[i] * scale, wide);
+      if (solid > 0) {  // waiting for the last to arrive is drawn pale
+        const strength = pen.globalAlpha;
+        pen.globalAlpha = strength * 0.3;
+        pen.fillRect(x, y, solid, ROW - 2);
+        pen.globalAlpha = strength;
+      }
+      pen.fillRect(x + solid, y, Math.max(wide - solid - (wide - solid > 3 ? 1 : 0), 1), ROW - 2);
+      const shownFrom = Math.max(x + solid, left), shown = Math.min(end, width) - shownFrom;
       if (shown > 14) {
         const label = row.label[i];
         if (pen.measureText(label).width + 4 <= shown) {
@@ -209,7 +219,7 @@ class Block {
   }
 }
 
-const gutter = width => width < 600 ? 62 : 120;
+const gutter = width => width < 600 ? 70 : 120;
 function after(sorted, value) {
   let low = 0, high = sorted.length;
   while (low < high) {
@@ -220,9 +230,10 @@ function after(sorted, value) {
 }
 function fit(pen, text, width) {
   if (pen.measureText(text).width <= width) return text;
-  let keep = text.length;
-  while (keep > 1 && pen.measureText(text.slice(0, keep) + '…').width > width) keep--;
-  return text.slice(0, keep) + '…';
+  let keep = text.length;  // what tells lanes apart is often at the end, so the middle goes
+  const cut = n => text.slice(0, Math.ceil(n * 0.4)) + '…' + text.slice(text.length - Math.floor(n * 0.6));
+  while (keep > 2 && pen.measureText(cut(keep)).width > width) keep--;
+  return cut(keep);
 }
 function prepare(canvas, height) {
   const ratio = devicePixelRatio || 1, width = canvas.clientWidth;
@@ -297,7 +308,9 @@ function point(event, block) {
       }
     }
     text = [row.label[i] + ' · rank ' + block.rank.rank + ' · ' + row.lane,
-      'start ' + time(row.start[i]), block.timeline.kind + ': ' + time(row.length[i]), ...others,
+      'start ' + time(row.start[i]),
+      block.timeline.kind + ': ' + time(row.length[i]) + (row.wait[i] > 0 ? ', ' + time(row.wait[i]) + ' waiting' : ''),
+      ...others,
       'writes ' + bytes(row.written[i]), 'memory then ' + memoryAt(block, row.start[i]),
       ...(row.critical[i] ? ['on the critical path'] : [])].join('\n');
   } else if (found) {
@@ -322,7 +335,15 @@ function hide() { tip.style.visibility = 'hidden'; if (hot) { hot = null; redraw
 const charts = document.getElementById('charts'), critical = document.getElementById('critical');
 const pair = document.getElementById('pair');
 data.timelines.forEach(timeline => timeline.ranks.forEach(rank => blocks.push(new Block(timeline, rank, null))));
+const watch = new IntersectionObserver(entries => {
+  for (const entry of entries) {
+    const block = entry.target.block;
+    block.visible = entry.isIntersecting;
+    if (block.visible) block.draw(); else block.canvas.width = block.canvas.height = 0;
+  }
+}, {rootMargin: '300px'});
 function arrange() {
+  watch.disconnect();
   charts.replaceChildren();
   if (pair.checked) {
     const ranks = [...new Set(blocks.map(block => block.rank.rank))].sort((a, b) => a - b);
@@ -338,6 +359,7 @@ function arrange() {
       section.append(...blocks.filter(block => block.timeline === timeline).map(block => block.box));
     }
   }
+  blocks.forEach(block => watch.observe(block.canvas));  // tells at once who is in view where it now stands
   redraw();
 }
 
@@ -402,16 +424,8 @@ pair.addEventListener('change', arrange);
 if (data.timelines.length < 2) pair.parentElement.hidden = true;
 addEventListener('scroll', () => { tip.style.visibility = 'hidden'; }, {passive: true});
 
-const watch = new IntersectionObserver(entries => {
-  for (const entry of entries) {
-    const block = entry.target.block;
-    block.visible = entry.isIntersecting;
-    if (block.visible) block.draw(); else block.canvas.width = block.canvas.height = 0;
-  }
-}, {rootMargin: '300px'});
 dark.addEventListener('change', () => { readTheme(); redraw(); });
 readTheme();
 arrange();
-blocks.forEach(block => watch.observe(block.canvas));
 new ResizeObserver(redraw).observe(charts);
 """

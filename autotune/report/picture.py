@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from autotune.report.compare import critical_path
-from autotune.report.figures import by_rank
-from autotune.spec.program import Instruction
+from autotune.report.figures import by_rank, working
+from autotune.spec.program import COMPUTE, Instruction
 from autotune.spec.timeline import Span, Timeline
 
 
@@ -19,6 +19,7 @@ class Mark(NamedTuple):
     position: int
     instruction: Instruction
     start_ns: int
+    wait_ns: int  # of the length: until the last of its meeting had arrived
     length_ns: int
     written: int  # bytes of the buffers that it writes
     critical: bool  # on the critical path
@@ -26,7 +27,7 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True)
 class RankPicture:
-    """One rank: a row for each lane in order of first use, and for each tier (time, bytes) as steps."""
+    """One rank: a row for each lane, compute first, and for each tier (time, bytes) as steps."""
 
     rank: int
     lanes: tuple[str, ...]
@@ -44,46 +45,60 @@ def pictures(timeline: Timeline) -> list[RankPicture]:
     """Every rank of a timeline, time counted from the first start of any."""
     origin = min((s.start for s in timeline.spans), default=0.0)
     critical = set(critical_path(timeline))
+    begins = working(timeline)
     result = []
     for rank, spans in enumerate(by_rank(timeline)):
         listing, buffers = timeline.program.ranks[rank], timeline.program.buffers[rank]
-        lanes = timeline.program.lanes(rank)
+        lanes = tuple(sorted(timeline.program.lanes(rank), key=lambda lane: lane != COMPUTE))
         rows: dict[str, list[Mark]] = {lane: [] for lane in lanes}
         for span in spans:
             instruction = listing[span.position]
             start = nanoseconds(span.start - origin)
             written = sum(buffers[name].size for name in instruction.writes if name in buffers)
             length = nanoseconds(span.end - origin) - start
-            rows[instruction.lane].append(Mark(span.position, instruction, start, length, written, span in critical))
-        issued = issue_times(spans, len(listing), origin)
-        repeats = len(issued) // max(len(listing), 1)
+            wait = nanoseconds(begins[span] - span.start)
+            mark = Mark(span.position, instruction, start, wait, length, written, span in critical)
+            rows[instruction.lane].append(mark)
+        taken = [nanoseconds(t - origin) for t in memory_times(timeline, rank, begins)]
+        repeats = len(taken) // max(len(listing), 1)
         memory = {
-            tier: steps(issued, list(sizes) * repeats)
+            tier: steps(taken, list(sizes) * repeats)
             for tier, sizes in timeline.memory[rank].items()
-            if any(sizes) and issued
+            if any(sizes) and taken
         }
         result.append(RankPicture(rank, lanes, tuple(tuple(rows[lane]) for lane in lanes), memory))
     return result
 
 
-def issue_times(spans: Sequence[Span], count: int, origin: float) -> list[int]:
-    """When each of a rank's `count` positions was issued, at the latest: no later than any after it started.
+def memory_times(timeline: Timeline, rank: int, begins: Mapping[Span, float]) -> list[float]:
+    """When each instruction of a rank took its memory, in issue order: seconds that never go back.
 
-    Memory is accounted in issue order, while lanes run ahead of one another, so a start alone would not be in order.
-    A timeline of several steps gives several times `count`. `spans` are in order of start.
+    Memory is accounted in issue order, while lanes run ahead of one another. The compute lane is the clock: its
+    instructions take theirs when they start, those between two of them when they begin to work, but within the two.
+    A timeline of several steps gives one step after the other. What was never run takes its memory with what is next.
     """
-    starts: dict[int, list[int]] = defaultdict(list)
-    for span in spans:
-        starts[span.position].append(nanoseconds(span.start - origin))
-    repeats = max(map(len, starts.values()), default=1)
-    end = nanoseconds(max((s.end for s in spans), default=origin) - origin)
-    times = [
-        starts[position][step] if step < len(starts[position]) else end
-        for step in range(repeats)
-        for position in range(count)
-    ]
-    for index in range(len(times) - 2, -1, -1):
-        times[index] = min(times[index], times[index + 1])
+    listing = timeline.program.ranks[rank]
+    begun: dict[int, list[float]] = defaultdict(list)
+    for span in timeline.spans:
+        if span.rank == rank:
+            begun[span.position].append(begins[span])
+    count = max(map(len, begun.values()), default=0)
+    for each in begun.values():
+        each.sort()
+    order = [(step, position) for step in range(count) for position in range(len(listing))]
+    limit = max((s.end for s in timeline.spans if s.rank == rank), default=0.0)
+    limits = [limit] * len(order)
+    for index in range(len(order) - 1, -1, -1):
+        step, position = order[index]
+        if listing[position].lane == COMPUTE and step < len(begun[position]):
+            limit = min(limit, begun[position][step])
+        limits[index] = limit
+    times: list[float] = []
+    now = min((s.start for s in timeline.spans), default=0.0)
+    for index, (step, position) in enumerate(order):
+        at = begun[position][step] if index and step < len(begun[position]) else now
+        now = max(now, min(at, limits[index]))
+        times.append(now)
     return times
 
 

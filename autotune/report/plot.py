@@ -119,7 +119,7 @@ def _rank(picture: RankPicture, summary: Figures, index: dict[str, int]) -> dict
     rank = picture.rank
     peak = size(summary.peak_bytes[rank])
     idle = 1 - summary.busy_s[rank] / summary.makespan_s if summary.makespan_s else 0.0
-    exposed = f" · exposed communication {seconds(summary.exposed_s[rank])}" if summary.exposed_s[rank] > 0 else ""
+    exposed = f" · exposed {seconds(summary.exposed_s[rank])}" if summary.exposed_s[rank] > 0 else ""
     return {
         "rank": rank,
         "peak": peak,
@@ -129,6 +129,7 @@ def _rank(picture: RankPicture, summary: Figures, index: dict[str, int]) -> dict
                 "lane": lane,
                 "start": [m.start_ns for m in marks],
                 "length": [m.length_ns for m in marks],
+                "wait": [m.wait_ns for m in marks],
                 "op": [index[m.instruction.op] for m in marks],
                 "position": [m.position for m in marks],
                 "label": [m.instruction.label for m in marks],

@@ -18,7 +18,7 @@ LETTER = 6.2  # pixels of a letter at the size of a span's label
 
 STYLE = """
 text{font:11px system-ui,sans-serif;fill:var(--ink)}.t{font-size:15px;font-weight:600}.h{font-weight:600}
-.n{fill:var(--soft)}.r{fill:var(--row)}.m{fill:none;stroke:var(--ink);stroke-width:1}.l{pointer-events:none;font-size:10px}
+.n{fill:var(--soft)}.r{fill:var(--row)}.m{fill:none;stroke:var(--ink);stroke-width:1}.w{opacity:.3}.l{pointer-events:none;font-size:10px}
 svg{--page:#fff;--ink:#1b1f24;--soft:#59636e;--row:#f0f2f4}.page{fill:var(--page)}
 @media(prefers-color-scheme:dark){svg{--page:#14171a;--ink:#e8eaed;--soft:#9aa4ae;--row:#1f2429}}
 """
@@ -40,7 +40,7 @@ def svg(timelines: Sequence[Timeline], title: str) -> str:
         body.append(f'<text class="h" x="{RIGHT}" y="{y + 12}">{escape(headline(timeline))}</text>')
         y += 20
         for picture in ranks:
-            y = _rank(body, picture, classes, scale, y)
+            y = _rank(body, picture, classes, scale, nanoseconds(timeline.makespan), y)
         y += GAP
     y = _axis(body, longest, scale, y)
     light = "".join(
@@ -79,7 +79,7 @@ def _legend(body: list[str], ops: Sequence[str], classes: dict[str, str], y: int
     return y + 26
 
 
-def _rank(body: list[str], picture: RankPicture, classes: dict[str, str], scale: float, y: int) -> int:
+def _rank(body: list[str], picture: RankPicture, classes: dict[str, str], scale: float, end: int, y: int) -> int:
     body.append(f'<text class="h" x="{RIGHT}" y="{y + 13}">{picture.rank}</text>')
     wide = WIDTH - GUTTER - RIGHT
     for lane, marks in zip(picture.lanes, picture.rows, strict=True):
@@ -96,7 +96,7 @@ def _rank(body: list[str], picture: RankPicture, classes: dict[str, str], scale:
         y += ROW
     points = picture.memory.get(DEVICE)
     if points:
-        y = _memory(body, points, scale, y)
+        y = _memory(body, points, scale, end, y)
     return y + 6
 
 
@@ -105,23 +105,27 @@ def _mark(mark: Mark, name: str, x: float, y: int, w: float) -> str:
     title = escape(
         f"{label}: {seconds(mark.length_ns / 1e9)} from {seconds(mark.start_ns / 1e9)}, writes {size(mark.written)}"
     )
+    pale = mark.wait_ns / max(mark.length_ns, 1) * w  # waiting for the last to arrive
+    x, w = x + pale, w - pale
     drawn = max(w - (0.6 if w > 2 else 0), 0.5)
     box = (
         f'<rect class="{name}" x="{x:.2f}" y="{y}" width="{drawn:.2f}" height="{ROW - 2}"><title>{title}</title></rect>'
     )
+    if pale > 0:
+        box += f'<rect class="{name} w" x="{x - pale:.2f}" y="{y}" width="{pale:.2f}" height="{ROW - 2}"/>'
     if w < LETTER * len(label) + 4:
         return box
     return f'{box}<text class="l {name}i" x="{x + w / 2:.2f}" y="{y + 12}" text-anchor="middle">{escape(label)}</text>'
 
 
-def _memory(body: list[str], points: Sequence[tuple[int, int]], scale: float, y: int) -> int:
+def _memory(body: list[str], points: Sequence[tuple[int, int]], scale: float, end: int, y: int) -> int:
     peak = max(size_ for _, size_ in points)
     line, last = [], float(y + MEMORY)
     for time, bytes_ in points:
         x, level = GUTTER + time * scale, y + 2 + (MEMORY - 4) * (1 - bytes_ / peak)
         line.append(f"{x:.1f} {last:.1f} {x:.1f} {level:.1f}")
         last = level
-    body.append(f'<polyline class="m" points="{" ".join(line)} {WIDTH - RIGHT} {last:.1f}"/>')
+    body.append(f'<polyline class="m" points="{" ".join(line)} {GUTTER + end * scale:.1f} {last:.1f}"/>')
     body.append(f'<text class="n" x="{GUTTER - 8}" y="{y + 16}" text-anchor="end">peak {size(peak)}</text>')
     return y + MEMORY
 
