@@ -1,0 +1,132 @@
+"""What a collective costs: measured for that group, carried over from another group, or from the link's datasheet.
+
+The model is latency and bandwidth (Hockney 1994; for rings Thakur, Rabenseifner & Gropp 2005, section 3):
+t = start + latency x steps + bytes on the link / (bandwidth x efficiency). Bytes are what one rank sends in a ring
+(spec/work.py). Coefficients read here:
+  collective_seconds                    what starting a collective takes before its first hop
+  link_efficiency.<link>.<op>.<group>, link_efficiency.<link>.<op>, link_efficiency.<link>, link_efficiency
+                                        the share of the bandwidth that is reached (above 1 where the switch reduces)
+  link_pair_share.<link>                on a full mesh, the share of a device's bandwidth that one peer can get: a group
+                                        of n then reaches (n - 1) shares; switched links have 1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import ceil, exp, inf, log, log2
+
+from autotune.planners.costs.price_roofline import Roofline
+from autotune.planners.costs.price_tables import SizeTable
+from autotune.spec.errors import Problem, UsageError
+from autotune.spec.machine import Link, Profile, Sample
+from autotune.spec.work import Collective
+
+
+def steps(op: str, group: int) -> int:
+    """Hops one after another. All-reduce and broadcast go up and down a tree when small (NCCL's choice), the other
+    operations around a ring."""
+    depth = ceil(log2(group)) if group > 1 else 0
+    table = {"all_reduce": min(2 * (group - 1), 2 * depth), "broadcast": depth, "send_recv": min(1, group - 1)}
+    return table.get(op, group - 1)
+
+
+class Links:
+    """Prices of collectives on one machine."""
+
+    def __init__(self, profile: Profile, ranks: int, roofline: Roofline) -> None:
+        self._links = profile.links
+        self._name = profile.name
+        self._roofline = roofline
+        self._start = roofline.coefficient("collective_seconds", default=0.0)
+        self._tables = _tables(profile.samples, ranks)
+        self._best: dict[tuple[str, int], float] = {}
+        for sample in profile.samples:
+            if isinstance(sample.work, Collective) and sample.work.group > 1:
+                key = sample.work.op, sample.work.level
+                self._best[key] = max(self._best.get(key, 0.0), sample.work.bytes / sample.seconds)
+
+    def level(self, span: int) -> int:
+        """The innermost link level that joins `span` ranks (a size of 0 joins any); the last level if none does."""
+        for index, link in enumerate(self._links):
+            if link.size == 0 or link.size >= span:
+                return index
+        return max(len(self._links) - 1, 0)
+
+    def price(self, work: Collective) -> tuple[float, str]:
+        if work.group <= 1:
+            return 0.0, "measured"  # by definition: nothing is sent
+        groups = self._tables.get((work.op, work.level), {})
+        if work.group in groups:
+            return groups[work.group].at(work.size, floor=inf)
+        if groups:
+            return self._carried(work, groups)
+        return self._model(work), "datasheet"
+
+    def bound(self, work: Collective) -> float:
+        """The bytes on the link at the best rate that the datasheet or a sample shows."""
+        if work.group <= 1:
+            return 0.0
+        best = self._best.get((work.op, work.level), 0.0)
+        if self._links:
+            bandwidth, efficiency = self._bandwidth(work)
+            best = max(best, bandwidth * max(efficiency, 1.0))
+        return work.bytes / best if best else 0.0
+
+    def _model(self, work: Collective) -> float:
+        bandwidth, efficiency = self._bandwidth(work)
+        hops = self._link(work).latency * steps(work.op, work.group)
+        return self._start + hops + work.bytes / (bandwidth * efficiency)
+
+    def _carried(self, work: Collective, groups: dict[int, SizeTable]) -> tuple[float, str]:
+        """From the measured groups on either side, in log of the group; from the nearest where only one side is."""
+        below = max((g for g in groups if g < work.group), default=0)
+        above = min((g for g in groups if g > work.group), default=0)
+        times = {g: self._from(work, g, groups[g]) for g in (below, above) if g}
+        if len(times) == 1:
+            return next(iter(times.values())), "extrapolated"
+        part = log(work.group / below) / log(above / below)
+        return exp((1 - part) * log(times[below]) + part * log(times[above])), "interpolated"
+
+    def _from(self, work: Collective, group: int, table: SizeTable) -> float:
+        """The time at `group` of a size that puts as many bytes on the link, and the hops that `work` has more."""
+        unit = Collective(work.op, 1, group, work.level).bytes
+        seconds, _ = table.at(work.bytes / unit, floor=inf)
+        if not self._links:
+            return seconds
+        more = steps(work.op, work.group) - steps(work.op, group)
+        return seconds + max(0, more) * self._link(work).latency
+
+    def _link(self, work: Collective) -> Link:
+        if not self._links:
+            problem = Problem(
+                self._name, "links", "none", f"a link that joins {work.group} ranks, or samples of {work.op}"
+            )
+            raise UsageError("the machine profile has no link between devices", problems=[problem])
+        return self._links[min(work.level, len(self._links) - 1)]
+
+    def _bandwidth(self, work: Collective) -> tuple[float, float]:
+        """(bytes/s that one device can put on the link in this group, the share of it that is reached)."""
+        link = self._link(work)
+        share = self._roofline.coefficient(f"link_pair_share.{link.name}", default=1.0)
+        name = f"link_efficiency.{link.name}"
+        names = f"{name}.{work.op}.{work.group}", f"{name}.{work.op}", name, "link_efficiency"
+        peers = 1 if work.op in ("send_recv", "broadcast") else work.group - 1
+        return link.bandwidth * min(1.0, share * peers), self._roofline.coefficient(*names, default=1.0)
+
+
+def _tables(samples: Iterable[Sample], ranks: int) -> dict[tuple[str, int], dict[int, SizeTable]]:
+    """By (op, level) and group, the samples taken while the most ranks worked that are no more than `ranks` or the
+    group itself; else those taken with the fewest above."""
+    found: dict[tuple[str, int], dict[int, dict[int, list[tuple[float, float]]]]] = {}
+    for sample in samples:
+        work = sample.work
+        if isinstance(work, Collective) and work.group > 1:
+            by_group = found.setdefault((work.op, work.level), {})
+            by_group.setdefault(work.group, {}).setdefault(sample.ranks, []).append((work.size, sample.seconds))
+    tables: dict[tuple[str, int], dict[int, SizeTable]] = {}
+    for key, by_group in found.items():
+        for group, by_ranks in by_group.items():
+            limit = max(ranks, group)
+            chosen = min(by_ranks, key=lambda measured: (measured > limit, abs(limit - measured)))
+            tables.setdefault(key, {})[group] = SizeTable(by_ranks[chosen])
+    return tables
