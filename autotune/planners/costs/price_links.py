@@ -88,13 +88,14 @@ class Links:
         return exp((1 - part) * log(times[below]) + part * log(times[above])), "interpolated"
 
     def _from(self, work: Collective, group: int, table: SizeTable) -> float:
-        """The time at `group` of a size that puts as many bytes on the link, and the hops that `work` has more."""
+        """The time at `group` of a size with as many bytes on the link, and the hops that `work` has more or less."""
         unit = Collective(work.op, 1, group, work.level).bytes
         seconds, _ = table.at(work.bytes / unit, floor=inf)
         if not self._links:
             return seconds
-        more = steps(work.op, work.group) - steps(work.op, group)
-        return seconds + max(0, more) * self._link(work).latency
+        hops, measured = steps(work.op, work.group), steps(work.op, group)
+        # A smaller group saves hops, but never more than they can have taken.
+        return max(seconds + (hops - measured) * self._link(work).latency, seconds * min(1.0, hops / measured))
 
     def _link(self, work: Collective) -> Link:
         if not self._links:
