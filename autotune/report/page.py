@@ -308,7 +308,7 @@ function point(event, block) {
       }
     }
     text = [row.label[i] + ' · rank ' + block.rank.rank + ' · ' + row.lane,
-      'start ' + time(row.start[i]),
+      'start ' + (row.start[i] / 1e6).toFixed(3) + ' ms',
       block.timeline.kind + ': ' + time(row.length[i]) + (row.wait[i] > 0 ? ', ' + time(row.wait[i]) + ' waiting' : ''),
       ...others,
       'writes ' + bytes(row.written[i]), 'memory then ' + memoryAt(block, row.start[i]),

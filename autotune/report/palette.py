@@ -36,6 +36,10 @@ KNOWN: dict[str, Colour] = {
     "SEND": PINK,
     "RECV": VIOLET,
     "OPT": GREY,
+    "ALL_REDUCE": Colour("#332288", "#8f83e0"),
+    "REDUCE_SCATTER": Colour("#2d8f80", "#44aa99"),
+    "ALL_GATHER": Colour("#9c8426", "#ddcc77"),
+    "TIE": Colour("#882255", "#c9669a"),
 }
 
 HASHED: tuple[Colour, ...] = (
