@@ -57,11 +57,10 @@ def unsupported(
     return BACKENDS[name].supported(device, dtype, head_dim, sequence, window)
 
 
-def _heads(env: Env, node: Node, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _heads(env: Env, node: Node, *flat: Tensor) -> list[Tensor]:
     """[tokens, heads * width] -> [batch, heads, sequence, width] views."""
     shape = (env.batch, env.sequence, -1, node.attr("head_dim"))
-    views = [x.view(shape).transpose(1, 2) for x in (q, k, v)]
-    return views[0], views[1], views[2]
+    return [x.view(shape).transpose(1, 2) for x in flat]
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -113,8 +112,6 @@ def _decode(env: Env, q: Tensor, window: int) -> Tensor:
 
 def dgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Gradient of o [tokens, heads * head_dim] and saved q, k, v, o, lse -> gradients of q, k and v."""
-    queries, keys, values = _heads(env, node, *saved[:3])
-    o, g, _ = _heads(env, node, saved[3], grads[0], grads[0])
+    g, q, k, v, o = _heads(env, node, grads[0], *saved[:4])
     lse = saved[4].view(env.batch, env.sequence, -1).transpose(1, 2)
-    made = BACKENDS[env.attention].backward(g, queries, keys, values, o, lse, _window(env, node))
-    return tuple(map(_flat, made))
+    return tuple(map(_flat, BACKENDS[env.attention].backward(g, q, k, v, o, lse, _window(env, node))))

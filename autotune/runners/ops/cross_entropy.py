@@ -62,7 +62,7 @@ def dgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[Tensor, 
     `grads` is the gradient of the loss (a scalar), or empty for 1. The saved logits are gone afterwards.
     """
     logits, targets, lse = saved
-    scale = grads[0] * env.loss_scale if grads else torch.tensor(env.loss_scale, dtype=lse.dtype, device=lse.device)
+    scale = grads[0] * env.loss_scale if grads else env.loss_scale
     local, here = _local(env, targets, logits.shape[1])
     minus = here.to(lse.dtype).mul_(-scale)
     in_place = logits.dtype == lse.dtype
