@@ -17,7 +17,7 @@ MAGIC = b"SQLite format 3\0"
 OLDEST = (3, 37, 0)  # the first SQLite with STRICT tables
 BUSY_MS = 5000
 # quick_check reads every page, about 1 GB/s from the page cache; beyond this only `info(check=True)` pays for it.
-CHECKED_BYTES = 64 << 20
+CHECKED_BYTES = 256 << 20
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ def check(path: Path, supported: int, whole: bool = False) -> None:
 def _check_inside(path: Path, supported: int, whole: bool) -> None:
     connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=BUSY_MS / 1000)
     try:
+        connection.execute("BEGIN")  # one view for all questions: another process may be making the tables now
         owner = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
