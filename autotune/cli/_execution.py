@@ -1,0 +1,244 @@
+"""Running a plan with real workers, and keeping what they measured beside what was predicted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from autotune.cli import _output as out
+from autotune.cli._target import Target, environment
+from autotune.spec.errors import AutotuneError, EnvironmentFault, UsageError
+from autotune.spec.lock import answer
+
+if TYPE_CHECKING:
+    from autotune.profiles_db.facts import Facts
+    from autotune.profiles_db.store import Store
+    from autotune.runners.job import Job, RunResult
+    from autotune.spec.machine import Profile
+    from autotune.spec.plan import Plan
+    from autotune.spec.prediction import Prediction, Question
+    from autotune.spec.recipe import Recipe
+
+TIMEOUT_S = 1800.0  # of one launch
+
+
+def peak_flops(profile: Profile | None, precision: str) -> float:
+    """FLOP/s of one device in `precision`, which utilisation is a share of; 0 where the profile does not say."""
+    return profile.device.peak_flops.get(precision, 0.0) if profile else 0.0
+
+
+def job_for(recipe: Recipe, plan: Plan, question: Question, device: str, steps: int, warmup: int, trace: bool) -> Job:
+    """The job that measures `plan` for a search."""
+    from autotune.runners.job import Job
+
+    return Job(
+        plan=plan,
+        model=question.model,
+        workload=question.workload,
+        steps=steps,
+        warmup=warmup,
+        check=False,
+        seed=question.seed,
+        checkpoint=recipe.checkpoint,
+        prompts=recipe.prompts,
+        device=device,
+        trace=trace,
+        peak_flops=peak_flops(question.profile, question.workload.precision),
+    )
+
+
+def launch_once(job: Job, folder: Path, timeout_s: float = TIMEOUT_S) -> RunResult:
+    """One launch of all workers of `job`; logs and reports go to `folder`. Raises RunError where a worker fails."""
+    from autotune.runners.launch import launch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return launch(job, nproc=job.plan.world, log_dir=folder, timeout_s=timeout_s)
+
+
+def log_folder(store: Store, name: str) -> Path:
+    """Where the logs of run or search `name` go: beside the database's other files."""
+    return store.place.files / "logs" / name
+
+
+def local_device(target: Target) -> tuple[Facts, str]:
+    """This machine and the device kind that workers use on it.
+
+    Raises EnvironmentFault where the plan is for another kind of machine or needs more devices than there are.
+    """
+    from autotune.profiles_db.facts import machine_facts
+
+    facts = machine_facts()
+    device = "cpu" if facts.kind == "cpu" else "cuda"
+    wanted = target.profile.device if target.profile else None
+    if wanted and (wanted.kind == "cpu") != (device == "cpu"):
+        raise EnvironmentFault(
+            f"{target.shown}: the plan is for {wanted.name}, and this machine has {facts.name}",
+            hint="run it there, or search for this machine with --set machine.use=this",
+        )
+    if device == "cuda" and target.plan.world > facts.count and "WORLD_SIZE" not in os.environ:
+        raise EnvironmentFault(
+            f"plan {target.plan.id} needs {target.plan.world} devices, and this machine has {facts.count}",
+            hint=f"search again with --devices {facts.count}, or start it under torchrun on several machines",
+        )
+    if wanted and target.profile and target.profile.fingerprint != facts.fingerprint:
+        out.say(
+            f"note: predicted for {target.profile.name}, running on {facts.name}: the error says how alike they are"
+        )
+    return facts, device
+
+
+def git_revision() -> str:
+    """The commit of the folder that the command runs in, with `+` where it has changes; "" outside a repository."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def execute(
+    target: Target, store: Store, *, nproc: int | None, steps: int | None, warmup: int, launches: int, check: bool
+) -> tuple[dict[str, Any], RunResult]:
+    """Run the target's plan, store every launch, and compare with the prediction: (content of `run --json`, last).
+
+    Raises RunError where workers die, after the run is stored as failed.
+    """
+    from autotune.runners.job import Job
+
+    plan, recipe = target.plan, target.recipe
+    if nproc is not None and nproc != plan.world and "WORLD_SIZE" not in os.environ:
+        raise UsageError(
+            f"--nproc {nproc}: plan {plan.id} ({plan.describe()}) needs {plan.world} workers",
+            hint=f"--nproc {plan.world}, or search again with --devices {nproc}",
+        )
+    facts, device = local_device(target)
+    predicted = predict_target(target)
+    job = Job(
+        plan=plan,
+        model=target.model,
+        workload=target.workload,
+        steps=steps or (recipe.steps if recipe else 10),
+        warmup=warmup,
+        check=check,
+        seed=recipe.seed if recipe else 0,
+        checkpoint=recipe.checkpoint if recipe else "",
+        prompts=recipe.prompts if recipe else (),
+        device=device,
+        peak_flops=peak_flops(target.profile, target.workload.precision),
+    )
+    run = store.start_run(
+        plan,
+        target.model,
+        target.workload,
+        machine=facts.fingerprint,
+        facts={"name": facts.name, "kind": facts.kind, "count": facts.count, "software": dict(facts.software)},
+        recipe=store.save_recipe(recipe.path, recipe.merged()) if recipe else None,
+        git_sha=git_revision(),
+        environment={"variables": environment(), "software": dict(facts.software)},
+        prediction=predicted,
+    )
+    results: list[RunResult] = []
+    try:
+        for number in range(launches):
+            out.say(f"run {run}: launch {number + 1} of {launches}, {plan.world} worker(s), plan {plan.describe()}")
+            first = number == 0
+            result = launch_once(replace(job, check=check and first, trace=first), log_folder(store, run) / str(number))
+            store.add_launch(run, result.step_s, log_dir=result.log_dir)
+            results.append(result)
+    except BaseException as error:
+        status = "failed" if isinstance(error, AutotuneError) else "interrupted"
+        store.finish_run(run, status=status, error=str(error) or type(error).__name__)
+        raise
+    report = report_of(run, target, predicted, results)
+    measured, first_result = report["measured"], results[0]
+    store.finish_run(
+        run,
+        losses=first_result.losses,
+        peak_bytes=measured["peak_bytes"],
+        mfu=measured["mfu"],
+        tokens_per_s=measured["tokens_per_s"],
+        equal=first_result.equal,
+        max_difference=first_result.max_difference,
+        facts={"host": dict(first_result.host), "prefill_s": measured["prefill_s"], "decode_s": measured["decode_s"]},
+        timeline=first_result.timeline,
+    )
+    return report, first_result
+
+
+def predict_target(target: Target) -> Prediction | None:
+    """The prediction of the target's plan with its timeline; None where no profile is known."""
+    from autotune.planners.predict import predict
+
+    if target.profile is None:
+        return None
+    return predict(target.model, target.workload, target.profile, target.plan, target.devices)
+
+
+def report_of(run: str, target: Target, predicted: Prediction | None, results: Sequence[RunResult]) -> dict[str, Any]:
+    """The content of `run --json`: what was predicted, what was measured, and predicted / measured - 1 of each."""
+    launches = [list(result.step_s) for result in results]
+    step_s = median(median(steps) for steps in launches)
+    every = sorted(step for steps in launches for step in steps)
+    peaks = [max(of_rank) for of_rank in zip(*(r.peak_bytes for r in results), strict=True)]
+    first = results[0]
+    measured: dict[str, Any] = {
+        "step_s": step_s,
+        "step_s_all": [step for steps in launches for step in steps],
+        "launches": launches,
+        "spread": interquartile(every) / step_s,
+        "tokens_per_s": median(result.tokens_per_s for result in results),
+        "mfu": median(result.mfu for result in results),
+        "peak_bytes": peaks,
+        "losses": list(first.losses),
+        "prefill_s": median(result.prefill_s for result in results),
+        "decode_s": median(result.decode_s for result in results),
+    }
+    error: dict[str, Any] = {"step_s": None, "peak_bytes": None}
+    if predicted:
+        peers = target.plan.tensor * target.plan.data  # ranks of one pipeline position, alike in the prediction
+        expected = [predicted.peak_bytes[min(r // peers, len(predicted.peak_bytes) - 1)] for r in range(len(peaks))]
+        error = {
+            "step_s": ratio(predicted.step_s, step_s),
+            "tokens_per_s": ratio(predicted.tokens_per_s, measured["tokens_per_s"]),
+            "peak_bytes": ratio(max(expected, default=0), max(peaks, default=0)),
+            "peak_bytes_by_rank": [ratio(a, b) for a, b in zip(expected, peaks, strict=True)],
+            "prefill_s": ratio(predicted.prefill_s, measured["prefill_s"]),
+            "decode_s": ratio(predicted.decode_s, measured["decode_s"]),
+        }
+    return {
+        "run_id": run,
+        "plan_id": target.plan.id,
+        "plan": target.plan.to_dict(),
+        "predicted": answer(predicted) if predicted else None,
+        "measured": measured,
+        "error": error,
+        "equal": first.equal,
+        "max_difference": first.max_difference,
+        "tokens": [list(row) for row in first.tokens],
+        "texts": list(first.texts),
+        "log_dir": first.log_dir,
+    }
+
+
+def ratio(predicted: float, measured: float) -> float | None:
+    """predicted / measured - 1; None where nothing was measured."""
+    return predicted / measured - 1 if measured else None
+
+
+def interquartile(ordered: Sequence[float]) -> float:
+    """The distance between the quartiles of sorted values, interpolated between neighbours."""
+    if len(ordered) < 2:
+        return 0.0
+
+    def at(share: float) -> float:
+        place = share * (len(ordered) - 1)
+        low = int(place)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+    return at(0.75) - at(0.25)

@@ -1,0 +1,37 @@
+"""`autotune explain`: why a plan takes what it takes, why it won, and what the answer rests on."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from autotune.cli import _arguments as arguments
+from autotune.cli import _output as out
+from autotune.cli._session import opened
+from autotune.cli._settings import command
+
+
+def add(app: typer.Typer) -> None:
+    command(app)(explain)
+
+
+def explain(
+    target: arguments.Target,
+    overrides: arguments.Overrides = None,
+    pins: arguments.Pins = None,
+    versus: Annotated[
+        str | None, typer.Option("--versus", metavar="PLAN", help="Compare with a stored plan for the same work.")
+    ] = None,
+) -> None:
+    """Explain a plan: where its time and memory go, why it beat the runner-up, why others were infeasible."""
+    from autotune.cli._explaining import explanation_of
+    from autotune.cli._target import find_target
+
+    with opened() as store:
+        found = find_target(target, overrides or [], pins or [], store)
+        explanation = explanation_of(found, versus, store)
+    out.data(*explanation.lines())
+    content = explanation.to_dict()
+    content.pop("schema")
+    out.emit("explain", content)

@@ -1,0 +1,65 @@
+"""`autotune run`: runs a plan with real workers and compares with what was predicted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autotune.cli import _arguments as arguments
+from autotune.cli import _output as out
+from autotune.cli._session import opened
+from autotune.cli._settings import command
+from autotune.spec.errors import WrongNumbers
+
+
+def add(app: typer.Typer) -> None:
+    command(app)(run)
+
+
+def run(
+    target: arguments.Target,
+    overrides: arguments.Overrides = None,
+    pins: arguments.Pins = None,
+    nproc: Annotated[
+        int | None, typer.Option("--nproc", min=1, metavar="N", help="Workers; as many as the plan has.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, metavar="N", help="Timed steps a launch.")] = None,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, metavar="N", help="Steps before them, not timed.")] = 2,
+    launches: Annotated[int, typer.Option("--launches", min=1, metavar="N", help="Process launches.")] = 1,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare with the one-process reference; exit 6 if unequal.")
+    ] = False,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", metavar="FILE", help="Write the measured timeline: .json, .html or .svg.")
+    ] = None,
+) -> None:
+    """Run a plan: train or generate with real workers, store every step, and compare with the prediction.
+
+    Under torchrun or Slurm it joins their world instead of starting its own.
+    """
+    from autotune.cli._drawing import check_picture, write_picture
+    from autotune.cli._execution import execute
+    from autotune.cli._target import find_target
+    from autotune.cli._views import run_lines
+
+    if trace:
+        check_picture(trace)
+    with opened() as store:
+        found = find_target(target, overrides or [], pins or [], store)
+        report, result = execute(found, store, nproc=nproc, steps=steps, warmup=warmup, launches=launches, check=check)
+        out.data(*run_lines(report, found.workload))
+        for text in report["texts"]:
+            out.data(f"text       {text!r}")
+        out.data(f"stored     run {report['run_id']} in {store.place.shown}")
+        out.emit("run", {**report, "db": store.place.shown})
+        if trace and result.timeline:
+            write_picture(trace, [result.timeline], f"plan {found.plan.id}: {found.plan.describe()}")
+            out.say(f"timeline: {trace}")
+        out.say(f"next: autotune plot {report['run_id']} shows where the time went")
+    if result.equal is False:
+        raise WrongNumbers(
+            f"plan {found.plan.id} differs from the one-process reference by {result.max_difference:.3g}",
+            hint=f"logs of each rank: {result.log_dir}",
+        )

@@ -1,0 +1,270 @@
+"""A recipe: which model, which work, which machine, what matters. Read from TOML, checked whole, then asked.
+
+The file's shape is in recipe_schema.py, the layers of overrides in recipe_layers.py, messages in recipe_problems.py.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from autotune.spec.digest import digest
+from autotune.spec.errors import EnvironmentFault, Problem, UsageError, nearest_name
+from autotune.spec.families import from_config, load_model
+from autotune.spec.machine import Profile
+from autotune.spec.model import ModelSpec
+from autotune.spec.prediction import Question
+from autotune.spec.recipe_layers import from_environment, from_flags, merge, parse_toml, read_toml
+from autotune.spec.recipe_problems import problems
+from autotune.spec.recipe_schema import AXES, SCHEMA_ID, RecipeFile, json_schema
+from autotune.spec.workload import Workload
+
+__all__ = ["AXES", "SCHEMA_ID", "Recipe", "from_merged", "json_schema", "load_recipe"]
+
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe. `path` is as the user gave it; `folder` is what its relative paths start from."""
+
+    path: str
+    folder: Path
+    file: RecipeFile
+
+    @property
+    def name(self) -> str:
+        """The recipe's own name, or its file's."""
+        return self.file.name or (Path(self.path).stem if self.path not in ("", STDIN) else "recipe")
+
+    @property
+    def kind(self) -> str:
+        return self.file.workload.kind
+
+    @property
+    def use(self) -> str:
+        """`[machine] use`; a path comes back resolved against the recipe's folder."""
+        use = self.file.machine.use
+        return str(self._at(use)) if is_path(use) else use
+
+    @property
+    def checkpoint(self) -> str:
+        """The checkpoint's folder, absolute; "" without one."""
+        folder = self.file.model.checkpoint
+        return str(self._at(folder)) if folder else ""
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The texts to continue; empty: prompts are cut from the default corpus."""
+        prompt = getattr(self.file.workload, "prompt", "")
+        return (prompt,) if isinstance(prompt, str) and prompt else tuple(prompt)
+
+    @property
+    def steps(self) -> int:
+        """Steps (train) or whole generations (generate) that a run measures."""
+        return self.file.workload.steps
+
+    @property
+    def seed(self) -> int:
+        return int(self.merged()["search"]["seed"])
+
+    @cached_property
+    def _model(self) -> ModelSpec:
+        section = self.file.model
+        if section.config is not None:
+            return load_model(self._at(section.config))
+        if section.checkpoint is not None:
+            return load_model(self._at(section.checkpoint) / "config.json")
+        return from_config(dict(section.model_extra or {}), f"{self.path}: model")
+
+    def model(self) -> ModelSpec:
+        """The model that `[model]` names. Raises UsageError for a config that says too little or the wrong thing."""
+        return self._model
+
+    def workload_spec(self) -> Workload:
+        """The work, without how long to run it."""
+        section = self.file.workload
+        if section.kind == "train":
+            return Workload(
+                kind="train",
+                sequence_length=section.sequence_length,
+                global_batch=section.global_batch,
+                precision=section.precision,
+                data=str(self._at(section.data)) if section.data else "",
+                learning_rate=section.learning_rate,
+                weight_decay=section.weight_decay,
+            )
+        return Workload(
+            kind="generate",
+            precision=section.precision,
+            prompt_length=section.prompt_length,
+            new_tokens=section.new_tokens,
+            batch=section.batch,
+        )
+
+    def axes(self) -> dict[str, tuple[object, ...]]:
+        """Axis name to the values that `[search]` allows; an absent axis is not restricted."""
+        given = self.merged()["search"]
+        return {name: axis.values(given[name]) for name, axis in AXES.items() if given.get(name) is not None}
+
+    def question(self, profile: Profile) -> Question:
+        """What a search is asked about this recipe on `profile`'s machine.
+
+        Raises EnvironmentFault where the recipe asks for more devices than the profile's links join.
+        """
+        devices = self.file.machine.devices or profile.device.count
+        self._check_devices(devices, profile)
+        search, objective = self.merged()["search"], self.file.objective
+        return Question(
+            model=self.model(),
+            workload=self.workload_spec(),
+            profile=profile,
+            devices=devices,
+            axes=self.axes(),
+            minimize=objective.maximize or objective.minimize or "step_time",
+            memory_fraction=objective.limits.memory_fraction,
+            simulate_budget=search["budget"]["simulate"],
+            measure_budget=search["budget"]["measure"],
+            seconds=search["budget"]["seconds"],
+            seed=search["seed"],
+        )
+
+    def _check_devices(self, devices: int, profile: Profile) -> None:
+        if any(link.size == 0 for link in profile.links):
+            return
+        most = max([profile.device.count, *(link.size for link in profile.links)])
+        if devices > most:
+            found = Problem(self.path, "machine.devices", str(devices), f"at most {most} on {profile.name}", str(most))
+            raise EnvironmentFault("the machine has fewer devices than the recipe asks for", problems=[found])
+
+    def merged(self) -> dict[str, Any]:
+        """The whole recipe with overrides applied and defaults filled in; absent optional keys are left out."""
+        return self._merged
+
+    @cached_property
+    def _merged(self) -> dict[str, Any]:
+        whole = self.file.model_dump(exclude_none=True)
+        whole["name"] = self.name
+        return whole
+
+    @property
+    def digest(self) -> str:
+        """Of everything that the answer depends on: not names and places of files, the gate, or how long to search."""
+        merged = self.merged()
+        workload = {key: value for key, value in merged["workload"].items() if key not in ("steps", "prompt")}
+        axes = {axis: list(values) for axis, values in self.axes().items()}
+        parts = {"machine": merged["machine"], "objective": merged["objective"], "workload": workload, "search": axes}
+        return digest({**parts, "model": self.model().digest})
+
+    def _at(self, path: str) -> Path:
+        return (self.folder / Path(path).expanduser()).absolute()
+
+
+def is_path(use: str) -> bool:
+    """Whether `[machine] use` is a file and not the name of a profile."""
+    return "/" in use or use.endswith(".json")
+
+
+def load_recipe(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+    names: Mapping[str, Collection[str]] | None = None,
+) -> Recipe:
+    """The recipe at `path` ("-": standard input) under AUTOTUNE_* variables and `--set` flags, the flags winning.
+
+    `names` are the legal values of axes whose choices are tables of other parts (schedule, attention). Raises
+    UsageError with every problem of every layer at once.
+    """
+    shown = str(path)
+    if shown == STDIN:
+        base, folder = parse_toml(sys.stdin.buffer.read(), "standard input"), Path.cwd()
+    else:
+        base, folder = read_toml(Path(path).expanduser(), shown), Path(path).expanduser().absolute().parent
+    layers = [*from_environment(os.environ if environ is None else environ), *from_flags(overrides)]
+    merged, origins = merge(base, layers)
+    return _checked(merged, shown, folder, origins, names or {})
+
+
+def from_merged(merged: Mapping[str, Any], path: str, folder: Path) -> Recipe:
+    """The recipe that a lock or the database keeps, checked again: what is stored is input like any other."""
+    return _checked(dict(merged), path, folder, {}, {})
+
+
+def _checked(
+    raw: dict[str, Any], shown: str, folder: Path, origins: Mapping[str, str], names: Mapping[str, Collection[str]]
+) -> Recipe:
+    found: list[Problem] = []
+    file: RecipeFile | None = None
+    try:
+        file = RecipeFile.model_validate(raw)
+    except ValidationError as error:
+        found += problems(error, shown, origins, raw)
+    found += _meaning(raw, shown, folder, origins, names)
+    if found or file is None:
+        count = "a problem" if len(found) == 1 else f"{len(found)} problems"
+        raise UsageError(f"{shown} has {count}", hint="`autotune recipe schema` lists every key", problems=found)
+    return Recipe(shown, folder, file)
+
+
+def _meaning(
+    raw: Mapping[str, Any], shown: str, folder: Path, origins: Mapping[str, str], names: Mapping[str, Collection[str]]
+) -> Iterator[Problem]:
+    """Problems that the shape alone does not show: files that are not there, keys that exclude one another, names."""
+
+    def at(key: str, found: str, expected: str, near: str | None = None) -> Problem:
+        return Problem(origins.get(key, shown), key, found, expected, near)
+
+    def section(name: str) -> Mapping[str, Any]:
+        table = raw.get(name)
+        return table if isinstance(table, dict) else {}
+
+    model = section("model")
+    inline = sorted(model.keys() - {"config", "checkpoint"})
+    if "config" in model and inline:
+        near = nearest_name(inline[0], ("config", "checkpoint"))
+        yield at(f"model.{inline[0]}", "a key beside config", "either config or the config's own keys", near)
+    if "model" in raw and isinstance(raw["model"], dict) and not model:
+        yield at("model", "nothing", "config, checkpoint, or the config's own keys")
+    for dotted, value, is_folder in (
+        ("model.config", model.get("config"), False),
+        ("model.checkpoint", model.get("checkpoint"), True),
+        ("workload.data", section("workload").get("data"), False),
+        ("machine.use", section("machine").get("use"), False),
+    ):
+        if isinstance(value, str) and value and (dotted != "machine.use" or is_path(value)):
+            yield from _file_problem(at, dotted, value, folder, is_folder)
+    objective = section("objective")
+    if objective.get("minimize") and objective.get("maximize"):
+        yield at("objective.maximize", "a second objective", "either minimize or maximize in this version")
+    for axis, known in names.items():
+        value = section("search").get(axis)
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, str) and item not in known:
+                near = nearest_name(item, known)
+                yield at(f"search.{axis}", repr(item), "one of " + ", ".join(sorted(known)), near)
+
+
+def _file_problem(at: Any, key: str, value: str, folder: Path, is_folder: bool) -> Iterator[Problem]:
+    """The problem with a path of a recipe, if any: it must be there, of its kind, and readable."""
+    path = folder / Path(value).expanduser()
+    expected = "a readable folder" if is_folder else "a readable file"
+    try:
+        right, there = (path.is_dir() if is_folder else path.is_file()), path.exists()
+    except (OSError, ValueError):  # a name too long, or with a zero byte
+        right, there = False, False
+    if not right:
+        near = None
+        if path.parent.is_dir() and not there:
+            close = nearest_name(path.name, (p.name for p in path.parent.iterdir()))
+            near = str(Path(value).parent / close) if close else None
+        yield at(key, f"{value!r}, {'which is not one' if there else 'which does not exist'}", expected, near)
+    elif not os.access(path, os.R_OK | (os.X_OK if is_folder else 0)):
+        yield at(key, f"{value!r}, which may not be read", expected)

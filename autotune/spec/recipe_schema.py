@@ -1,0 +1,252 @@
+"""The sections of a recipe as pydantic models: what each key means, which values it takes, and the JSON schema.
+
+Only the shape is here. Reading files, layers of overrides and what a recipe means to a search are in recipe.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
+from pydantic_core import PydanticCustomError
+
+from autotune.spec.errors import nearest_name
+from autotune.spec.plan import Plan
+
+VERSION: Final = 1
+SCHEMA_ID = "autotune.recipe/1"
+LONGEST_RANGE = 4096  # values that one { min, max } may stand for
+
+# Axes of the design that no plan of this version can hold yet: known by name, so that they are refused as such.
+LATER_AXES = ("context", "expert", "vocabulary", "offload", "decoding")
+
+# Choices that do not depend on tables elsewhere. Schedules and attention backends are tables of planners and runners.
+CHOICES: dict[str, tuple[str | int, ...]] = {
+    "recompute": ("none", "selective", "full"),
+    "zero": (0, 1),
+    "precision": ("bf16", "fp32", "fp64"),
+}
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, types are not converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    """Which model: a Hugging Face config.json, a checkpoint folder with one, or the config's own keys in place."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    config: str | None = Field(default=None, description="a Hugging Face config.json, path relative to the recipe")
+    checkpoint: str | None = Field(
+        default=None, description="a folder of safetensors files, path relative to the recipe"
+    )
+
+
+class MachineSection(Section):
+    """Which machine the plan is for."""
+
+    use: str = Field(default="this", description='"this", the name of a shipped or stored profile, or a path to one')
+    devices: int | None = Field(
+        default=None, ge=1, description="devices the plan may use; absent: all that the profile has"
+    )
+
+
+class TrainSection(Section):
+    """A training workload: one step is `global_batch` sequences of `sequence_length` tokens."""
+
+    kind: Literal["train"]
+    sequence_length: int = Field(ge=1, description="tokens of one sequence")
+    global_batch: int = Field(ge=1, description="sequences of one optimizer step, over all replicas")
+    precision: Literal["bf16", "fp32", "fp64"] = Field(default="bf16", description="bf16 keeps fp32 master weights")
+    data: str = Field(
+        default="", description='a text or .npy token file; "": the Python standard library\'s own source'
+    )
+    steps: int = Field(default=10, ge=1, description="steps that `autotune run` measures unless --steps says otherwise")
+    learning_rate: float = Field(default=3e-4, gt=0, description="AdamW's")
+    weight_decay: float = Field(default=0.1, ge=0, description="AdamW's, decoupled")
+
+
+class GenerateSection(Section):
+    """A generation workload: `batch` sequences, each a prompt and then `new_tokens` tokens."""
+
+    kind: Literal["generate"]
+    prompt_length: int = Field(ge=1, description="tokens of the prompt")
+    new_tokens: int = Field(ge=1, description="tokens generated after the prompt")
+    batch: int = Field(default=1, ge=1, description="sequences generated together, over all replicas")
+    precision: Literal["bf16", "fp32", "fp64"] = Field(
+        default="bf16", description="of weights, activations and KV cache"
+    )
+    prompt: str | list[str] = Field(
+        default="", description='text to continue; "": the first bytes of the default corpus'
+    )
+    steps: int = Field(default=3, ge=1, description="whole generations that `autotune run` measures")
+
+
+class Limits(Section):
+    """What a plan must stay under."""
+
+    memory_fraction: float = Field(default=0.92, gt=0, le=1, description="of a device's memory that a plan may use")
+
+
+class ObjectiveSection(Section):
+    """What makes one plan better than another."""
+
+    minimize: Literal["step_time", "peak_memory", "latency"] | None = None
+    maximize: Literal["tokens_per_s"] | None = None
+    limits: Limits = Field(default_factory=Limits)
+
+
+class Budget(Section):
+    """When a search stops, whichever comes first."""
+
+    seconds: float = Field(default=60.0, gt=0, description="of wall time")
+    simulate: int = Field(default=20000, ge=1, description="plans simulated")
+    measure: int = Field(default=4, ge=0, description="plans run for a few steps, where the machine is at hand")
+
+
+class GateSection(Section):
+    """How `autotune gate` compares."""
+
+    launches: int = Field(default=5, ge=1, description="process launches a side")
+    threshold: float = Field(default=0.03, gt=0, description="change of the median that counts, as a fraction")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis of `[search]`: the type of its values, and the choices where they are known here."""
+
+    name: str
+    type: type
+    choices: tuple[str | int, ...] = ()
+
+    def refuse(self, value: object) -> PydanticCustomError:
+        """The error for one value that this axis cannot take."""
+        near = nearest_name(str(value), map(str, self.choices)) if self.choices else None
+        return PydanticCustomError("axis", "{expected}", {"expected": self.expected, "nearest": near})
+
+    @property
+    def expected_one(self) -> str:
+        """What a single value of this axis is, in words."""
+        if self.choices:
+            return "one of " + ", ".join(map(str, self.choices))
+        return {int: "a whole number from 1", bool: "true or false", str: "a name"}[self.type]
+
+    @property
+    def expected(self) -> str:
+        """What `[search]` may say for this axis, in words."""
+        spread = ", or { min, max, step }" if self.type is int and not self.choices else ""
+        return f"{self.expected_one}, a list of such{spread}"
+
+    def one(self, value: object) -> object:
+        """`value` if it is a legal single value of the axis."""
+        legal = type(value) is self.type and (self.type is not int or bool(self.choices) or value >= 1)  # type: ignore[operator]
+        if not legal or (self.choices and value not in self.choices):
+            raise self.refuse(value)
+        return value
+
+    def values(self, raw: object) -> tuple[object, ...]:
+        """Every value that `raw` (a value, a list or a range) allows, in order, without repeats."""
+        if isinstance(raw, dict):
+            return self._range(raw)
+        if isinstance(raw, list):
+            if not raw:
+                raise PydanticCustomError("axis", "{expected}", {"expected": f"{self.expected}; not an empty list"})
+            return tuple(dict.fromkeys(self.one(item) for item in raw))
+        return (self.one(raw),)
+
+    def _range(self, raw: dict[str, object]) -> tuple[object, ...]:
+        if self.type is not int or self.choices:
+            raise self.refuse(raw)
+        if not {"min", "max"} <= raw.keys() <= {"min", "max", "step"}:
+            raise PydanticCustomError("axis", "{expected}", {"expected": "a range { min = 1, max = 8, step = 1 }"})
+        low, high, step = (self.one(raw.get(key, 1)) for key in ("min", "max", "step"))
+        assert isinstance(low, int) and isinstance(high, int) and isinstance(step, int)
+        if high < low:
+            raise PydanticCustomError("axis", "{expected}", {"expected": f"max at least min, {low}"})
+        if (high - low) // step >= LONGEST_RANGE:
+            expected = f"a range of at most {LONGEST_RANGE} values: raise step or give a list"
+            raise PydanticCustomError("axis", "{expected}", {"expected": expected})
+        return tuple(range(low, high + 1, step))
+
+    def json_schema(self) -> dict[str, Any]:
+        one: dict[str, Any] = {"type": {int: "integer", bool: "boolean", str: "string"}[self.type]}
+        if self.choices:
+            one["enum"] = list(self.choices)
+        elif self.type is int:
+            one["minimum"] = 1
+        forms = [one, {"type": "array", "items": one, "minItems": 1}]
+        if self.type is int and not self.choices:
+            keys = {key: {"type": "integer", "minimum": 1} for key in ("min", "max", "step")}
+            forms.append(
+                {"type": "object", "properties": keys, "required": ["min", "max"], "additionalProperties": False}
+            )
+        return {"anyOf": forms}
+
+
+# One axis for each field of a plan: a new field of Plan is searchable without a change here.
+AXES: dict[str, Axis] = {f.name: Axis(f.name, type(f.default), CHOICES.get(f.name, ())) for f in fields(Plan)}
+
+
+def _checked(axis: Axis) -> Callable[[object], object]:
+    def check(raw: object) -> object:
+        if raw is not None:
+            axis.values(raw)
+        return raw
+
+    return check
+
+
+def _search_section() -> type[BaseModel]:
+    """`[search]`: each axis of a plan, and the budget and seed."""
+    keys: dict[str, Any] = {
+        axis.name: (Annotated[Any, BeforeValidator(_checked(axis)), WithJsonSchema(axis.json_schema())], None)
+        for axis in AXES.values()
+    }
+    return create_model(
+        "SearchSection",
+        __base__=Section,
+        __doc__="Axes as a value (pinned), a list (choices) or { min, max }; an absent axis takes everything valid.",
+        budget=(Budget, Field(default_factory=Budget)),
+        seed=(Annotated[int, Field(ge=0)], 0),
+        **keys,
+    )
+
+
+SearchSection = _search_section()
+
+
+class RecipeFile(Section):
+    """A whole recipe file."""
+
+    version: Literal[1] = VERSION
+    name: str | None = Field(
+        default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", description="absent: the file's own name"
+    )
+    model: ModelSection
+    machine: MachineSection = Field(default_factory=MachineSection)
+    workload: Annotated[TrainSection | GenerateSection, Field(discriminator="kind")]
+    objective: ObjectiveSection = Field(default_factory=ObjectiveSection)
+    search: SearchSection = Field(default_factory=SearchSection)  # type: ignore[valid-type]
+    gate: GateSection = Field(default_factory=GateSection)
+
+
+SECTIONS: dict[str, Sequence[type[BaseModel]]] = {
+    "model": (ModelSection,),
+    "machine": (MachineSection,),
+    "workload": (TrainSection, GenerateSection),
+    "objective": (ObjectiveSection,),
+    "search": (SearchSection,),
+    "gate": (GateSection,),
+}
+INNER: dict[str, type[BaseModel]] = {"objective.limits": Limits, "search.budget": Budget}
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of a recipe, for editors."""
+    schema = RecipeFile.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA_ID, **schema}
