@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from autotune.profiles_db import facts, profiling
-from autotune.profiles_db.probes import PROBES, prepare, probe_for
+from autotune.profiles_db.probes import PROBES, prepare, probe_for, world
 from autotune.profiles_db.probes.crew import Crew
 from autotune.profiles_db.probes.grid import Setting, coarse_first, spread_out
 from autotune.profiles_db.probes.interference import slowdowns
@@ -210,6 +211,21 @@ def test_a_world_that_cannot_make_a_piece_goes_on() -> None:
     assert {s.work for s in answer.samples} == {works[0]} and any("group of 3" in line for line in told)
     assert len(answer.interference) == 1 and answer.context_bytes > 0
     assert answer.interference[0].compute >= 1 and answer.interference[0].communication >= 1
+
+
+@pytest.mark.skipif(facts.has_driver(), reason="needs a machine whose workers cannot start on an accelerator")
+def test_a_world_that_cannot_start_says_why() -> None:
+    with pytest.raises(EnvironmentFault, match="2 workers did not start"):
+        run_world(Task("cuda", 2, 2, {"collective": [Collective("all_reduce", 1024, 2)]}, 0.2), print)
+
+
+def test_a_stuck_world_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A world that does not answer in time is ended, and the caller hears why instead of waiting."""
+    monkeypatch.setattr(world, "START_S", 0.0)
+    monkeypatch.setattr(world, "GRACE_S", 0.1)
+    with pytest.raises(EnvironmentFault, match="no answer in time"):
+        run_world(Task("cpu", 2, 2, {"launch": [Launch()]}, 0.0), print)
+    assert not multiprocessing.active_children()
 
 
 def test_a_profile_of_some_probes() -> None:

@@ -123,13 +123,14 @@ def _slug(facts: Facts) -> str:
     return f"{plain}-{facts.cores}-cores" if facts.kind == "cpu" else f"{plain}-x{facts.count}"
 
 
-def _plan(names: Iterable[str], device: str, quick: bool, world: int) -> dict[str, Sequence[Work]]:
+def _plan(names: Iterable[str], device: str, quick: bool, world: int, cores: int) -> dict[str, Sequence[Work]]:
     """Works by probe for one session; in a world of accelerators only what passes between them."""
     from autotune.profiles_db.probes import PROBES
     from autotune.profiles_db.probes.grid import Setting
 
     chosen = set(names)
-    setting = Setting(device, quick, world)
+    # Workers that must take turns on a core spend their time waiting for one another: the coarse grid is what fits.
+    setting = Setting(device, quick or (device == "cpu" and world > cores), world)
     plan = {
         name: probe.works(setting)
         for name, probe in PROBES.items()
@@ -164,7 +165,7 @@ def _alone(found: _Found, device: str, wanted: frozenset[str], quick: bool, budg
         free, total = torch.cuda.mem_get_info()
         found.context_bytes = int(total - free - torch.cuda.memory_reserved())
     crew = Crew(device)
-    found.samples += merged(run_session(crew, _plan(wanted, device, quick, 1), budget.alone, progress))
+    found.samples += merged(run_session(crew, _plan(wanted, device, quick, 1, 1), budget.alone, progress))
     crew.pool.release()
     if "host" not in wanted:
         return
@@ -186,7 +187,7 @@ def _worlds(
         progress("collective, interference: skipped: one accelerator has nobody to talk to")
     largest = 1
     for world in sizes:
-        plan = _plan(wanted, device, quick, world)
+        plan = _plan(wanted, device, quick, world, facts.host.cores)
         overlap = budget.interference if "interference" in wanted else 0.0
         if not plan and not overlap:
             continue

@@ -7,6 +7,7 @@ are fewer than the keys are decoding: whatever the backend, one call over the ca
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -84,12 +85,14 @@ def _library(work: Attention, crew: Crew, grouped: bool) -> Callable[..., torch.
 
 def _runnable(work: Attention, crew: Crew, operands: Operands) -> Callable[..., torch.Tensor]:
     """The forward that this backend takes; torch says why when it takes neither form."""
-    try:
-        forward = _library(work, crew, grouped=True)
-        forward(*operands)
-    except RuntimeError:
-        forward = _library(work, crew, grouped=False)
-        forward(*operands)
+    with warnings.catch_warnings():  # torch warns why a kernel is not used, then raises or takes the next
+        warnings.simplefilter("ignore")
+        try:
+            forward = _library(work, crew, grouped=True)
+            forward(*operands)
+        except RuntimeError:
+            forward = _library(work, crew, grouped=False)
+            forward(*operands)
     return forward
 
 

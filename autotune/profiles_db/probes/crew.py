@@ -37,6 +37,11 @@ class Crew:
         if self.device == "cuda":
             torch.cuda.synchronize()
 
+    def tidy(self) -> None:
+        """Gives memory that is cached but unused back to the device: the next probe may want it in other pieces."""
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
     def barrier(self) -> None:
         """Returns once every rank has called it."""
         if self.world > 1:

@@ -58,6 +58,7 @@ def attempt(work: Work, crew: Crew, seconds: float) -> Sample | str:
         trial = prepare(work, crew)
     except Exception as error:  # torch, a driver and the system each raise their own kinds; all mean: not here
         reason = why(error)
+        crew.tidy()
     ready = [rank[0] for rank in crew.gather([0.0 if trial is None else 1.0])]
     if trial is None or min(ready) < 1:
         return reason or f"rank {ready.index(0.0)} could not make it ready"
@@ -139,6 +140,7 @@ def run_session(
         for reason, count in skipped.items():
             say(f"{name}: skipped {count} of {len(plan[name])}: {reason}")
         every += done
+        crew.tidy()
     caught = yield from _put_off(crew, later, end, rates, say)
     yield from _second_looks(crew, [*every, *caught], end)
 

@@ -100,11 +100,11 @@ def run_world(task: Task, progress: Callable[[str], None]) -> Answer:
     with tempfile.TemporaryDirectory(prefix="autotune-world-") as folder:
         rendezvous = (Path(folder) / "store").as_uri()
         workers = mp.spawn(_worker, (task, rendezvous, results), nprocs=task.world, join=False, daemon=True)
-        trouble = ""
+        trouble = "interrupted"
         try:
             trouble = _collect(answer, workers, results, deadline, progress)
         finally:
-            _end(workers)
+            _end(workers, 0.2 if trouble else 5.0)
             results.close()
             answer.samples = merged(answer.samples)
     if trouble and not answer.context_bytes:
@@ -144,10 +144,10 @@ def _last_line(text: str) -> str:
     return lines[-1][:300] if lines else "no reason given"
 
 
-def _end(workers: Any) -> None:
+def _end(workers: Any, patience_s: float) -> None:
     """Ends the workers that this world started: a moment to leave by themselves, then by force."""
     for process in workers.processes:
-        process.join(timeout=5.0)
+        process.join(timeout=patience_s)
     for process in workers.processes:
         if process.is_alive():
             process.kill()
