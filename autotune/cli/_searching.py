@@ -68,8 +68,6 @@ def find(recipe: Recipe, store: Store, lock: bool, progress: Callable[[str], Non
     Raises InfeasibleError where no plan fits. Ctrl-C ends the search with what it has; only where it has nothing yet
     does KeyboardInterrupt come out, and even then what was simulated is kept for the next time.
     """
-    from autotune.planners.search import search
-
     profile = machine(recipe.use, recipe.folder, store)
     question = recipe.question(profile)
     store.save_recipe(recipe.path, recipe.merged())
@@ -83,6 +81,8 @@ def find(recipe: Recipe, store: Store, lock: bool, progress: Callable[[str], Non
 
     def remember(predictions: Sequence[Prediction]) -> None:
         store.remember_predictions(name, predictions)
+
+    from autotune.planners.search import search
 
     found = None
     try:

@@ -16,7 +16,7 @@ group = typer.Typer(help="The plan database: info, migrate, export.", no_args_is
 
 @command(group)
 def info() -> None:
-    """Say where the plan database is, its version, and how much is in it."""
+    """Say where it is and what is in it."""
     with opened(create=False) as store:
         found = store.info()
         out.data(
@@ -43,7 +43,10 @@ def info() -> None:
 
 @command(group)
 def migrate() -> None:
-    """Bring an older plan database to this version; the old file is copied first."""
+    """Bring it to this version.
+
+    The old file is copied first.
+    """
     with opened(create=False) as store:
         moved = store.migrated
         before, after = (moved.before, moved.after) if moved else (0, 0)
@@ -59,7 +62,10 @@ def export(
     form: Annotated[str, typer.Option("--to", metavar="json|csv|sqlite|optuna", help="The form.")] = "json",
     search: Annotated[str, typer.Option("--search", metavar="ID", help="For optuna: which search; the last one.")] = "",
 ) -> None:
-    """Write a copy of everything for other tools; optuna: one search as studies for optuna-dashboard."""
+    """Write a copy for other tools.
+
+    Everything as json, csv or sqlite; optuna: one search as studies for optuna-dashboard.
+    """
     with opened(create=False) as store:
         if form == "optuna":
             studies = store.export_optuna(target, search)

@@ -14,7 +14,10 @@ def add(app: typer.Typer) -> None:
 
 
 def doctor() -> None:
-    """Check versions, devices, the plan database, this machine's profile and the corpus; exit 4 if one fails."""
+    """Check that everything is ready.
+
+    Versions, devices, the plan database, this machine's profile, the default corpus; exit 4 if one fails.
+    """
     from autotune.cli._checkup import checks
 
     found = list(checks())

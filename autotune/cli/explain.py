@@ -24,7 +24,11 @@ def explain(
         str | None, typer.Option("--versus", metavar="PLAN", help="Compare with a stored plan for the same work.")
     ] = None,
 ) -> None:
-    """Explain a plan: where its time and memory go, why it beat the runner-up, why others were infeasible."""
+    """Explain why a plan takes what it takes.
+
+    Where its time and memory go, why it beat the runner-up, why others were infeasible, how good the answer is, and
+    where the prediction was wrong if the plan has run.
+    """
     from autotune.cli._explaining import explanation_of
     from autotune.cli._target import find_target
 

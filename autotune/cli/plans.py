@@ -20,7 +20,10 @@ def list_plans(
     model: Annotated[str, typer.Option("--model", metavar="NAME", help="Only of this model.")] = "",
     measured: Annotated[bool, typer.Option("--measured", help="Only those that were measured or run.")] = False,
 ) -> None:
-    """List stored plans: the latest question first, its fastest plans on top."""
+    """List stored plans.
+
+    The latest question first, its fastest plans on top.
+    """
     from autotune.cli._views import plan_entry_json, plan_entry_rows
 
     with opened(create=False) as store:
@@ -31,7 +34,7 @@ def list_plans(
 
 @command(group)
 def show(plan: Annotated[str, typer.Argument(metavar="PLAN", help="A plan's id, or its beginning.")]) -> None:
-    """Show a plan: every axis, what it was predicted for, and its runs."""
+    """Show a plan's axes and runs."""
     from autotune.cli._target import axes_of
     from autotune.cli._views import run_entry_json, run_entry_rows
 

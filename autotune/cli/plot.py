@@ -29,7 +29,10 @@ def plot(
     ] = None,
     predicted_only: Annotated[bool, typer.Option("--predicted", help="Leave the measured timeline out.")] = False,
 ) -> None:
-    """Draw a plan's timeline, predicted and (where it has run) measured, as one self-contained file."""
+    """Draw a plan's timeline as one file.
+
+    Predicted and, where the plan has run, measured, on one time scale.
+    """
     from autotune.cli._drawing import check_picture, timelines_of, write_picture
 
     if out_file:

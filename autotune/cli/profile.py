@@ -26,11 +26,11 @@ def profile(
     ] = None,
     name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="What to call the profile.")] = None,
 ) -> None:
-    """Measure this machine: what a cost model needs, what was found and why.
+    """Measure this machine and store its profile.
 
-    Devices, matrix products, attention, memory-bound operations, launches, the optimizer, copies, disk, collectives,
-    and how much compute and communication slow one another. Stored in the plan database under the machine's
-    fingerprint, where [machine] use = "this" finds it.
+    What a cost model needs, with what was found and why: devices, matrix products, attention,
+    memory-bound operations, launches, the optimizer, copies, disk, collectives, and how much compute and communication
+    slow one another. Stored under the machine's fingerprint, where [machine] use = "this" finds it.
     """
     from dataclasses import replace
 

@@ -37,7 +37,10 @@ def new(
 
 @command(group)
 def check(recipe: arguments.Recipe, overrides: arguments.Overrides = None) -> None:
-    """Check a recipe, its model and its files: every problem at once, exit 2 if there is one."""
+    """Check a recipe, its model and its files.
+
+    Every problem at once, exit 2 if there is one.
+    """
     asked = read_recipe(recipe, overrides or [])
     model = asked.model()
     out.data(f"{recipe}: ok ({asked.kind}, {model.name}: {model.architecture}, {model.layers} layers)")
@@ -46,7 +49,10 @@ def check(recipe: arguments.Recipe, overrides: arguments.Overrides = None) -> No
 
 @command(group)
 def schema() -> None:
-    """Print the JSON schema of recipes, for editors (Taplo: put `#:schema FILE` on a recipe's first line)."""
+    """Print the JSON schema of recipes.
+
+    For editors: with Taplo, `#:schema FILE` on a recipe's first line.
+    """
     import json
 
     from autotune.spec.recipe import json_schema
@@ -56,7 +62,10 @@ def schema() -> None:
 
 @command(group)
 def show(recipe: arguments.Recipe, overrides: arguments.Overrides = None) -> None:
-    """Show a recipe merged: file, AUTOTUNE_* variables and --set flags, with every default."""
+    """Show a recipe merged.
+
+    The file, AUTOTUNE_* variables and --set flags, with every default.
+    """
     from autotune.cli._scaffold import as_toml
 
     asked = read_recipe(recipe, overrides or [])

@@ -35,9 +35,9 @@ def run(
         Path | None, typer.Option("--trace", metavar="FILE", help="Write the measured timeline: .json, .html or .svg.")
     ] = None,
 ) -> None:
-    """Run a plan: train or generate with real workers, store every step, and compare with the prediction.
+    """Run a plan with real workers.
 
-    Under torchrun or Slurm it joins their world instead of starting its own.
+    Trains or generates, stores every step, and compares with the prediction. Under torchrun or Slurm it joins their world instead of starting its own.
     """
     from autotune.cli._drawing import check_picture, write_picture
     from autotune.cli._execution import execute

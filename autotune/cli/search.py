@@ -19,7 +19,9 @@ def add(app: typer.Typer) -> None:
 def search(
     recipe: arguments.Recipe,
     overrides: arguments.Overrides = None,
-    devices: Annotated[int | None, typer.Option("--devices", min=1, metavar="N", help="machine.devices.")] = None,
+    devices: Annotated[
+        int | None, typer.Option("--devices", min=1, metavar="N", help="Devices the plan may use.")
+    ] = None,
     measure: Annotated[
         int | None,
         typer.Option("--measure", min=0, metavar="K", help="Run the K most promising plans for a few steps."),
@@ -29,9 +31,9 @@ def search(
     ] = None,
     no_lock: Annotated[bool, typer.Option("--no-lock", help="Do not write NAME.lock.json.")] = False,
 ) -> None:
-    """Find the fastest plan that fits, say how far from the best possible it can be, and lock it.
+    """Find the fastest plan for a recipe and lock it.
 
-    Works for any machine that has a profile, at hand or not; where it is at hand the best plans are run as well.
+    Says how far from the best possible the answer can be, and why other plans were out. Works for any machine that has a profile, at hand or not; where it is at hand the best plans are run as well.
     Ctrl-C keeps what was found, and the same command resumes.
     """
     from autotune.cli._searching import find

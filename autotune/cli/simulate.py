@@ -15,7 +15,10 @@ def add(app: typer.Typer) -> None:
 
 
 def simulate(target: arguments.Target, overrides: arguments.Overrides = None, pins: arguments.Pins = None) -> None:
-    """Predict a plan: where the time goes, what each rank holds in memory, and how long it idles."""
+    """Predict a plan without running it.
+
+    Where the time goes, what each rank holds in memory, and how long it idles.
+    """
     from autotune.cli._execution import predict_target
     from autotune.cli._target import find_target
     from autotune.cli._views import prediction_json, prediction_lines

@@ -19,7 +19,10 @@ def techniques(
     group: Annotated[str | None, typer.Option("--group", metavar="GROUP", help="Only of this group.")] = None,
     state: Annotated[str | None, typer.Option("--state", metavar="works|planned", help="Only in this state.")] = None,
 ) -> None:
-    """List the techniques from the literature that plans can use or will: paper, group, state and place."""
+    """List techniques of the literature.
+
+    Which papers plans can use or will: group, tier, what they must equal, state, and where they are here.
+    """
     from autotune.spec.techniques import find, listed
 
     rows = [find(name)] if name else listed(group or "", state or "")

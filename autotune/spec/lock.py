@@ -248,9 +248,20 @@ def _problems(raw: object, shown: str) -> Iterator[Problem]:
                 name = "a number" if isinstance(kind, tuple) else kind.__name__
                 yield Problem(shown, f"{key}.{inner}", repr(value.get(inner))[:40], name)
     for index, run in enumerate(raw["measured"] if isinstance(raw.get("measured"), list) else ()):
-        steps = run.get("step_s") if isinstance(run, dict) else None
-        if not isinstance(steps, list) or not all(isinstance(s, _NUMBER) for s in steps):
-            yield Problem(shown, f"measured.{index}.step_s", repr(steps)[:40], "a list of seconds")
+        launch = run if isinstance(run, dict) else {}
+        for key, of in (("step_s", "seconds"), ("peak_bytes", "bytes")):
+            values = launch.get(key)
+            if not isinstance(values, list) or not all(isinstance(value, _NUMBER) for value in values):
+                yield Problem(shown, f"measured.{index}.{key}", repr(values)[:40], f"a list of {of}")
+    evaluated = raw.get("evaluated")
+    measured = evaluated.get("measured", {}) if isinstance(evaluated, dict) else {}
+    if not isinstance(measured, dict) or not all(isinstance(value, _NUMBER) for value in measured.values()):
+        yield Problem(shown, "evaluated.measured", repr(measured)[:40], "plan ids and their seconds")
+    second = raw.get("runner_up")
+    if second is not None and not isinstance(second, dict):
+        yield Problem(shown, "runner_up", repr(second)[:40], "a plan, or null")
+    elif second is not None and not isinstance(second.get("plan"), dict):
+        yield Problem(shown, "runner_up.plan", repr(second.get("plan"))[:40], "a plan's axes")
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -82,7 +82,10 @@ class Recipe:
             return load_model(self._at(section.config))
         if section.checkpoint is not None:
             return load_model(self._at(section.checkpoint) / "config.json")
-        return from_config(dict(section.model_extra or {}), f"{self.path}: model")
+        raw = dict(section.model_extra or {})
+        # Its content names it, not the file's or recipe's name: a model's digest covers its name.
+        shape = f"{raw.get('hidden_size', '')}x{raw.get('num_hidden_layers', '')}"
+        return from_config(raw, f"{self.path}: model", name=str(raw.get("name") or f"inline-{shape}"))
 
     def model(self) -> ModelSpec:
         """The model that `[model]` names. Raises UsageError for a config that says too little or the wrong thing."""
