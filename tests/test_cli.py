@@ -124,13 +124,13 @@ def modules_after(*words: str, cwd: Path, **environ: str) -> tuple[int, set[str]
     return int(last[0]), set(last[1:])
 
 
-@pytest.mark.parametrize("words", [("--help",), ("--version",), ("recipe", "--help")])
+@pytest.mark.parametrize("words", [("--help",), ("--version",)])
 def test_help_loads_nothing_heavy(words: tuple[str, ...], tmp_path: Path) -> None:
     code, modules = modules_after(*words, cwd=tmp_path)
     assert code == 0 and modules & HEAVY == set()
 
 
-@pytest.mark.parametrize("words", [("search", "--help"), ("techniques",)])
+@pytest.mark.parametrize("words", [("search", "--help"), ("recipe", "--help"), ("techniques",)])
 def test_a_command_loads_only_what_it_needs(words: tuple[str, ...], tmp_path: Path) -> None:
     code, modules = modules_after(*words, cwd=tmp_path)
     assert code == 0 and modules & HEAVY <= {"pydantic"}, "typer itself converts options with pydantic"
