@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from autotune.profiles_db.probes.memory_ops import OPS
 from autotune.profiles_db.probes.session import attempt, merged, run_session
 from autotune.profiles_db.probes.timing import summary
 from autotune.profiles_db.probes.world import Task, run_world
+from autotune.profiles_db.profile_file import dump_profile, load_profile
 from autotune.spec.errors import EnvironmentFault, UsageError
 from autotune.spec.machine import Profile, Sample
 from autotune.spec.work import (
@@ -228,13 +230,16 @@ def test_a_stuck_world_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not multiprocessing.active_children()
 
 
-def test_a_profile_of_some_probes() -> None:
+def test_a_profile_of_some_probes(tmp_path: Path) -> None:
     """The whole way, for the cheapest probes: a measured profile with its sources, and its names checked."""
     told: list[str] = []
     profile = profiling.profile_machine(True, told.append, only=("launch", "disk"))
     assert isinstance(profile, Profile) and profile.grade == "measured" and profile.created
     assert profile.coefficients["launch_seconds"] > 0 and "coefficients.launch_seconds" in profile.sources
-    assert {s.work.kind for s in profile.samples} == {"launch", "copy"} and told
+    assert {s.work.kind for s in profile.samples} == {"launch", "copy", "matmul", "memory"} and told
+    assert profile.device.memory_bandwidth > 0 and profile.device.peak_flops["fp32"] > 0
+    dump_profile(profile, tmp_path / "here.json")
+    assert load_profile(tmp_path / "here.json") == profile
     with pytest.raises(UsageError, match="lauch"):
         profiling.profile_machine(True, told.append, only=("lauch",))
 

@@ -20,6 +20,7 @@ from autotune.spec.machine import Device, Interference, Link, Profile, Sample
 from autotune.spec.work import Collective, Copy, Matmul, Memory, Work
 
 Progress = Callable[[str], None]
+PEAKS = 2  # pieces at the head of the product and memory grids that show the best rates
 CLEAR = 4.0  # latencies that a message must take before its bandwidth is read off
 # What `only` may name: the table of probes.PROBES (a test holds them equal) and two that are no piece of work.
 NAMES = ("launch", "collective", "matmul", "memory", "attention", "optimizer", "copy", "disk", "host", "interference")
@@ -136,6 +137,8 @@ def _plan(names: Iterable[str], device: str, quick: bool, world: int, cores: int
         for name, probe in PROBES.items()
         if name in chosen and (world == 1 or (probe.worlds if device == "cpu" else name == "collective"))
     }
+    if world == 1:  # whatever is asked, a profile says what its device can do at best
+        plan = {name: PROBES[name].works(setting)[:PEAKS] for name in ("matmul", "memory") if name not in plan} | plan
     return {name: works for name, works in plan.items() if works}
 
 
@@ -217,7 +220,7 @@ def profile_machine(quick: bool, progress: Progress, only: Sequence[str] = ()) -
     """Measures this machine: its accelerators where it has any, else its processor. Grade "measured".
 
     `progress` is told in words what each probe found, and what was skipped and why. `only` names the probes to run (see
-    NAMES); what the others would have told stays empty or zero in the profile.
+    NAMES): of the others the profile holds nothing but the device's best rates.
     Raises UsageError for an unknown name in `only`.
     """
     wanted = _wanted(only)
