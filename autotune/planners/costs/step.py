@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from autotune.planners.costs.body import NOTHING, BodyCosts, Cost
 from autotune.planners.costs.price import Pricer
 from autotune.planners.lower.shape import training_shape
-from autotune.planners.lower.stage import Sizes, canonical_stages
-from autotune.planners.lower.train import stage_sizes, state_bytes
+from autotune.planners.lower.stage import Sizes, canonical_stages, stage_blocks
+from autotune.planners.lower.train import partial_weights, stage_sizes, state_bytes
 from autotune.spec.machine import Profile
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
@@ -94,12 +94,21 @@ class StepCosts:
         size = self.model.vocab * self.model.hidden // self.plan.tensor * width
         return self.piece(Collective("all_reduce", size, 2, self.pricer.level(self.plan.world)))
 
+    def partial(self, stage: int) -> Cost:
+        """The gradients of weights that every tensor rank holds whole."""
+        weights = (
+            w for block in stage_blocks(self.model, self.plan.stages)[stage] for w in partial_weights(block, self.plan)
+        )
+        size = sum(w.size for w in weights) * (8 if self.workload.precision == "fp64" else 4)
+        return self.piece(Collective("all_reduce", size, self.plan.tensor, self.bodies.level))
+
 
 COSTS: dict[str, Callable[[StepCosts, int], Cost]] = {
     "F": lambda c, s: c.stage(s, False),
     "BW": lambda c, s: c.stage(s, True),
     "SEND": lambda c, s: c.hop(s, "SEND"),
     "RECV": lambda c, s: c.hop(s, "RECV"),
+    "SUM_PARTIAL": lambda c, s: c.partial(s),
     "TIE": lambda c, s: c.tie(s),
     "ALL_REDUCE": lambda c, s: c.over_data("all_reduce", s, 1),
     "REDUCE_SCATTER": lambda c, s: c.over_data("reduce_scatter", s, 1),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from autotune.planners.lower.body import TENSOR
 from autotune.planners.lower.train import DATA
 from autotune.spec.plan import Plan
 from autotune.spec.program import Instruction, Program
+
+Axes = dict[str, tuple[int, ...]]
 
 
 def coordinates(plan: Plan, rank: int) -> tuple[int, int, int]:
@@ -34,14 +37,18 @@ def expand(program: Program, plan: Plan) -> Program:
     ranks, buffers = [], []
     for rank in range(plan.world):
         pipeline, data, tensor = coordinates(plan, rank)
+        # A lane named after an axis of the mesh meets along that axis.
+        members = {
+            DATA: tuple(world_rank(plan, pipeline, d, tensor) for d in range(plan.data)),
+            TENSOR: tuple(world_rank(plan, pipeline, data, t) for t in range(plan.tensor)),
+        }
 
         def placed(
-            instruction: Instruction, pipeline: int = pipeline, data: int = data, tensor: int = tensor
+            instruction: Instruction, data: int = data, tensor: int = tensor, members: Axes = members
         ) -> Instruction:
-            if instruction.lane == DATA:
-                peers = tuple(world_rank(plan, pipeline, d, tensor) for d in range(plan.data))
-                meet = f"{instruction.op}.{instruction.stage}@p{pipeline}t{tensor}"
-                return instruction._replace(meet=meet, peers=peers)
+            if instruction.lane in members:
+                peers = members[instruction.lane]
+                return instruction._replace(meet=f"{instruction.op}.{instruction.stage}@{peers[0]}", peers=peers)
             if instruction.meet is None:
                 return instruction
             peers = tuple(world_rank(plan, p, data, tensor) for p in instruction.peers)

@@ -6,10 +6,12 @@ output; w.s weights, g.s gradients, o.s optimizer states; `tokens` and `targets`
 
 from __future__ import annotations
 
+from autotune.planners.lower.body import TENSOR
 from autotune.planners.lower.shape import training_shape
-from autotune.planners.lower.stage import Sizes, sizes
+from autotune.planners.lower.stage import Sizes, sizes, stage_blocks
 from autotune.planners.passes.communicate import communicate
 from autotune.planners.schedules import SCHEDULES, Step
+from autotune.spec.graph import Block, Weight
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.program import Buffer, Instruction, Program
@@ -56,15 +58,33 @@ def _compute(step: Step, sizes: tuple[Sizes, ...]) -> Instruction:
     return Instruction(op, s, m, reads=(*inputs, *dict.fromkeys(frees)), writes=(f"g.{s}", *made), frees=frees)
 
 
-def _update(stage: int, plan: Plan) -> list[Instruction]:
+def partial_weights(block: Block, plan: Plan) -> tuple[Weight, ...]:
+    """Weights that every tensor rank holds whole but sees only a part of the work for, its heads or its tokens.
+
+    Their gradients are partial sums (Megatron-LM all-reduces them after the last backward).
+    """
+    return tuple(
+        weight
+        for node in block.nodes
+        if plan.tensor > 1 and (node.split == "heads" or (plan.sequence_parallel and not node.split))
+        for weight in node.weights
+        if weight.shard is None
+    )
+
+
+def _update(stage: int, plan: Plan, blocks: tuple[Block, ...]) -> list[Instruction]:
     """What follows a stage's last backward: sum the gradients over the replicas, step, share the new weights."""
     w, g, o = f"w.{stage}", f"g.{stage}", f"o.{stage}"
     step = Instruction("OPT", stage, reads=(g, w), writes=(w, o, g))
+    first = []
+    if any(partial_weights(block, plan) for block in blocks):
+        first = [Instruction("SUM_PARTIAL", stage, lane=TENSOR, reads=(g,), writes=(g,))]
     if plan.data == 1:
-        return [step]
+        return [*first, step]
     if plan.zero == 0:
-        return [Instruction("ALL_REDUCE", stage, lane=DATA, reads=(g,), writes=(g,)), step]
+        return [*first, Instruction("ALL_REDUCE", stage, lane=DATA, reads=(g,), writes=(g,)), step]
     return [
+        *first,
         Instruction("REDUCE_SCATTER", stage, lane=DATA, reads=(g,), writes=(g,)),
         step,
         Instruction("ALL_GATHER", stage, lane=DATA, reads=(w,), writes=(w,)),
@@ -114,8 +134,9 @@ def lower_training(plan: Plan, model: ModelSpec, workload: Workload) -> Program:
     program = communicate(Program(compute, buffers))
     ranks = [list(listing) for listing in program.ranks]
     last = len(sizes) - 1
+    stages = stage_blocks(model, plan.stages)
     if model.tied and place[0] != place[last]:
         _tie(ranks, place, last)
     for stage, rank in enumerate(place):
-        ranks[rank] += _update(stage, plan)
+        ranks[rank] += _update(stage, plan, stages[stage])
     return Program(tuple(map(tuple, ranks)), program.buffers, facts={"place": place})

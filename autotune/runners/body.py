@@ -1,0 +1,149 @@
+"""Runs the body of one block, instruction by instruction: what the simulator priced, in the order it was priced.
+
+A body program is compiled once into a list of steps. Collectives of the tensor lane are issued without waiting; the
+next instruction that touches their buffer waits for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from autotune.planners.lower.body import TENSOR
+from autotune.runners.ops import OPERATIONS, Env
+from autotune.spec.graph import Block
+from autotune.spec.opset import OPS
+from autotune.spec.program import Instruction, Program
+
+Values = dict[str, Tensor]
+
+
+class Call(NamedTuple):
+    """One instruction, resolved: `run(env, group, operands)` gives its writes (an in-place one gives none)."""
+
+    run: Callable[[Env, dist.ProcessGroup | None, tuple[Tensor, ...]], tuple[object, ...]]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    frees: tuple[str, ...]
+    touches: tuple[str, ...]
+    collective: bool
+    label: str
+
+
+def _forward(block: Block, instruction: Instruction) -> Call:
+    node, forward = block.nodes[instruction.part], OPERATIONS[instruction.op].forward
+    return _call(instruction, lambda env, group, reads: forward(env, node, *reads))
+
+
+def _gradient(block: Block, instruction: Instruction, op: str, form: str) -> Call:
+    node, rule = block.nodes[instruction.part], OPS[op]
+    given = len(instruction.reads) - len(rule.dgrad if form == "dgrad" else rule.wgrad)
+    function = getattr(OPERATIONS[op], form)
+
+    def run(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
+        return function(env, node, reads[:given], reads[given:]) or ()
+
+    return _call(instruction, run)
+
+
+def _call(
+    instruction: Instruction,
+    run: Callable[[Env, dist.ProcessGroup | None, tuple[Tensor, ...]], tuple[object, ...]],
+    collective: bool = False,
+) -> Call:
+    i = instruction
+    touches = tuple(dict.fromkeys(i.reads + i.writes))
+    return Call(run, i.reads, i.writes, i.frees, touches, collective, i.op)
+
+
+def _accumulate(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
+    return (reads[1].add_(reads[0]),)
+
+
+def _all_reduce(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
+    return reads[0], dist.all_reduce(reads[0], group=group, async_op=True)
+
+
+def _all_gather(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
+    part = reads[0].contiguous()
+    whole = part.new_empty(part.shape[0] * env.tensor_size, *part.shape[1:])
+    return whole, dist.all_gather_into_tensor(whole, part, group=group, async_op=True)
+
+
+def _reduce_scatter(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
+    whole = reads[0].contiguous()
+    part = whole.new_empty(whole.shape[0] // env.tensor_size, *whole.shape[1:])
+    return part, dist.reduce_scatter_tensor(part, whole, group=group, async_op=True)
+
+
+COLLECTIVES = {"all_reduce": _all_reduce, "all_gather": _all_gather, "reduce_scatter": _reduce_scatter}
+
+
+def compile_body(block: Block, program: Program) -> tuple[Call, ...]:
+    """The calls of a one-rank body program."""
+    calls = []
+    for instruction in program.ranks[0]:
+        op, _, form = instruction.op.partition(".")
+        if instruction.lane == TENSOR:
+            calls.append(_call(instruction, COLLECTIVES[op], collective=True))
+        elif form:
+            calls.append(_gradient(block, instruction, op, form))
+        elif op == "accumulate":
+            calls.append(_call(instruction, _accumulate))
+        else:
+            calls.append(_forward(block, instruction))
+    return tuple(calls)
+
+
+@dataclass
+class Watch:
+    """Counts the bytes of the values alive in a body at every instruction: what the simulator's walk predicts."""
+
+    series: list[int] = field(default_factory=list)
+    order: list[str] = field(default_factory=list)
+    outside: frozenset[str] = frozenset()
+
+    def see(self, label: str, values: Values) -> None:
+        storages = {v.untyped_storage().data_ptr(): v.nbytes for n, v in values.items() if n not in self.outside}
+        given = {v.untyped_storage().data_ptr() for n, v in values.items() if n in self.outside}
+        self.series.append(sum(size for pointer, size in storages.items() if pointer not in given))
+        self.order.append(label)
+
+
+def run_body(
+    calls: tuple[Call, ...], env: Env, values: Values, group: dist.ProcessGroup | None, watch: Watch | None = None
+) -> Values:
+    """Runs the calls over `values`, which holds what the body is given and is left with what it does not free."""
+    pending: dict[str, dist.Work] = {}
+    for call in calls:
+        if pending:
+            for name in call.touches:
+                work = pending.pop(name, None)
+                if work is not None:
+                    work.wait()
+        made = call.run(env, group, tuple(values[name] for name in call.reads))
+        if call.collective:
+            *made, work = made  # type: ignore[assignment]
+            pending[call.writes[0]] = work  # type: ignore[assignment]
+        for name, value in zip(call.writes, made, strict=True):
+            values[name] = value  # type: ignore[assignment]
+        if watch is not None:
+            watch.see(call.label, values)
+        made = ()
+        for name in call.frees:
+            if name in pending:
+                pending.pop(name).wait()
+            del values[name]
+    for work in pending.values():
+        work.wait()
+    return values
+
+
+def device_synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

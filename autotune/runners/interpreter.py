@@ -1,0 +1,213 @@
+"""The interpreter: runs one rank's list of a program. It knows buffers and lanes; values come from a table.
+
+It issues instructions in list order. An operation is a function of the instruction and the store; it gives the values
+of the instruction's writes, and, if it only started the work, a handle to wait for. Whoever next reads, overwrites or
+frees such a buffer waits first. On CUDA every lane is a stream and the handle an event; on a CPU a handle is a
+`torch.distributed` work object and compute runs at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from autotune.spec.program import COMPUTE, Instruction, Program
+
+
+class Handle(Protocol):
+    def wait(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Started:
+    """Values that are being made: `handle.wait()` returns when they may be used."""
+
+    values: tuple[Any, ...]
+    handle: Handle
+
+
+Operation = Callable[[Instruction, Mapping[str, Any]], "tuple[Any, ...] | Started"]
+
+
+@dataclass
+class Trace:
+    """One step as it ran: (position, start, end) in seconds, and the counted bytes at each position."""
+
+    spans: list[tuple[int, float, float]] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
+    order: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Interpreter:
+    """Runs `program.ranks[rank]` step after step over one store. `values` holds what persists."""
+
+    program: Program
+    rank: int
+    operations: Mapping[str, Operation]
+    values: dict[str, Any]
+    device: torch.device
+    hooks: Mapping[str, Callable[[Instruction, Mapping[str, Any]], None]] = field(default_factory=dict)
+    streams: dict[str, Any] = field(default_factory=dict)
+    history: dict[str, deque[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.device.type == "cuda":
+            self.streams = {
+                lane: torch.cuda.Stream(self.device) for lane in self.program.lanes(self.rank) if lane != COMPUTE
+            }
+        for instruction in self.program.ranks[self.rank]:
+            for name in instruction.reads if instruction.lag else ():
+                kept = self.history.setdefault(name, deque(maxlen=instruction.lag + 1))
+                if kept.maxlen is not None and kept.maxlen <= instruction.lag:
+                    self.history[name] = deque(kept, maxlen=instruction.lag + 1)
+
+    def step(self, trace: Trace | None = None) -> None:
+        """Runs the list once and waits for everything it started."""
+        clock = _Clock(self.device) if trace is not None else None
+        pending: dict[str, tuple[Handle, int]] = {}
+        waited: dict[int, float] = {}
+        issued: list[Any] = []
+        flying: list[tuple[Handle, int, Any]] = []
+
+        def settle(name: str) -> None:
+            handle, position = pending.pop(name)
+            handle.wait()
+            if clock is not None and self.device.type != "cuda":
+                waited[position] = clock.now()
+
+        for position, instruction in enumerate(self.program.ranks[self.rank]):
+            for name in (*instruction.reads, *instruction.writes):
+                if name in pending:
+                    settle(name)
+            if instruction.op in self.hooks:
+                self.hooks[instruction.op](instruction, self.values)
+            held = (counted(self.values), set(map(id, self.values.values()))) if trace is not None else None
+            begin = clock.mark(self.streams.get(instruction.lane)) if clock else None
+            made = self._issue(instruction, position, pending)
+            if clock is not None and trace is not None:
+                issued.append((position, begin, clock.mark(self.streams.get(instruction.lane))))
+                trace.order.append(instruction.label)
+            for name, value in zip(instruction.writes, made, strict=True):
+                self.values[name] = value
+                if name in self.history:
+                    self.history[name].append(value)
+            if trace is not None and held is not None:
+                new = {str(i): value for i, value in enumerate(made) if id(value) not in held[1]}
+                trace.memory.append(held[0] + counted(new))
+            made = ()
+            for name in instruction.frees:
+                # A message may still be on its way: keep what it reads until the step ends, and do not stop here.
+                value = self.values.pop(name)
+                if name in pending:
+                    flying.append((*pending.pop(name), value))
+        for name in list(pending):
+            settle(name)
+        for handle, position, _ in flying:
+            handle.wait()
+            if clock is not None and self.device.type != "cuda":
+                waited[position] = clock.now()
+        flying.clear()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        if clock is not None and trace is not None:
+            for position, begin, end in issued:
+                trace.spans.append((position, clock.seconds(begin), waited.get(position, clock.seconds(end))))
+
+    def _issue(
+        self, instruction: Instruction, position: int, pending: dict[str, tuple[Handle, int]]
+    ) -> tuple[Any, ...]:
+        view: Mapping[str, Any] = self.values
+        if instruction.lag:
+            view = {**self.values, **{n: self._version(n, instruction.lag) for n in instruction.reads}}
+        operation = self.operations[instruction.op]
+        stream = self.streams.get(instruction.lane)
+        if stream is None:
+            made = operation(instruction, view)
+            handle = made.handle if isinstance(made, Started) else None
+        else:  # a CUDA lane beside compute: what reads something starts after what compute has been given so far
+            compute = torch.cuda.current_stream(self.device)
+            if instruction.reads:
+                stream.wait_stream(compute)
+            with torch.cuda.stream(stream):
+                made = operation(instruction, view)
+            event = torch.cuda.Event()
+            event.record(stream)
+            handle = _Recorded(event, self.device)
+            # Each side may free what the other still uses: the allocator must hear of both streams.
+            for user, values in ((stream, [view[n] for n in instruction.reads]), (compute, made)):
+                for value in values if isinstance(values, list | tuple) else values.values:
+                    if isinstance(value, torch.Tensor):
+                        value.record_stream(user)
+        if handle is not None:
+            for name in (*instruction.writes, *instruction.reads):
+                pending[name] = (handle, position)
+        return made.values if isinstance(made, Started) else made
+
+    def _version(self, name: str, lag: int) -> Any:
+        """The value written `lag` steps ago; before there is one, the oldest there is."""
+        kept = self.history.get(name)
+        if not kept:
+            return self.values.get(name)
+        return kept[max(0, len(kept) - 1 - lag)]
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """An event on a lane's stream: compute issued from now on comes after it; the host does not stop."""
+
+    event: Any
+    device: torch.device
+
+    def wait(self) -> None:
+        torch.cuda.current_stream(self.device).wait_event(self.event)
+
+
+@dataclass
+class _Clock:
+    """Wall time on a CPU, events on the instruction's stream on CUDA."""
+
+    device: torch.device
+    zero: Any = None
+
+    def __post_init__(self) -> None:
+        self.zero = self.mark(None)
+
+    def mark(self, stream: Any) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(stream or torch.cuda.current_stream(self.device))
+        return event
+
+    def now(self) -> float:
+        return float(self.seconds(self.mark(None)))
+
+    def seconds(self, mark: Any) -> float:
+        if self.device.type != "cuda":
+            return float(mark - self.zero)
+        return float(self.zero.elapsed_time(mark)) / 1e3
+
+
+def counted(values: Mapping[str, Any]) -> int:
+    """Bytes of all distinct tensors that the store's values hold, each at the size of its view or storage."""
+    seen: dict[int, int] = {}
+
+    def walk(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            pointer = value.untyped_storage().data_ptr()
+            seen[pointer] = max(seen.get(pointer, 0), value.nbytes)
+        elif isinstance(value, Mapping):
+            for item in value.values():
+                walk(item)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                walk(item)
+
+    walk(dict(values))
+    return sum(seen.values())

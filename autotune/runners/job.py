@@ -1,0 +1,104 @@
+"""A job and its result: what a launch hands to its workers and what comes back. JSON both ways, no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from autotune.spec.model import Experts, LatentAttention, ModelSpec
+from autotune.spec.plan import Plan
+from autotune.spec.timeline import Timeline
+from autotune.spec.workload import Workload
+
+
+@dataclass(frozen=True)
+class Job:
+    """`steps` are timed after `warmup` that are not; `check` compares with the one-process reference first."""
+
+    plan: Plan
+    model: ModelSpec
+    workload: Workload
+    steps: int = 5
+    warmup: int = 2
+    check: bool = False
+    seed: int = 0
+    checkpoint: str = ""  # a folder of safetensors; "": seeded random weights
+    prompts: tuple[str, ...] = ()
+    device: str = "cpu"  # cpu | cuda
+    trace: bool = True  # record one step's timeline
+    peak_flops: float = 0.0  # of one device, for model FLOPs utilisation; 0: not reported
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        raw = json.loads(text)
+        raw["plan"] = Plan.from_dict(raw["plan"])
+        raw["model"] = _model(raw["model"])
+        raw["workload"] = Workload(**raw["workload"])
+        raw["prompts"] = tuple(raw["prompts"])
+        return cls(**raw)
+
+
+def _model(raw: dict[str, Any]) -> ModelSpec:
+    raw["rope_scaling"] = tuple((k, v) for k, v in raw["rope_scaling"])
+    if raw["experts"]:
+        raw["experts"]["dense_layers"] = tuple(raw["experts"]["dense_layers"])
+        raw["experts"] = Experts(**raw["experts"])
+    if raw["latent"]:
+        raw["latent"] = LatentAttention(**raw["latent"])
+    return ModelSpec(**raw)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What ran. Per-rank figures are in world-rank order; `step_s` is the slowest rank's of each step."""
+
+    step_s: tuple[float, ...]
+    tokens_per_s: float
+    peak_bytes: tuple[int, ...]
+    losses: tuple[float, ...] = ()
+    mfu: float = 0.0
+    tokens: tuple[tuple[int, ...], ...] = ()
+    texts: tuple[str, ...] = ()
+    timeline: Timeline | None = None
+    equal: bool | None = None
+    max_difference: float | None = None
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    host: Mapping[str, Any] = field(default_factory=dict)
+    log_dir: str = ""
+
+
+@dataclass(frozen=True)
+class RankReport:
+    """One worker's part of the result, written as JSON into the log folder."""
+
+    rank: int
+    step_s: list[float]
+    peak_bytes: int
+    losses: list[float]
+    spans: list[tuple[int, float, float]] = field(default_factory=list)  # position, start, end of one traced step
+    memory: list[int] = field(default_factory=list)  # counted bytes at each position
+    tokens: list[list[int]] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    equal: bool | None = None
+    max_difference: float | None = None
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    host: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        part = folder / f"rank-{self.rank}.json.part"
+        part.write_text(json.dumps(asdict(self)))
+        part.rename(folder / f"rank-{self.rank}.json")
+
+    @classmethod
+    def read(cls, folder: Path, rank: int) -> RankReport:
+        raw = json.loads((folder / f"rank-{rank}.json").read_text())
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: v for k, v in raw.items() if k in known})

@@ -1,0 +1,66 @@
+"""This worker's place in the mesh, and a process group for every lane and axis it takes part in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from autotune.planners.lower.expand import coordinates, groups
+from autotune.spec.plan import Plan
+from autotune.spec.program import Program
+
+REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
+Members = tuple[int, ...]
+
+
+@dataclass
+class Mesh:
+    """Groups are made in one order on every rank, as torch.distributed asks."""
+
+    plan: Plan
+    rank: int
+    device: torch.device
+    pipeline: int = 0
+    data: int = 0
+    tensor: int = 0
+    axes: dict[str, dist.ProcessGroup | None] = field(default_factory=dict)
+    lanes: dict[tuple[str, Members], dist.ProcessGroup] = field(default_factory=dict)
+
+    @classmethod
+    def build(cls, plan: Plan, program: Program, rank: int, device: torch.device) -> Mesh:
+        """`program` is the expanded one: each of its meetings names its members."""
+        mesh = cls(plan, rank, device, *coordinates(plan, rank))
+        for axis, extent in (("tensor", plan.tensor), ("data", plan.data)):
+            mesh.axes[axis] = None
+            for members in groups(plan, axis) if extent > 1 else ():
+                group = _group(members)
+                if rank in members:
+                    mesh.axes[axis] = group
+        for lane, members in sorted({(i.lane, i.peers) for _, _, i in program if i.peers}):
+            group = _group(members)
+            if rank in members:
+                mesh.lanes[lane, members] = group
+        return mesh
+
+    def all_reduce(self, tensor: Tensor, how: str) -> Tensor:
+        """In place over the tensor ranks."""
+        if self.axes["tensor"] is not None:
+            dist.all_reduce(tensor, REDUCTIONS[how], group=self.axes["tensor"])
+        return tensor
+
+
+def _group(members: Members) -> dist.ProcessGroup:
+    return dist.new_group(list(members), timeout=timedelta(seconds=600))
+
+
+def barrier(device: torch.device) -> None:
+    """All ranks have come here, and this device has finished."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        dist.barrier(device_ids=[device.index])
+    else:
+        dist.barrier()

@@ -1,0 +1,133 @@
+"""A stage's weights, gradients and optimizer states: flat tensors, with a view for every parameter.
+
+Flat, so that one collective sums a stage's gradients, one fused call updates it, and ZeRO-1 is a slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from autotune.spec.graph import Block, Weight
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64, "fp16": torch.float16}
+Key = tuple[int, str]  # (block index, weight name)
+Loader = Callable[[int, Weight], Tensor]  # this tensor rank's shard of a block's weight
+
+
+def local_shape(weight: Weight, ranks: int) -> tuple[int, ...]:
+    """The shape of one tensor rank's shard."""
+    shape = list(weight.shape)
+    if weight.shard is not None:
+        shape[weight.shard] //= ranks
+    return tuple(shape)
+
+
+@dataclass
+class StageState:
+    """`weight` is in the compute precision, `grad` fp32 for bf16 weights; `master`, `exp_avg`, `exp_avg_sq` cover
+    this data rank's `shard` of the flat range (all of it without ZeRO)."""
+
+    blocks: tuple[Block, ...]
+    weight: Tensor
+    grad: Tensor
+    master: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    step: Tensor
+    weights: dict[Key, Tensor]
+    grads: dict[Key, Tensor]
+    shard: slice
+    size: int  # elements before padding
+
+    @classmethod
+    def build(
+        cls,
+        blocks: tuple[Block, ...],
+        load: Loader,
+        *,
+        precision: str,
+        tensor_size: int,
+        shards: int,
+        shard: int,
+        device: torch.device,
+        train: bool = True,
+    ) -> StageState:
+        """Allocates and fills a stage. Two blocks that share a tensor (tied embeddings) share its view."""
+        dtype = DTYPES[precision]
+        main = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+        at: dict[object, tuple[int, tuple[int, ...]]] = {}
+        keys: list[tuple[Key, Weight, object]] = []
+        size = 0
+        for block in blocks:
+            for weight in block.weights():
+                shape = local_shape(weight, tensor_size)
+                tensor = tuple(name for name, _ in weight.parts)
+                keys.append(((block.index, weight.name), weight, tensor))
+                if tensor not in at:
+                    at[tensor] = (size, shape)
+                    size += torch.Size(shape).numel()
+        padded = -(-size // shards) * shards
+        flat = torch.zeros(padded, dtype=dtype, device=device)
+        grad = torch.zeros(padded if train else 0, dtype=main, device=device)
+        weights: dict[Key, Tensor] = {}
+        grads: dict[Key, Tensor] = {}
+        loaded: set[object] = set()
+        for key, weight, tensor in keys:
+            start, shape = at[tensor]
+            cut = slice(start, start + torch.Size(shape).numel())
+            weights[key] = flat[cut].view(shape)
+            if train:
+                grads[key] = grad[cut].view(shape)
+            if tensor not in loaded:
+                loaded.add(tensor)
+                weights[key].copy_(load(key[0], weight))
+        each = padded // shards
+        mine = slice(shard * each, (shard + 1) * each)
+        piece = flat[mine] if train else flat[:0]
+        return cls(
+            blocks,
+            flat,
+            grad,
+            piece.to(main) if dtype != main else piece,
+            torch.zeros_like(piece, dtype=main),
+            torch.zeros_like(piece, dtype=main),
+            torch.zeros((), dtype=torch.float32, device=device),
+            weights,
+            grads,
+            mine,
+            size,
+        )
+
+    def of(self, block: Block) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(weights, gradients) of one block by weight name."""
+        names = [weight.name for weight in block.weights()]
+        return (
+            {name: self.weights[block.index, name] for name in names},
+            {name: self.grads[block.index, name] for name in names} if self.grads else {},
+        )
+
+    def update(self, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.95)) -> None:
+        """One AdamW step (Loshchilov & Hutter, 1711.05101) on this rank's shard, and zeroed gradients after it."""
+        self.step += 1
+        torch._fused_adamw_(
+            [self.master],
+            [self.grad[self.shard]],
+            [self.exp_avg],
+            [self.exp_avg_sq],
+            [],
+            [self.step],
+            lr=learning_rate,
+            beta1=betas[0],
+            beta2=betas[1],
+            weight_decay=weight_decay,
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+        )
+        if self.master.dtype != self.weight.dtype:
+            self.weight[self.shard].copy_(self.master)
+        self.grad.zero_()

@@ -1,0 +1,77 @@
+"""One pool of worker processes for the whole test session: torch is imported once a worker, not once a test.
+
+A task is the name of a function in `tests.tasks`; workers 0..n-1 form a gloo world of n for it and send back what it
+returns.
+"""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import socket
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+WORKERS = 4
+
+
+def _serve(rank: int, pipe: Connection) -> None:
+    from datetime import timedelta
+
+    import torch
+    import torch.distributed as dist
+
+    import tests.tasks as tasks
+
+    torch.set_num_threads(1)
+    while (order := pipe.recv()) is not None:
+        name, world, port, arguments = order
+        try:
+            store = dist.TCPStore("127.0.0.1", port, world, is_master=rank == 0, timeout=timedelta(seconds=20))
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=20))
+            try:
+                answer = getattr(tasks, name)(rank, world, **arguments)
+            finally:
+                dist.destroy_process_group()
+            pipe.send((True, answer))
+        except BaseException:
+            pipe.send((False, traceback.format_exc()))
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+class Pool:
+    """Starts its workers when they are first needed."""
+
+    def __init__(self) -> None:
+        self.workers: list[tuple[Any, Connection]] = []
+
+    def run(self, name: str, world: int, **arguments: Any) -> list[Any]:
+        """What every rank's task returned, in rank order; a failing rank's traceback is raised."""
+        context = mp.get_context("spawn")
+        while len(self.workers) < world:
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(len(self.workers), there), daemon=True)
+            process.start()
+            self.workers.append((process, here))
+        port = _free_port()
+        for _, pipe in self.workers[:world]:
+            pipe.send((name, world, port, arguments))
+        answers = []
+        for _, pipe in self.workers[:world]:
+            if not pipe.poll(120):
+                raise TimeoutError(f"{name}: a worker did not answer in 120 s")
+            answers.append(pipe.recv())
+        failed = [text for ok, text in answers if not ok]
+        if failed:
+            raise AssertionError("\n".join(failed))
+        return [answer for _, answer in answers]
+
+    def close(self) -> None:
+        for process, pipe in self.workers:
+            pipe.send(None)
+            process.join(5)

@@ -1,0 +1,83 @@
+"""What the pool's workers do: each function runs on every rank of a gloo world."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from autotune.planners.lower.body import lower_block
+from autotune.planners.simulate import memory
+from autotune.runners.checkpoint import shard
+from autotune.runners.interpreter import Trace
+from autotune.runners.reference import init_weight
+from autotune.runners.state import DTYPES
+from autotune.runners.training import Trainer
+from autotune.spec.model import ModelSpec
+from autotune.spec.plan import Plan
+from autotune.spec.workload import Workload
+
+
+def random_batch(workload: Workload, vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The global batch, the same on every rank."""
+    generator = torch.Generator().manual_seed(7)
+    text = torch.randint(vocab, (workload.global_batch, workload.sequence_length + 1), generator=generator)
+    return text[:, :-1].contiguous(), text[:, 1:].contiguous()
+
+
+def train(rank: int, world: int, plan: Plan, model: ModelSpec, workload: Workload, steps: int) -> dict[str, Any]:
+    """Runs `steps` steps; gives losses, the first step's summed gradients, the last weights, and the trace."""
+    load = lambda index, weight: shard(  # noqa: E731
+        weight, init_weight(weight, 0, DTYPES[workload.precision]), trainer_tensor, plan.tensor
+    )
+    trainer_tensor = rank % plan.tensor
+    trainer = Trainer.build(plan, model, workload, rank, torch.device("cpu"), load)
+    tokens, targets = random_batch(workload, model.vocab)
+    each = workload.global_batch // plan.data
+    mine = slice(trainer.mesh.data * each, (trainer.mesh.data + 1) * each)
+    gradients: dict[tuple[int, str], Any] = {}
+
+    def capture(instruction: Any, values: Any) -> None:
+        state = trainer.states[instruction.stage]
+        if plan.zero:  # only this rank's shard is summed: gather the rest to look at it
+            whole = torch.empty_like(state.grad)
+            torch.distributed.all_gather_into_tensor(
+                whole, state.grad[state.shard].clone(), group=trainer.mesh.axes["data"]
+            )
+            state.grad.copy_(whole)
+        for key, gradient in state.grads.items():
+            gradients.setdefault(key, gradient.clone().numpy())
+
+    trainer.interpreter.hooks = {"OPT": capture}
+    losses, trace = [], Trace()
+    for step in range(steps):
+        trainer.feed((tokens[mine], targets[mine]))
+        if step == 0:
+            trainer.watch = []
+        trainer.interpreter.step(trace if step == 0 else None)
+        if step == 0:
+            _bodies_as_predicted(trainer)
+            trainer.watch = None
+        loss = trainer.interpreter.values.get("loss")
+        losses.append(float(loss) if loss is not None else 0.0)
+    weights = {k: w.numpy() for state in trainer.states.values() for k, w in state.weights.items()}
+    return {
+        "losses": losses,
+        "gradients": gradients,
+        "weights": weights,
+        "order": trace.order,
+        "memory": trace.memory,
+        "tensor": trainer.mesh.tensor,
+        "sent": None,
+    }
+
+
+def _bodies_as_predicted(trainer: Trainer) -> None:
+    """Every body ran in the program's order and held exactly the bytes that the simulator's walk says."""
+    assert trainer.watch
+    for block, op, watch in trainer.watch:
+        body = lower_block(block, trainer.shape, trainer.plan.recompute)
+        program = body.backward if op == "BW" else body.forward
+        assert watch.order == [i.op for i in program.ranks[0]]
+        predicted = memory(program, lambda r, i: 0)[0].get("device", [])
+        assert watch.series == predicted, (block.kind, op, list(zip(watch.order, watch.series, predicted, strict=True)))
