@@ -82,8 +82,12 @@ def _producers(listing: list[Instruction]) -> dict[str, Instruction]:
     return producer
 
 
-def _forward(block: Block, shape: Shape, values: _Values) -> list[Instruction]:
-    """The nodes in order, with the collectives of Megatron's tensor and sequence parallelism between them."""
+def _forward(block: Block, shape: Shape, values: _Values, train: bool) -> list[Instruction]:
+    """The nodes in order, with the collectives of Megatron's tensor and sequence parallelism between them.
+
+    Attention over a cache (more keys than queries, no backward to come) leaves its statistics empty.
+    """
+    cached = not train and shape.keys > shape.queries
     sharded = shape.sequence_parallel and shape.tensor > 1
     out: list[Instruction] = []
     first = block.nodes[0].reads[0]
@@ -109,7 +113,8 @@ def _forward(block: Block, shape: Shape, values: _Values) -> list[Instruction]:
             values.size[node.writes[0]] = max(4, shape.width)
         for stat in OPS[node.op].stats:
             name = f"{node.name}.{stat.name}"
-            writes.append(values.put(name, _stat_columns(node, stat.times, shape), split, max(4, shape.width)))
+            count = 0 if cached and node.op == "attention" else _stat_columns(node, stat.times, shape)
+            writes.append(values.put(name, count, split, max(4, shape.width)))
         out.append(Instruction(node.op, part=index, reads=tuple(reads), writes=tuple(writes)))
         if partial and sharded:
             whole, part = node.writes[0], writes[0]
@@ -253,13 +258,17 @@ def _program(listing: tuple[Instruction, ...], size: Mapping[str, int], given: s
 
 
 @lru_cache(maxsize=4096)
-def _lower(block: Block, shape: Shape, policy: str, loss: bool) -> Body:
+def _lower(block: Block, shape: Shape, policy: str, loss: bool, train: bool) -> Body:
     values = _Values(shape, {}, {})
-    listing = _forward(block, shape, values)
+    listing = _forward(block, shape, values, train)
     if not loss:
         listing = [i for i in listing if i.op != "cross_entropy"]
     source, output = block.nodes[0].reads[0], block.nodes[-1 if loss else -2 if block.kind == "head" else -1].writes[0]
     given = {source, "targets", "tokens"}
+    if not train:
+        forward = _program(with_frees(listing, given | {output}), values.size, given, set())
+        nothing = Program(((),), ({},))
+        return Body(forward, nothing, (), 0, output, values.size[output], dict(values.size), "")
     saved = saved_values(block, listing, policy)
     writer = _Backward(block, listing, values, saved | given)
     if output != "loss":
@@ -285,6 +294,9 @@ def _lower(block: Block, shape: Shape, policy: str, loss: bool) -> Body:
     )
 
 
-def lower_block(block: Block, shape: Shape, policy: str = "none", loss: bool = True) -> Body:
-    """The body of `block` for `shape` under a recompute policy; remembered. `loss` False: logits are the output."""
-    return _lower(block, shape, policy, loss or block.kind != "head")
+def lower_block(block: Block, shape: Shape, policy: str = "none", loss: bool = True, train: bool = True) -> Body:
+    """The body of `block` for `shape` under a recompute policy; remembered. `loss` False: logits are the output.
+
+    `train` False: a forward that keeps nothing, and an empty backward.
+    """
+    return _lower(block, shape, policy, loss or block.kind != "head", train)
