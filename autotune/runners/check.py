@@ -1,0 +1,96 @@
+"""`--check`: one step beside the one-process reference, on the same batch and the same weights.
+
+Bounds are relative L2 distances of a gradient tensor, or of the loss. fp32 is compared with an fp64 reference, bf16
+with an fp32 reference on the same rounded weights: then the bound is bf16's own rounding through the depth of the
+model (8 bits of mantissa: 0.4 % an operation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from autotune.runners.checkpoint import open_checkpoint, unshard
+from autotune.runners.data import batch, open_corpus
+from autotune.runners.job import Job
+from autotune.runners.mesh import barrier
+from autotune.runners.reference import init_weights, reference_gradients
+from autotune.runners.state import DTYPES
+from autotune.runners.training import Batch, Trainer
+from autotune.spec.graph import blocks
+from autotune.spec.program import Instruction
+
+BOUNDS = {"fp64": 1e-10, "fp32": 2e-4, "bf16": 5e-2}
+REFERENCE = {"fp64": torch.float64, "fp32": torch.float64, "bf16": torch.float32}
+
+
+def capture(trainer: Trainer, found: dict[str, torch.Tensor]) -> Any:
+    """A hook that copies every gradient just before the optimizer takes it, whole over the data ranks."""
+
+    def hook(instruction: Instruction, values: Mapping[str, Any]) -> None:
+        state = trainer.states[instruction.stage]
+        if trainer.plan.zero:  # only this rank's shard is summed
+            dist.all_gather_into_tensor(state.grad, state.grad[state.shard].clone(), group=trainer.mesh.axes["data"])
+        for (block, name), gradient in state.grads.items():
+            found[f"{block}/{name}"] = gradient.detach().to("cpu", copy=True).contiguous()
+
+    return hook
+
+
+def check_step(
+    job: Job, rank: int, trainer: Trainer, feed: Iterator[Batch], folder: Path, losses: list[float]
+) -> tuple[bool | None, float | None]:
+    """Runs the first step and compares; every rank writes its gradients, rank 0 judges."""
+    found: dict[str, torch.Tensor] = {}
+    trainer.interpreter.hooks = {"OPT": capture(trainer, found)}
+    trainer.feed(next(feed))
+    trainer.interpreter.step()
+    trainer.interpreter.hooks = {}
+    loss = trainer.interpreter.values.get("loss", torch.zeros((), device=trainer.mesh.device)).detach().clone()
+    losses.append(float(loss))
+    if trainer.mesh.data == 0:
+        save_file(found, folder / f"gradients-{rank}.safetensors")
+    total = torch.tensor([float(loss)], dtype=torch.float64)
+    dist.all_reduce(total)
+    barrier(trainer.mesh.device)
+    if rank:
+        return None, None
+    return judge(job, float(total) / job.plan.tensor, trainer.mesh.device, folder)
+
+
+def judge(job: Job, loss: float, device: torch.device, folder: Path) -> tuple[bool, float]:
+    """(within bounds, the largest relative difference) of the gathered gradients and the loss."""
+    dtype = REFERENCE[job.workload.precision]
+    weights = init_weights(job.model, job.seed, DTYPES[job.workload.precision])
+    if job.checkpoint:
+        checkpoint = open_checkpoint(job.checkpoint)
+        for block in blocks(job.model):
+            for weight in block.weights():
+                key = (block.index, weight.name)
+                weights[key] = checkpoint.load(weight, 0, 1, DTYPES[job.workload.precision], "cpu")
+    corpus = open_corpus(job.workload.data, job.model.vocab)
+    size = job.workload.global_batch
+    tokens, targets = batch(corpus, 0, size, job.workload.sequence_length, 0, size)
+    moved = {id(w): w.to(device) for w in weights.values()}
+    weights = {key: moved[id(w)] for key, w in weights.items()}
+    with torch.enable_grad():
+        expected, gradients = reference_gradients(job.model, weights, tokens.to(device), targets.to(device), dtype)
+    worst = abs(loss - float(expected)) / abs(float(expected))
+    shards: dict[str, list[tuple[int, torch.Tensor]]] = {}
+    for file in sorted(folder.glob("gradients-*.safetensors")):
+        rank = int(file.stem.split("-")[1])
+        for key, tensor in load_file(file).items():
+            shards.setdefault(key, []).append((rank % job.plan.tensor, tensor))
+        file.unlink()
+    for block in blocks(job.model):
+        for weight in block.weights():
+            by_rank = dict(shards[f"{block.index}/{weight.name}"])
+            ours = unshard(weight, [by_rank[t] for t in sorted(by_rank)]).to(device, dtype)
+            theirs = gradients[block.index, weight.name].to(dtype)
+            worst = max(worst, float((ours - theirs).norm() / theirs.norm().clamp_min(1e-30)))
+    return worst <= BOUNDS[job.workload.precision], worst

@@ -1,0 +1,182 @@
+"""Launches a job's workers and gathers what they report. No torch here: the workers import it.
+
+Workers start through torch's elastic launcher; in a world that torchrun or Slurm already started, this process is one
+of them and runs its part itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from autotune.planners.costs.works import model_flops
+from autotune.planners.lower.expand import expand
+from autotune.planners.lower.train import lower_training
+from autotune.runners.job import Job, RankReport, RunResult
+from autotune.spec.errors import RunError, UsageError
+from autotune.spec.program import Program
+from autotune.spec.timeline import Span, Timeline
+
+GRACE = 20.0  # seconds that workers get to end after a signal
+
+
+def world_here() -> tuple[int, int] | None:
+    """(rank, world size) when torchrun or Slurm started this process as one of several, else None."""
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
+        rank, world = os.environ["SLURM_PROCID"], os.environ["SLURM_NTASKS"]
+        nodes = os.environ.get("SLURM_NODELIST", "127.0.0.1")
+        os.environ |= {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": os.environ.get("SLURM_LOCALID", rank)}
+        os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", world))
+        os.environ.setdefault("MASTER_ADDR", os.environ.get("SLURM_LAUNCH_NODE_IPADDR", nodes.split(",")[0]))
+        os.environ.setdefault("MASTER_PORT", "29500")
+        return int(rank), int(world)
+    return None
+
+
+def launch(job: Job, *, nproc: int, log_dir: Path, timeout_s: float = 3600.0) -> RunResult:
+    """Runs a job over `nproc` local workers (or the world that already exists). Raises RunError when one dies."""
+    here = world_here()
+    world = here[1] if here else nproc
+    if world != job.plan.world:
+        raise UsageError(
+            f"the plan needs {job.plan.world} workers (data {job.plan.data} x tensor {job.plan.tensor} x pipeline "
+            f"{job.plan.pipeline}), found {world}",
+            hint=f"run with --nproc {job.plan.world}",
+        )
+    log_dir.mkdir(parents=True, exist_ok=True)
+    if here is None:
+        for stale in (*log_dir.glob("rank-*"), *log_dir.glob("gradients-*")):
+            stale.unlink()
+        (log_dir / "job.json").write_text(job.to_json())
+        _elastic(nproc, log_dir, timeout_s)
+    else:
+        from autotune.runners.worker import work
+
+        work(job, log_dir)
+    return gather(job, log_dir)
+
+
+def _elastic(nproc: int, log_dir: Path, timeout_s: float) -> None:
+    """One elastic launch of `nproc` workers; ends with all of them gone, whatever happened."""
+    cores = len(os.sched_getaffinity(0))
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // nproc)), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    roots = [str(Path(__file__).resolve().parents[2]), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, roots))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1"]
+    command += [f"--nproc-per-node={nproc}", "--max-restarts=0", "--monitor-interval=0.2"]
+    command += ["-m", "autotune.runners.worker", str(log_dir / "job.json"), str(log_dir)]
+    with open(log_dir / "workers.log", "wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        try:
+            code = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            _end(process)
+            raise RunError(
+                f"the run did not end within {timeout_s:.0f} s; its log is {log_dir / 'workers.log'}"
+            ) from None
+        except BaseException:
+            _end(process)
+            raise
+    if code:
+        raise RunError(failure(log_dir, nproc), hint=f"the whole log is {log_dir / 'workers.log'}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends the launcher and its workers: politely, then not."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            return
+        deadline = time.monotonic() + (GRACE if number == signal.SIGTERM else 5.0)
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def failure(log_dir: Path, nproc: int) -> str:
+    """Which worker failed first and why, from what it left behind."""
+    errors = sorted(log_dir.glob("rank-*.error"), key=lambda file: file.stat().st_mtime)
+    if errors:
+        rank = errors[0].stem.split("-")[1]
+        last = errors[0].read_text().strip().splitlines()[-1]
+        return f"worker {rank} of {nproc} failed: {last} (traceback in {errors[0]})"
+    text = (log_dir / "workers.log").read_text(errors="replace")
+    dead = re.search(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", text, re.S)
+    if dead:
+        code = int(dead[2])
+        how = f"was ended by signal {-code}" if code < 0 else f"exited with {code}"
+        return f"worker {dead[1]} of {nproc} {how} without a traceback"
+    return f"the workers could not be started: {text.strip().splitlines()[-1] if text.strip() else 'no output'}"
+
+
+def gather(job: Job, log_dir: Path) -> RunResult:
+    """The ranks' reports as one result. A step takes as long as its slowest rank."""
+    reports = [RankReport.read(log_dir, rank) for rank in range(job.plan.world)]
+    first = reports[0]
+    steps = tuple(max(r.step_s[i] for r in reports) for i in range(len(first.step_s)))
+    median = statistics.median(steps) if steps else 0.0
+    losses = tuple(sum(r.losses[i] for r in reports) / job.plan.tensor for i in range(len(first.losses)))
+    mfu = 0.0
+    if job.workload.kind == "train" and job.peak_flops and median:
+        flops = model_flops(job.model, job.workload.global_batch, job.workload.sequence_length)
+        mfu = flops / (median * job.peak_flops * job.plan.world)
+    return RunResult(
+        steps,
+        job.workload.tokens / median if median else 0.0,
+        tuple(r.peak_bytes for r in reports),
+        losses,
+        mfu,
+        tuple(tuple(t) for r in reports for t in r.tokens),
+        tuple(text for r in reports for text in r.texts),
+        measured_timeline(job, reports) if first.spans else None,
+        first.equal,
+        first.max_difference,
+        max(r.prefill_s for r in reports),
+        max(r.decode_s for r in reports),
+        first.host,
+        str(log_dir),
+    )
+
+
+def measured_timeline(job: Job, reports: list[RankReport]) -> Timeline:
+    """The traced step of all ranks. A meeting starts when its last member comes and ends for all at once."""
+    program = traced_program(job)
+    spans: dict[tuple[int, int], tuple[float, float]] = {}
+    meetings: dict[str, list[tuple[int, int]]] = {}
+    for report in reports:
+        for position, start, end in report.spans:
+            spans[report.rank, position] = (start, end)
+            meet = program.ranks[report.rank][position].meet
+            if meet is not None:
+                meetings.setdefault(meet, []).append((report.rank, position))
+    for members in meetings.values():
+        start = max(spans[m][0] for m in members)
+        end = max(start, min(spans[m][1] for m in members))
+        spans |= dict.fromkeys(members, (start, end))
+    memory = [{"device": report.memory} for report in reports]
+    ordered = tuple(Span(rank, position, *times) for (rank, position), times in sorted(spans.items()))
+    return Timeline("measured", program, ordered, memory, (0,) * len(reports))
+
+
+def traced_program(job: Job) -> Program:
+    """The program that the traced step interpreted, over all ranks."""
+    if job.workload.kind == "train":
+        return expand(lower_training(job.plan, job.model, job.workload), job.plan)
+    from autotune.planners.lower.generate import lower_generation
+
+    keys = job.workload.prompt_length + job.workload.new_tokens
+    return expand(lower_generation(job.plan, job.model, job.workload, 1, keys), job.plan)
+
+
+def clear(log_dir: Path) -> None:
+    """Removes a run's folder."""
+    shutil.rmtree(log_dir, ignore_errors=True)

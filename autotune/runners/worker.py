@@ -1,0 +1,92 @@
+"""One worker of a run: `python -m autotune.runners.worker JOB.json LOG_FOLDER`, started by torchrun or Slurm.
+
+It takes its rank from the environment, runs its part of the job and writes `rank-N.json`; a failure leaves its
+traceback in `rank-N.error` and a non-zero exit, upon which the launcher ends the others.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from autotune.runners.checkpoint import open_checkpoint, shard
+from autotune.runners.job import Job
+from autotune.runners.reference import init_weight
+from autotune.runners.state import DTYPES, Loader
+from autotune.spec.graph import Weight, blocks
+
+TIMEOUT = timedelta(seconds=600)
+
+
+def join(job: Job) -> tuple[int, torch.device]:
+    """Joins the world that the environment describes; (rank, device). The same thread rule as the probes."""
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    if job.device == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)))
+        torch.cuda.set_device(device)
+        dist.init_process_group("cuda:nccl,cpu:gloo", rank=rank, world_size=world, timeout=TIMEOUT, device_id=device)
+    else:
+        device = torch.device("cpu")
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
+        dist.init_process_group("gloo", rank=rank, world_size=world, timeout=TIMEOUT)
+    torch.set_grad_enabled(False)
+    return rank, device
+
+
+def loader(job: Job, rank: int, device: torch.device) -> Loader:
+    """Where a worker's weights come from: its shards of a checkpoint, or seeded random ones."""
+    plan, dtype = job.plan, DTYPES[job.workload.precision]
+    tensor = rank % plan.tensor
+    if not job.checkpoint:
+        return lambda index, weight: shard(weight, init_weight(weight, job.seed, dtype), tensor, plan.tensor)
+    checkpoint = open_checkpoint(job.checkpoint)
+    checkpoint.verify(weight for block in blocks(job.model) for weight in block.weights())
+
+    def load(index: int, weight: Weight) -> torch.Tensor:
+        return checkpoint.load(weight, tensor, plan.tensor, dtype, device)
+
+    return load
+
+
+def work(job: Job, folder: Path) -> None:
+    """Runs this rank's part and writes its report."""
+    rank, device = join(job)
+    try:
+        load = loader(job, rank, device)
+        if job.workload.kind == "train":
+            from autotune.runners.train_run import train_run
+
+            report = train_run(job, rank, device, load, folder)
+        else:
+            from autotune.runners.generate_run import generate_run
+
+            report = generate_run(job, rank, device, load, folder)
+        report.write(folder)
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def main(arguments: list[str]) -> int:
+    job, folder = Job.from_json(Path(arguments[0]).read_text()), Path(arguments[1])
+    rank = os.environ.get("RANK", "0")
+    try:
+        work(job, folder)
+    except BaseException as error:
+        (folder / f"rank-{rank}.error").write_text(traceback.format_exc())
+        print(f"rank {rank}: {type(error).__name__}: {error}", file=sys.stderr)
+        # A peer may be blocked in a collective with us: leave at once, without waiting for it.
+        sys.stderr.flush()
+        os._exit(1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
