@@ -9,6 +9,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 from autotune.cli import _output as out
 from autotune.cli import _reference, _settings
 from autotune.cli.main import main
-from autotune.profiles_db.profile_file import load_profile, shipped
+from autotune.profiles_db.profile_file import dump_profile, load_profile, shipped
 from autotune.spec.errors import RunError
 
 ROOT = Path(__file__).parent.parent
@@ -365,6 +366,58 @@ def test_doctor(autotune: Autotune) -> None:
     assert set(checks) == {"python", "packages", "torch", "devices", "database", "profile", "machines", "corpus"}
     assert said.code == 0 and all(check["ok"] for check in checks.values()), checks
     assert "autotune profile" in checks["profile"]["hint"]
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> str:
+    """A recipe for a processor with two workers, on prices that need not be this machine's."""
+    priced = load_profile(shipped()["l40s"])
+    device = replace(priced.device, name="two workers", kind="cpu", count=2)
+    dump_profile(replace(priced, name="two-workers", fingerprint="two", device=device), tmp_path / "two.json")
+    text = RECIPE.replace('use = "h100-sxm"\ndevices = 4', 'use = "./two.json"\ndevices = 2')
+    (tmp_path / "here.toml").write_text(text.replace("[search]", 'precision = "fp32"\n[search]'))
+    return "here.toml"
+
+
+def test_run_measures_stores_and_compares(autotune: Autotune, here: str) -> None:
+    pins = ("--pin", "tensor=2", "--pin", "micro_batch=4")
+    assert "needs 2 workers" in autotune("run", here, *pins, "--nproc", "3").stderr
+    said = autotune("run", here, *pins, "--steps", "2", "--warmup", "1", "--check", "--json", "--trace", "t.json")
+    assert said.code == 0, said.stderr
+    ran = said.json
+    assert ran["schema"] == "autotune.run/1" and ran["equal"] is True and ran["max_difference"] < 1e-4
+    measured, error = ran["measured"], ran["error"]
+    assert len(measured["step_s_all"]) == 2 and len(measured["peak_bytes"]) == 2 and measured["losses"]
+    assert error["step_s"] == pytest.approx(ran["predicted"]["step_s"] / measured["step_s"] - 1)
+    assert json.loads(Path("t.json").read_text())["traceEvents"]
+
+    shown = autotune("plans", "show", ran["plan_id"], "--json").json
+    assert shown["plan"]["tensor"] == 2 and [run["run_id"] for run in shown["runs"]] == [ran["run_id"]]
+    assert shown["runs"][0]["launches"] == measured["launches"]
+    both = autotune("plot", here, *pins, "--out", "both.html", "--json").json
+    assert both["timelines"] == ["predicted", "measured"]
+    assert autotune("plot", ran["run_id"], "--json").json["timelines"] == ["measured"]
+    assert "measured" in autotune("explain", here, *pins, "--json").json
+    assert autotune("db", "export", "all.json").code == 0
+    assert ran["run_id"] in Path("all.json").read_text()
+    assert autotune("db", "info", "--json").json["counts"]["runs"] == 1
+
+
+def test_a_worker_that_dies_takes_the_run_down(autotune: Autotune, here: str) -> None:
+    Path("bytes.npy").write_bytes(b"no numpy file")
+    words = ("run", here, "--set", "workload.data=bytes.npy", "--pin", "data=2", "--steps", "1")
+    start = time.monotonic()
+    said = autotune(*words)
+    assert time.monotonic() - start < 30
+    assert said.code == 5 and "worker" in said.stderr and "bytes.npy" in said.stderr
+    (run,) = autotune("plans", "show", next(iter(plans_of(autotune))), "--json").json["runs"]
+    assert run["status"] == "failed" and "bytes.npy" in run["error"]
+
+
+def plans_of(autotune: Autotune) -> list[str]:
+    """Ids of every plan in the database."""
+    autotune("db", "export", "plans.json")
+    return [row["id"] for row in json.loads(Path("plans.json").read_text())["tables"]["plans"]]
 
 
 def test_shipped_profiles_are_known_to_recipes(autotune: Autotune, recipe: str) -> None:

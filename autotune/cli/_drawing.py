@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 from autotune.cli import _output as out
 from autotune.cli._execution import predict_target
-from autotune.cli._target import Target, find_target
+from autotune.cli._target import Target, find_target, of_run
 from autotune.spec.errors import EnvironmentFault, Problem, UsageError, nearest_name
 
 if TYPE_CHECKING:
     from autotune.profiles_db.records import RunEntry
     from autotune.profiles_db.store import Store
+    from autotune.spec.plan import Plan
     from autotune.spec.timeline import Timeline
 
 FORMS = (".html", ".json", ".svg")
@@ -52,6 +53,23 @@ def write_picture(file: Path, timelines: Sequence[Timeline], title: str) -> None
         raise EnvironmentFault(f"{file}: cannot be written: {error.strerror}") from None
 
 
+def everywhere(timeline: Timeline, plan: Plan) -> Timeline:
+    """A predicted timeline of pipeline ranks over all ranks of the world: their peers do the same at the same time."""
+    from autotune.planners.lower.expand import coordinates, expand
+    from autotune.spec.timeline import Timeline
+
+    of = [coordinates(plan, rank)[0] for rank in range(plan.world)]
+    by_rank = [[span for span in timeline.spans if span.rank == p] for p in range(timeline.program.world)]
+    return Timeline(
+        timeline.kind,
+        expand(timeline.program, plan),
+        tuple(span._replace(rank=rank) for rank, p in enumerate(of) for span in by_rank[p]),
+        [timeline.memory[p] for p in of],
+        tuple(timeline.sent[p] for p in of),
+        timeline.facts,
+    )
+
+
 def timelines_of(
     text: str, overrides: Sequence[str], pins: Sequence[str], store: Store, predicted_only: bool
 ) -> tuple[str, str, list[Timeline]]:
@@ -62,17 +80,14 @@ def timelines_of(
     run = _run(text, store)
     if run is not None:
         measured = store.timeline(run.id)
-        origin = store.origin(run.plan.id)
-        same = origin.model == run.model and origin.workload == run.workload
-        profile = store.profile(origin.profile) if origin.profile and same else None
-        target = Target(text, run.plan, run.model, run.workload, run.plan.world, profile)
+        target = of_run(text, run, store)
     else:
         target = find_target(text, overrides, pins, store)
         measured = measured_timeline(target, store) if not predicted_only else None
     prediction = predict_target(target)
     lines = [prediction.timeline] if prediction and prediction.timeline else []
     if measured is not None and not predicted_only:
-        lines.append(measured)
+        lines = [*(everywhere(line, target.plan) for line in lines), measured]
     if not lines:
         raise UsageError(f"{text}: neither a predicted nor a measured timeline is kept for it")
     if len(lines) == 1 and not predicted_only:

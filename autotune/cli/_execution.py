@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,9 +28,14 @@ if TYPE_CHECKING:
 TIMEOUT_S = 1800.0  # of one launch
 
 
-def peak_flops(profile: Profile | None, precision: str) -> float:
-    """FLOP/s of one device in `precision`, which utilisation is a share of; 0 where the profile does not say."""
-    return profile.device.peak_flops.get(precision, 0.0) if profile else 0.0
+def peak_flops(profile: Profile | None, precision: str, world: int) -> float:
+    """FLOP/s of one worker's device in `precision`, which utilisation is a share of; 0 where the profile does not say.
+
+    A processor's figure is of all its cores, which the workers divide.
+    """
+    if profile is None:
+        return 0.0
+    return profile.device.peak_flops.get(precision, 0.0) / (world if profile.device.kind == "cpu" else 1)
 
 
 def job_for(recipe: Recipe, plan: Plan, question: Question, device: str, steps: int, warmup: int, trace: bool) -> Job:
@@ -48,7 +54,7 @@ def job_for(recipe: Recipe, plan: Plan, question: Question, device: str, steps: 
         prompts=recipe.prompts,
         device=device,
         trace=trace,
-        peak_flops=peak_flops(question.profile, question.workload.precision),
+        peak_flops=peak_flops(question.profile, question.workload.precision, plan.world),
     )
 
 
@@ -80,7 +86,7 @@ def local_device(target: Target) -> tuple[Facts, str]:
             f"{target.shown}: the plan is for {wanted.name}, and this machine has {facts.name}",
             hint="run it there, or search for this machine with --set machine.use=this",
         )
-    if device == "cuda" and target.plan.world > facts.count and "WORLD_SIZE" not in os.environ:
+    if device == "cuda" and target.plan.world > facts.count and joined() is None:
         raise EnvironmentFault(
             f"plan {target.plan.id} needs {target.plan.world} devices, and this machine has {facts.count}",
             hint=f"search again with --devices {facts.count}, or start it under torchrun on several machines",
@@ -90,6 +96,21 @@ def local_device(target: Target) -> tuple[Facts, str]:
             f"note: predicted for {target.profile.name}, running on {facts.name}: the error says how alike they are"
         )
     return facts, device
+
+
+def joined() -> int | None:
+    """This process's rank in the world that torchrun or Slurm started; None where the run starts its own workers."""
+    from autotune.runners.launch import world_here
+
+    here = world_here()
+    return here[0] if here else None
+
+
+def joined_name(plan: Plan) -> str:
+    """A name for the run of a joined world that all its processes agree on without talking."""
+    keys = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_STEP_ID", "MASTER_PORT")
+    parts = [os.environ[key] for key in keys if os.environ.get(key, "none") != "none"]
+    return re.sub(r"[^A-Za-z0-9.-]", "-", "-".join(["world", *parts, plan.id]))
 
 
 def git_revision() -> str:
@@ -103,21 +124,23 @@ def git_revision() -> str:
 
 def execute(
     target: Target, store: Store, *, nproc: int | None, steps: int | None, warmup: int, launches: int, check: bool
-) -> tuple[dict[str, Any], RunResult]:
-    """Run the target's plan, store every launch, and compare with the prediction: (content of `run --json`, last).
+) -> tuple[dict[str, Any], RunResult] | None:
+    """Run the target's plan, store every launch, compare with the prediction: (content of `run --json`, first result).
 
-    Raises RunError where workers die, after the run is stored as failed.
+    In a world that torchrun or Slurm started every process runs its part, and only rank 0 stores and answers: the
+    others get None. Raises RunError where workers die, after the run is stored as failed.
     """
     from autotune.runners.job import Job
 
-    plan, recipe = target.plan, target.recipe
-    if nproc is not None and nproc != plan.world and "WORLD_SIZE" not in os.environ:
+    plan, recipe, rank = target.plan, target.recipe, joined()
+    if rank is not None and launches > 1:
+        raise UsageError("--launches: a world that is already there is launched once", hint="start it again instead")
+    if nproc is not None and nproc != plan.world and rank is None:
         raise UsageError(
             f"--nproc {nproc}: plan {plan.id} ({plan.describe()}) needs {plan.world} workers",
             hint=f"--nproc {plan.world}, or search again with --devices {nproc}",
         )
     facts, device = local_device(target)
-    predicted = predict_target(target)
     job = Job(
         plan=plan,
         model=target.model,
@@ -129,8 +152,13 @@ def execute(
         checkpoint=recipe.checkpoint if recipe else "",
         prompts=recipe.prompts if recipe else (),
         device=device,
-        peak_flops=peak_flops(target.profile, target.workload.precision),
+        peak_flops=peak_flops(target.profile, target.workload.precision, plan.world),
     )
+    shared = log_folder(store, joined_name(plan)) if rank is not None else None
+    if rank and shared:
+        launch_once(replace(job, check=check), shared)
+        return None
+    predicted = predict_target(target)
     run = store.start_run(
         plan,
         target.model,
@@ -147,7 +175,8 @@ def execute(
         for number in range(launches):
             out.say(f"run {run}: launch {number + 1} of {launches}, {plan.world} worker(s), plan {plan.describe()}")
             first = number == 0
-            result = launch_once(replace(job, check=check and first, trace=first), log_folder(store, run) / str(number))
+            folder = shared or log_folder(store, run) / str(number)
+            result = launch_once(replace(job, check=check and first, trace=first), folder)
             store.add_launch(run, result.step_s, log_dir=result.log_dir)
             results.append(result)
     except BaseException as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from autotune.cli._drawing import measured_timeline
+from autotune.cli._drawing import everywhere, measured_timeline
 from autotune.cli._execution import predict_target
 from autotune.cli._target import Target
 from autotune.spec.errors import UsageError
@@ -86,7 +86,7 @@ def _mispriced(target: Target, prediction: Prediction, store: Store) -> list[Sec
     if measured is None or prediction.timeline is None:
         return []
     try:
-        rows = differences(prediction.timeline, measured)
+        rows = differences(everywhere(prediction.timeline, target.plan), measured)
     except UsageError:  # the run's program is of another version of the lowering
         return []
     facts = {"rows": [row.to_dict() for row in rows]}

@@ -14,6 +14,7 @@ from autotune.cli._session import machine, read_recipe
 from autotune.spec.errors import Problem, StaleLock, UsageError, nearest_name
 
 if TYPE_CHECKING:
+    from autotune.profiles_db.records import Origin, RunEntry
     from autotune.profiles_db.store import Store
     from autotune.spec.lock import Lock
     from autotune.spec.machine import Profile
@@ -62,12 +63,28 @@ def find_target(text: str, overrides: Sequence[str], pins: Sequence[str], store:
         return _of_recipe(text, overrides, pins, store)
     if re.fullmatch(r"[0-9a-f]{4,64}", text):
         _refuse("a stored plan", text, overrides, pins)
-        origin = store.origin(text)
-        profile = store.profile(origin.profile) if origin.profile else None
-        return Target(text, origin.plan, origin.model, origin.workload, origin.devices, profile)
+        return _of_origin(text, store.origin(text), store)
     near = nearest_name(text, [p.name for p in Path.cwd().glob("*.toml")] + [str(p) for p in Path().glob("*/*.toml")])
     problem = Problem(text, "", "no such file", "a recipe (.toml), a lock (.lock.json) or a plan's id", near)
     raise UsageError("cannot tell what to work on", hint="`autotune plans ls` lists plans", problems=[problem])
+
+
+def _of_origin(text: str, origin: Origin, store: Store) -> Target:
+    """A stored plan: for the machine it was last predicted for, else for the one that it last ran on."""
+    if origin.profile:
+        profile: Profile | None = store.profile(origin.profile)
+    else:
+        runs = store.runs(1, plan=origin.plan.digest)
+        profile = store.find_profile(runs[0].machine) if runs else None
+    return Target(text, origin.plan, origin.model, origin.workload, origin.devices, profile)
+
+
+def of_run(text: str, run: RunEntry, store: Store) -> Target:
+    """The plan of a stored run, for the work it did, on the profile that predicted it or else its own machine's."""
+    origin = store.origin(run.plan.digest)
+    same = origin.model == run.model and origin.workload == run.workload
+    profile = store.profile(origin.profile) if origin.profile and same else store.find_profile(run.machine)
+    return Target(text, run.plan, run.model, run.workload, run.plan.world, profile)
 
 
 def _refuse(what: str, text: str, overrides: Sequence[str], pins: Sequence[str]) -> None:

@@ -172,7 +172,7 @@ def run_lines(report: Mapping[str, Any], workload: Workload) -> Iterator[str]:
     )
     yield "memory     " + ", ".join(f"rank {rank} {size(value)}" for rank, value in enumerate(peaks))
     if measured["mfu"]:
-        yield f"MFU        {percent(measured['mfu'])} of the machine's best matrix product"
+        yield f"MFU        {percent(measured['mfu'])} of the best matrix product"
     losses = measured["losses"]
     if losses:
         yield f"loss       {losses[0]:.4f} to {losses[-1]:.4f} in {len(losses)} steps"

@@ -37,7 +37,8 @@ def run(
 ) -> None:
     """Run a plan with real workers.
 
-    Trains or generates, stores every step, and compares with the prediction. Under torchrun or Slurm it joins their world instead of starting its own.
+    Trains or generates, stores every step, and compares with the prediction. Under torchrun or Slurm it joins their
+    world instead of starting its own.
     """
     from autotune.cli._drawing import check_picture, write_picture
     from autotune.cli._execution import execute
@@ -48,7 +49,10 @@ def run(
         check_picture(trace)
     with opened() as store:
         found = find_target(target, overrides or [], pins or [], store)
-        report, result = execute(found, store, nproc=nproc, steps=steps, warmup=warmup, launches=launches, check=check)
+        ran = execute(found, store, nproc=nproc, steps=steps, warmup=warmup, launches=launches, check=check)
+        if ran is None:  # not rank 0 of a world that torchrun or Slurm started: rank 0 answers for all
+            return
+        report, result = ran
         out.data(*run_lines(report, found.workload))
         for text in report["texts"]:
             out.data(f"text       {text!r}")

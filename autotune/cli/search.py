@@ -33,8 +33,9 @@ def search(
 ) -> None:
     """Find the fastest plan for a recipe and lock it.
 
-    Says how far from the best possible the answer can be, and why other plans were out. Works for any machine that has a profile, at hand or not; where it is at hand the best plans are run as well.
-    Ctrl-C keeps what was found, and the same command resumes.
+    Says how far from the best possible the answer can be, and why other plans were out. Works for any machine that has
+    a profile, at hand or not; where it is at hand the best plans are run as well. Ctrl-C keeps what was found, and the
+    same command resumes.
     """
     from autotune.cli._searching import find
     from autotune.cli._views import found_json, found_lines, ranking_lines
