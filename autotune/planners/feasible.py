@@ -62,6 +62,8 @@ def _generation(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | 
 def why_not(model: ModelSpec, workload: Workload, plan: Plan, devices: int | None = None) -> str | None:
     """The first reason why `plan` cannot run, or None. `devices` must equal the plan's world when given."""
     checks: list[str | None] = []
+    if not model.dense:
+        return f"{model.architecture} has experts or latent attention, which no plan of this version runs"
     if min(plan.data, plan.tensor, plan.pipeline, plan.micro_batch, plan.chunks) < 1:
         return "every degree must be at least 1"
     if devices is not None and plan.world != devices:

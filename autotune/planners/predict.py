@@ -69,12 +69,17 @@ class Predictor:
             plan,
             line.makespan,
             self.workload.tokens / line.makespan,
-            tuple(sum(m.values()) for m in memory),
+            tuple(allocated(m) for m in memory),
             memory,
             kinds,
             shares(total),
             line if timeline else None,
         )
+
+
+def allocated(memory: Mapping[str, int]) -> int:
+    """What the allocator hands out at the peak: every class but the runtime's own overhead."""
+    return sum(size for kind, size in memory.items() if kind != "overhead")
 
 
 def shares(cost: Cost) -> dict[str, float]:

@@ -71,8 +71,7 @@ def judge(job: Job, loss: float, device: torch.device, folder: Path) -> tuple[bo
         checkpoint = open_checkpoint(job.checkpoint)
         for block in blocks(job.model):
             for weight in block.weights():
-                key = (block.index, weight.name)
-                weights[key] = checkpoint.load(weight, 0, 1, DTYPES[job.workload.precision], "cpu")
+                weights[block.index, weight.name] = checkpoint.load(weight, 0, 1, DTYPES[job.workload.precision], "cpu")
     corpus = open_corpus(job.workload.data, job.model.vocab)
     size = job.workload.global_batch
     tokens, targets = batch(corpus, 0, size, job.workload.sequence_length, 0, size)
@@ -84,8 +83,8 @@ def judge(job: Job, loss: float, device: torch.device, folder: Path) -> tuple[bo
     shards: dict[str, list[tuple[int, torch.Tensor]]] = {}
     for file in sorted(folder.glob("gradients-*.safetensors")):
         rank = int(file.stem.split("-")[1])
-        for key, tensor in load_file(file).items():
-            shards.setdefault(key, []).append((rank % job.plan.tensor, tensor))
+        for name, tensor in load_file(file).items():
+            shards.setdefault(name, []).append((rank % job.plan.tensor, tensor))
         file.unlink()
     for block in blocks(job.model):
         for weight in block.weights():

@@ -1,0 +1,100 @@
+"""The space of plans that a question spans: enumerated lazily, with a count of what is infeasible and why."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from itertools import product
+
+from autotune.planners.feasible import why_not
+from autotune.planners.lower.recompute import RECOMPUTE
+from autotune.planners.schedules import SCHEDULES
+from autotune.spec.machine import Profile
+from autotune.spec.plan import Plan
+from autotune.spec.prediction import Question
+
+Values = tuple[object, ...]
+DEFAULTS = {f.name: f.default for f in fields(Plan)}
+
+
+def divisors(number: int) -> tuple[int, ...]:
+    return tuple(d for d in range(1, number + 1) if number % d == 0)
+
+
+def backends(profile: Profile) -> Values:
+    """Attention backends worth trying: those the profile has measured, but never the materialised scores."""
+    seen = {s.work.backend for s in profile.samples if s.work.kind == "attention"}  # type: ignore[union-attr]
+    return tuple(sorted(str(b) for b in seen - {"math", "sdpa"})) or ("sdpa",)
+
+
+def axis_values(question: Question) -> dict[str, Values]:
+    """Every axis with its choices: the recipe's where it names the axis, everything valid where it does not."""
+    workload, train = question.workload, question.workload.kind == "train"
+    degrees = divisors(question.devices)
+    sequences = workload.global_batch if train else workload.batch
+    everything: dict[str, Values] = {
+        "data": degrees,
+        "tensor": degrees,
+        "pipeline": degrees,
+        "micro_batch": tuple(d for d in divisors(sequences) if not train or d & (d - 1) == 0),
+        "schedule": tuple(SCHEDULES) if train else (DEFAULTS["schedule"],),
+        "chunks": (1, 2, 4) if train else (1,),
+        "recompute": tuple(RECOMPUTE) if train else ("none",),
+        "attention": backends(question.profile),
+        "zero": (0, 1) if train else (0,),
+        "sequence_parallel": (False, True) if train else (False,),
+    }
+    return {axis: tuple(question.axes.get(axis, choices)) for axis, choices in everything.items()}
+
+
+def canonical(plan: Plan) -> bool:
+    """Whether a plan is the one that stands for those that differ from it only where it makes no difference."""
+    alone = plan.pipeline == 1
+    return not (alone and (plan.schedule != "1f1b" or plan.chunks != 1))
+
+
+def generalise(reason: str) -> str:
+    """A reason without the plan's own figures, so that equal causes are counted together."""
+    return re.sub(r" \(found .*?\)", "", reason)
+
+
+class Enumeration:
+    """Iterates over the feasible plans of a question; `infeasible` counts the others by reason."""
+
+    def __init__(self, question: Question) -> None:
+        self.question = question
+        self.values = axis_values(question)
+        self.structures = 0
+        self.infeasible: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+        pinned = question.axes.get("schedule")
+        self._keep_all = pinned is not None and "1f1b" not in pinned
+
+    def __iter__(self) -> Iterator[Plan]:
+        model, workload, devices = self.question.model, self.question.workload, self.question.devices
+        names = list(self.values)
+        meshes = ("data", "tensor", "pipeline")
+        rest = [n for n in names if n not in meshes]
+        for degrees in product(*(self.values[n] for n in meshes)):
+            data, tensor, pipeline = (int(str(d)) for d in degrees)
+            if data * tensor * pipeline != devices:
+                continue
+            for choice in product(*(self.values[n] for n in rest)):
+                axes: Mapping[str, object] = dict(zip(rest, choice, strict=True))
+                plan = Plan(data, tensor, pipeline, **axes)  # type: ignore[arg-type]
+                if not canonical(plan) and not self._keep_all:
+                    continue
+                self.structures += 1
+                reason = why_not(model, workload, plan, devices)
+                if reason is None:
+                    yield plan
+                else:
+                    self.reject(reason)
+
+    def reject(self, reason: str) -> None:
+        """Counts one plan as infeasible; `examples` keeps the first full reason of each kind."""
+        kind = generalise(reason)
+        self.infeasible[kind] += 1
+        self.examples.setdefault(kind, reason)
