@@ -25,21 +25,23 @@ INIT_STD = 0.02
 BETAS, EPSILON = (0.9, 0.95), 1e-8  # AdamW's, as GPT-3 (2005.14165, appendix B) and Llama use them
 
 
-def init_weight(weight: Weight, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def init_weight(
+    weight: Weight, seed: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Tensor:
     """The whole `weight`, the same whoever asks: each part from its own generator, seeded by its checkpoint name.
 
     Drawn in fp32 and then converted, so that precisions start equal. Parts that blocks share (tied embeddings) are
-    equal because their names are.
+    equal because their names are. Another kind of device draws other numbers.
     """
     parts = []
     for name, rows in weight.parts:
         shape = (rows, *weight.shape[1:])
         if weight.init == "normal":
             key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
-            parts.append(torch.randn(shape, generator=generator).mul_(INIT_STD))
+            generator = torch.Generator(device).manual_seed(int.from_bytes(key[:8], "little") >> 1)
+            parts.append(torch.randn(shape, generator=generator, device=device).mul_(INIT_STD))
         else:
-            parts.append(torch.full(shape, {"ones": 1.0, "zeros": 0.0}[weight.init]))
+            parts.append(torch.full(shape, {"ones": 1.0, "zeros": 0.0}[weight.init], device=device))
     return torch.cat(parts).to(dtype)
 
 

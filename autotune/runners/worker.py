@@ -45,7 +45,9 @@ def loader(job: Job, rank: int, device: torch.device) -> Loader:
     plan, dtype = job.plan, DTYPES[job.workload.precision]
     tensor = rank % plan.tensor
     if not job.checkpoint:
-        return lambda index, weight: shard(weight, init_weight(weight, job.seed, dtype), tensor, plan.tensor)
+        # A checked run starts from what the reference draws on a CPU; others draw where it is fast.
+        where = torch.device("cpu") if job.check else device
+        return lambda index, weight: shard(weight, init_weight(weight, job.seed, dtype, where), tensor, plan.tensor)
     checkpoint = open_checkpoint(job.checkpoint)
     checkpoint.verify(weight for block in blocks(job.model) for weight in block.weights())
 

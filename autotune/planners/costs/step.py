@@ -42,7 +42,9 @@ class StepCosts:
     def cost(self, instruction: Instruction) -> Cost:
         key = (instruction.op, instruction.stage)
         if key not in self._known:
-            self._known[key] = COSTS[instruction.op](self, instruction.stage)
+            op, stage = key
+            pieces = self.pieces(op, stage)
+            self._known[key] = self.piece(*pieces) if pieces else self.stage(stage, BODIES[op])
         return self._known[key]
 
     def seconds(self, rank: int, instruction: Instruction) -> float:
@@ -62,6 +64,10 @@ class StepCosts:
             total += self.bodies.of(block, self.shape, self.plan.recompute)[backward]
         return total
 
+    def pieces(self, op: str, stage: int) -> tuple[Work, ...]:
+        """The primitives of an instruction outside the bodies."""
+        return PIECES[op](self, stage) if op in PIECES else ()
+
     def piece(self, *works: Work) -> Cost:
         """A few primitives in a row as a cost."""
         total = NOTHING
@@ -71,47 +77,46 @@ class StepCosts:
             total += Cost(seconds, {work.kind: seconds}, {self.pricer.grade(work): seconds}, sent)
         return total
 
-    def over_data(self, op: str, stage: int, which: int) -> Cost:
+    def over_data(self, op: str, stage: int, which: int) -> Work:
         """A collective over the data ranks on a stage's weights (0) or gradients (1)."""
         size = state_bytes(self.sizes[stage].parameters, self.workload.precision, 1)[which]
         level = self.pricer.level(self.plan.tensor * self.plan.data)
-        return self.piece(Collective(op, size, self.plan.data, level))
+        return Collective(op, size, self.plan.data, level)
 
-    def hop(self, stage: int, op: str) -> Cost:
+    def hop(self, stage: int) -> Work:
         """A boundary activation or its gradient between two pipeline ranks."""
         size = self.sizes[stage].output or self.sizes[stage].inputs
         level = self.pricer.level(self.plan.world)
-        return self.piece(Collective("send_recv", size, 2, level))
+        return Collective("send_recv", size, 2, level)
 
-    def optimizer(self, stage: int) -> Cost:
+    def optimizer(self, stage: int) -> Work:
         shards = self.plan.data if self.plan.zero else 1
         kind = "mixed" if self.workload.precision == "bf16" else self.workload.precision
-        return self.piece(Optimizer(-(-self.sizes[stage].parameters // shards), kind))
+        return Optimizer(-(-self.sizes[stage].parameters // shards), kind)
 
-    def tie(self, stage: int) -> Cost:
+    def tie(self, stage: int) -> Work:
         """The tied embedding's gradient, summed over the two ranks that hold it."""
         width = 4 if self.workload.precision == "bf16" else 8 if self.workload.precision == "fp64" else 4
         size = self.model.vocab * self.model.hidden // self.plan.tensor * width
-        return self.piece(Collective("all_reduce", size, 2, self.pricer.level(self.plan.world)))
+        return Collective("all_reduce", size, 2, self.pricer.level(self.plan.world))
 
-    def partial(self, stage: int) -> Cost:
+    def partial(self, stage: int) -> Work:
         """The gradients of weights that every tensor rank holds whole."""
         weights = (
             w for block in stage_blocks(self.model, self.plan.stages)[stage] for w in partial_weights(block, self.plan)
         )
         size = sum(w.size for w in weights) * (8 if self.workload.precision == "fp64" else 4)
-        return self.piece(Collective("all_reduce", size, self.plan.tensor, self.bodies.level))
+        return Collective("all_reduce", size, self.plan.tensor, self.bodies.level)
 
 
-COSTS: dict[str, Callable[[StepCosts, int], Cost]] = {
-    "F": lambda c, s: c.stage(s, False),
-    "BW": lambda c, s: c.stage(s, True),
-    "SEND": lambda c, s: c.hop(s, "SEND"),
-    "RECV": lambda c, s: c.hop(s, "RECV"),
-    "SUM_PARTIAL": lambda c, s: c.partial(s),
-    "TIE": lambda c, s: c.tie(s),
-    "ALL_REDUCE": lambda c, s: c.over_data("all_reduce", s, 1),
-    "REDUCE_SCATTER": lambda c, s: c.over_data("reduce_scatter", s, 1),
-    "ALL_GATHER": lambda c, s: c.over_data("all_gather", s, 0),
-    "OPT": lambda c, s: c.optimizer(s),
+PIECES: dict[str, Callable[[StepCosts, int], tuple[Work, ...]]] = {
+    "SEND": lambda c, s: (c.hop(s),),
+    "RECV": lambda c, s: (c.hop(s),),
+    "SUM_PARTIAL": lambda c, s: (c.partial(s),),
+    "TIE": lambda c, s: (c.tie(s),),
+    "ALL_REDUCE": lambda c, s: (c.over_data("all_reduce", s, 1),),
+    "REDUCE_SCATTER": lambda c, s: (c.over_data("reduce_scatter", s, 1),),
+    "ALL_GATHER": lambda c, s: (c.over_data("all_gather", s, 0),),
+    "OPT": lambda c, s: (c.optimizer(s),),
 }
+BODIES = {"F": False, "BW": True}  # the instructions that run a stage's bodies, and whether backward

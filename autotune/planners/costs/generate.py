@@ -1,0 +1,114 @@
+"""The cost table of a pass of generation: one line of the table an operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from autotune.planners.costs.body import NOTHING, BodyCosts, Cost
+from autotune.planners.lower.generate import ID, block_shape, counted_blocks, inference_body, pass_sizes
+from autotune.planners.lower.shape import Shape, generation_shape
+from autotune.spec.graph import Block
+from autotune.spec.model import ModelSpec
+from autotune.spec.plan import Plan
+from autotune.spec.program import Instruction
+from autotune.spec.work import Collective, Memory, Work
+from autotune.spec.workload import Workload
+
+
+def times(cost: Cost, factor: float) -> Cost:
+    """A cost `factor` times in a row."""
+    kinds = {kind: seconds * factor for kind, seconds in cost.kinds.items()}
+    grades = {grade: seconds * factor for grade, seconds in cost.grades.items()}
+    return Cost(cost.seconds * factor, kinds, grades, int(cost.sent * factor))
+
+
+@dataclass
+class PassCosts:
+    """Prices every instruction of `lower_generation(plan, model, workload, queries, keys)` on a machine."""
+
+    plan: Plan
+    model: ModelSpec
+    workload: Workload
+    bodies: BodyCosts
+    queries: int
+    keys: int
+    blocks: dict[tuple[Block, Shape], Cost] = field(default_factory=dict)  # may be shared by passes of one plan
+    _known: dict[tuple[str, int, tuple[str, ...]], Cost] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.shape = generation_shape(self.plan, self.workload, self.queries, self.keys)
+        self.sizes = pass_sizes(self.plan, self.model, self.workload, self.queries, self.keys)
+
+    def cost(self, instruction: Instruction) -> Cost:
+        key = (instruction.op, instruction.stage, instruction.reads + instruction.writes)
+        if key not in self._known:
+            self._known[key] = COSTS[instruction.op](self, instruction)
+        return self._known[key]
+
+    def seconds(self, rank: int, instruction: Instruction) -> float:
+        return self.cost(instruction).seconds
+
+    def sent(self, rank: int, instruction: Instruction) -> int:
+        return self.cost(instruction).sent if instruction.op != "RECV" else 0
+
+    def transient(self, rank: int, instruction: Instruction) -> int:
+        return self.sizes[instruction.stage].transient if instruction.op == "F" else 0
+
+    def piece(self, *works: Work, issued: bool = True) -> Cost:
+        """Primitives in a row. `issued`: the host hands each over, which shows where the device does not hide it."""
+        total, issue = NOTHING, self.bodies.issue() if issued else 0.0
+        for work in works:
+            seconds = self.bodies.pricer.seconds(work)
+            launch = issue if self.bodies.profile.inline else max(0.0, issue - seconds)
+            kinds = {work.kind: seconds, "launch": launch}
+            sent = int(work.bytes) if isinstance(work, Collective) else 0
+            total += Cost(seconds + launch, kinds, {self.bodies.pricer.grade(work): seconds}, sent)
+        return total
+
+    def block(self, block: Block) -> Cost:
+        """A block's forward; of a layer also the copies of its new keys and values into the cache."""
+        shape = block_shape(block, self.shape)
+        key = (block, shape)
+        if key not in self.blocks:
+            body = inference_body(block, self.shape)
+            cost = self.bodies.price(block, body, body.forward, shape)
+            for node in block.nodes:
+                if node.op == "attention":
+                    cost += self.piece(*(Memory("copy", 2 * body.sizes[name], shape.dtype) for name in node.reads[1:]))
+            self.blocks[key] = cost
+        return self.blocks[key]
+
+    def forward(self, stage: int) -> Cost:
+        """The bodies of a stage's blocks; in a prefill the last rows are copied out for the head."""
+        total = NOTHING
+        for block, count in counted_blocks(self.model, self.plan.pipeline, stage).items():
+            total += times(self.block(block), count)
+            if block.kind == "head" and self.queries > 1:
+                rows = self.shape.batch * self.model.hidden * self.shape.width
+                total += self.piece(Memory("copy", 2 * rows, self.shape.dtype))
+        return total
+
+    def pick(self, stage: int) -> Cost:
+        """The largest logit of each sequence, over this rank's vocabulary and then over the tensor ranks."""
+        best = self.piece(Memory("read", self.sizes[stage].output, self.shape.dtype))
+        if self.plan.tensor == 1:
+            return best
+        pairs = 2 * 8 * self.shape.batch * self.plan.tensor
+        return best + self.piece(Collective("all_gather", pairs, self.plan.tensor, self.bodies.level))
+
+    def hop(self, instruction: Instruction) -> Cost:
+        """A boundary activation, or the picked tokens, between two pipeline ranks."""
+        (name,) = instruction.reads + instruction.writes
+        size = self.shape.batch * ID if name == "t" else self.sizes[int(name.split(".")[1])].inputs
+        level = self.bodies.pricer.level(self.plan.world)
+        return self.piece(Collective("send_recv", size, 2, level), issued=False)
+
+
+COSTS: dict[str, Callable[[PassCosts, Instruction], Cost]] = {
+    "F": lambda c, i: c.forward(i.stage),
+    "PICK": lambda c, i: c.pick(i.stage),
+    "TAKE": lambda c, i: c.piece(Memory("copy", 2 * ID * c.shape.batch, c.shape.dtype)),
+    "SEND": lambda c, i: c.hop(i),
+    "RECV": lambda c, i: c.hop(i),
+}

@@ -1,0 +1,55 @@
+"""Refining a profile: the pieces of work that the plans at hand are made of, and the profile with them measured.
+
+Only single operations and collectives are measured this way, never a whole step: what a plan's step takes stays a
+prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from autotune.planners.costs.step import StepCosts
+from autotune.planners.costs.works import works
+from autotune.planners.lower.body import lower_block
+from autotune.planners.lower.shape import training_shape
+from autotune.planners.lower.stage import canonical_stages
+from autotune.planners.lower.train import lower_training
+from autotune.planners.predict import Predictor
+from autotune.spec.machine import Profile, Sample
+from autotune.spec.plan import Plan
+from autotune.spec.work import Work
+
+
+def step_works(predictor: Predictor, plan: Plan) -> set[Work]:
+    """Every distinct primitive of a plan's training step: inside its bodies and between its stages."""
+    shape = training_shape(plan, predictor.workload)
+    bodies = predictor.bodies(plan)
+    found: set[Work] = set()
+    for block in {b for stage in canonical_stages(predictor.model, plan.stages) for b in stage}:
+        body = lower_block(block, shape, plan.recompute)
+        for instruction in (*body.forward.ranks[0], *body.backward.ranks[0]):
+            found.update(works(block, body, instruction, shape, bodies.level))
+    costs = StepCosts(plan, predictor.model, predictor.workload, predictor.profile, bodies)
+    program = lower_training(plan, predictor.model, predictor.workload)
+    for op, stage in {(i.op, i.stage) for _, _, i in program}:
+        found.update(costs.pieces(op, stage))
+    return found
+
+
+def unmeasured(predictor: Predictor, plans: Iterable[Plan]) -> dict[int, list[Work]]:
+    """By number of ranks a node: what these plans need that the profile has no sample of."""
+    missing: dict[int, set[Work]] = {}
+    for plan in plans:
+        ranks = min(plan.world, predictor.profile.device.count or plan.world)
+        pricer = predictor.pricer(plan.world)
+        wanted = {w for w in step_works(predictor, plan) if pricer.grade(w) != "measured"}
+        missing.setdefault(ranks, set()).update(wanted)
+    return {ranks: sorted(wanted, key=repr) for ranks, wanted in missing.items() if wanted}
+
+
+def refined(profile: Profile, samples: Sequence[Sample]) -> Profile:
+    """The profile with new samples in the place of older ones of the same work."""
+    new = {(s.work, s.ranks) for s in samples}
+    kept = tuple(s for s in profile.samples if (s.work, s.ranks) not in new)
+    return replace(profile, samples=kept + tuple(samples))

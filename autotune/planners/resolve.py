@@ -1,0 +1,186 @@
+"""Who waits for whom in a program: the graph that the simulator sweeps, or the table of a deadlock.
+
+Lanes, buffers, meetings and lag are all that orders instructions, so the graph is a property of the lists alone:
+programs that share their lists (`Shared`) share it, whatever their buffers weigh.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from autotune.spec.errors import UsageError
+from autotune.spec.program import COMPUTE, Instruction, Program
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A program as a graph. An event is one instruction, or one meeting of several; `order` is topological.
+
+    A wait that the lane's own order already implies is left out.
+    """
+
+    order: Sequence[int]
+    waits: Sequence[Sequence[int]]  # [event] -> events it waits for
+    event: tuple[tuple[int, ...], ...]  # [rank][position + step x length] -> event
+    steps: int
+
+    @property
+    def events(self) -> int:
+        return len(self.waits)
+
+
+class Shared(tuple[tuple[Instruction, ...], ...]):
+    """The lists of a program that others will share: what has been found out about them is kept with them."""
+
+    memo: dict[Any, Any]
+
+    def __init__(self, ranks: Sequence[tuple[Instruction, ...]]) -> None:
+        self.memo = {}
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Pauses the cyclic collector: tens of thousands of small tuples are made, none of them in a cycle."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
+def resolve(program: Program, inline: bool = False, steps: int = 1) -> Resolved:
+    """Who waits for whom in `steps` steps. `inline`: the host that issues also computes, so issue waits for it (a CPU).
+
+    Raises UsageError for a read of what was never written, a meeting that is incomplete, and a deadlock.
+    """
+    given = tuple(map(program.given, range(program.world)))
+    memo = program.ranks.memo if isinstance(program.ranks, Shared) else {}
+    key = (inline, steps, given)
+    if key not in memo:
+        with uncollected():
+            memo[key] = _graph(program, given, inline, steps)
+    found: Resolved = memo[key]
+    return found
+
+
+def _graph(program: Program, given: tuple[frozenset[str], ...], inline: bool, steps: int) -> Resolved:
+    waits: list[list[int]] = []
+    meetings: dict[tuple[str, int], int] = {}
+    absent: dict[int, int] = {}  # a meeting's event -> how many have not come yet
+    event = [
+        _walk(rank, listing, given[rank], inline, steps, waits, meetings, absent)
+        for rank, listing in enumerate(program.ranks)
+    ]
+    if any(absent.values()):
+        name = next(meet for (meet, _), number in meetings.items() if absent[number])
+        came = {rank: i.peers for rank, _, i in program if i.meet == name}
+        raise UsageError(f"meeting {name}: only ranks {sorted(came)} came, naming peers {sorted(set(came.values()))}")
+    return Resolved(_topological(program, event, waits), waits, tuple(map(tuple, event)), steps)
+
+
+def _walk(
+    rank: int,
+    listing: tuple[Instruction, ...],
+    given: frozenset[str],
+    inline: bool,
+    steps: int,
+    waits: list[list[int]],
+    meetings: dict[tuple[str, int], int],
+    absent: dict[int, int],
+) -> list[int]:
+    """Adds one rank's instructions to the graph and gives the event of each."""
+    writes_a_step = Counter(name for i in listing for name in i.writes)
+    changed = {name for name, count in writes_a_step.items() if count > 1 or steps > 1 or name in given}
+    lagged = {name for i in listing if i.lag for name in i.reads}
+    newest: dict[str, tuple[int, str]] = {}  # a live buffer's last writer and the lane it was on
+    versions: dict[str, list[tuple[int, str]]] = {name: [] for name in lagged}  # all writers, oldest first
+    readers: dict[str, dict[str, int]] = {}  # on each lane, who last read the newest version of what is changed later
+    tail: dict[str, int] = {}  # each lane's last event
+    mine: list[int] = []
+    for step in range(steps):
+        for _, _, _, _, lane, reads, writes, frees, meet, peers, lag in listing:
+            number = len(waits) if meet is None else meetings.setdefault((meet, step), len(waits))
+            if number == len(waits):
+                waits.append([])
+                if meet is not None:
+                    absent[number] = max(1, len(peers))
+            if meet is not None:
+                absent[number] -= 1
+            mine.append(number)
+            wait = waits[number]
+            if lane in tail:
+                wait.append(tail[lane])
+            if inline and lane != COMPUTE and COMPUTE in tail:
+                wait.append(tail[COMPUTE])
+            tail[lane] = number
+            for name in reads:
+                if lag:
+                    back = lag * writes_a_step[name] + 1
+                    old = versions[name]
+                    made = old[-back] if len(old) >= back else None
+                    known = bool(old) or step < lag
+                else:
+                    made = newest.get(name)
+                    known = made is not None
+                if made is not None:
+                    if made[1] != lane:
+                        wait.append(made[0])
+                elif not known and name not in given:
+                    label = listing[(len(mine) - 1) % len(listing)].label
+                    raise UsageError(f"rank {rank}: {label} reads {name}, which nothing has written")
+                if name in changed:
+                    readers.setdefault(name, {})[lane] = number
+            for name in writes:
+                if name in changed:  # what is changed in place must have been written and read
+                    before = readers.pop(name, {})
+                    if name in newest:
+                        before[newest[name][1]] = max(newest[name][0], before.get(newest[name][1], -1))
+                    wait += [n for other, n in before.items() if other != lane]
+                newest[name] = (number, lane)
+                if name in lagged:
+                    versions[name].append((number, lane))
+            for name in frees:
+                newest.pop(name, None)
+                readers.pop(name, None)
+    return mine
+
+
+def _topological(program: Program, event: list[list[int]], waits: list[list[int]]) -> list[int]:
+    """Kahn's order, or the deadlock that forbids one."""
+    followers: list[list[int]] = [[] for _ in waits]
+    missing = list(map(len, waits))
+    for number, wait in enumerate(waits):
+        for earlier in wait:
+            followers[earlier].append(number)
+    order = [number for number, count in enumerate(missing) if not count]
+    for number in order:  # grows while it is read
+        for follower in followers[number]:
+            missing[follower] -= 1
+            if not missing[follower]:
+                order.append(follower)
+    if len(order) < len(waits):
+        raise UsageError(deadlock(program, event, set(order)))
+    return order
+
+
+def deadlock(program: Program, event: list[list[int]], done: set[int]) -> str:
+    """The rank-by-step table of a program that cannot go on: how far each rank came, and what it is stuck in."""
+    rows = ["the program deadlocks; each rank with the steps it can finish and the first it cannot:"]
+    for rank, listing in enumerate(program.ranks):
+        stuck = [i for i, number in enumerate(event[rank]) if number not in done]
+        finished = [listing[i % len(listing)].label for i, n in enumerate(event[rank]) if n in done]
+        shown = " ".join(["..."] * (len(finished) > 6) + finished[-6:])
+        if stuck:
+            at = listing[stuck[0] % len(listing)]
+            want = f" (meets ranks {', '.join(map(str, at.peers))} at {at.meet})" if at.meet else ""
+            rows.append(f"  rank {rank} step {stuck[0]}: {shown} | waits in {at.label} on lane {at.lane}{want}")
+        else:
+            rows.append(f"  rank {rank}: {shown} | done")
+    return "\n".join(rows)

@@ -1,0 +1,267 @@
+"""The operations of generation: what F, PICK, TAKE, SEND and RECV do on this rank, and the loop around two programs.
+
+The prefill program runs once, then the decode program once a token. Everything that a decode step reads and writes
+stays where it is (weights, cache, newest tokens, positions), so that a step is the same list of calls each time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from autotune.planners.feasible import why_not
+from autotune.planners.lower.expand import expand
+from autotune.planners.lower.generate import block_shape, inference_body, lower_generation
+from autotune.planners.lower.shape import Shape, generation_shape
+from autotune.planners.lower.stage import stage_blocks
+from autotune.runners.body import Call, Values, Watch, compile_body, run_body
+from autotune.runners.data import batch, open_corpus
+from autotune.runners.interpreter import Interpreter, Operation, Started, Trace
+from autotune.runners.mesh import Mesh, barrier
+from autotune.runners.ops import Env, KVCache
+from autotune.runners.ops.attention import unsupported
+from autotune.runners.rope import tables
+from autotune.runners.state import DTYPES, Loader, StageState
+from autotune.runners.tokens import check_generation, encode
+from autotune.spec.errors import InfeasibleError, Problem, UsageError
+from autotune.spec.graph import Block
+from autotune.spec.model import ModelSpec
+from autotune.spec.plan import Plan
+from autotune.spec.program import Instruction
+from autotune.spec.workload import Workload
+
+
+class Generated(NamedTuple):
+    """`tokens`: int64 [batch, new_tokens] on the CPU, the same on every rank. Seconds are this rank's own."""
+
+    tokens: Tensor
+    prefill_s: float  # until the first token is there
+    token_s: tuple[float, ...]  # of each further token
+
+
+def prompt_tokens(model: ModelSpec, workload: Workload, prompts: Sequence[str] = ()) -> Tensor:
+    """int64 [batch, prompt_length]: the prompts as bytes; without any, real text from the workload's corpus.
+
+    Raises UsageError (see tokens.encode, data.open_corpus).
+    """
+    if prompts:
+        return torch.tensor(encode(prompts, model, workload))
+    check_generation(model, workload)
+    corpus = open_corpus(workload.data, model.vocab)
+    return batch(corpus, 0, workload.batch, workload.prompt_length, 0, workload.batch)[0]
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One kind of step, resolved: its shape, its program's interpreter, the calls and the environment of each block."""
+
+    shape: Shape
+    env: Env
+    calls: Mapping[Block, tuple[Call, ...]]
+    interpreter: Interpreter
+
+
+@dataclass
+class Generator:
+    """One rank of a generation. `generate` may be called again and again: weights and cache stay allocated."""
+
+    plan: Plan
+    model: ModelSpec
+    workload: Workload
+    mesh: Mesh
+    state: StageState
+    cache: KVCache
+    values: dict[str, Any]
+    prefill: _Pass = field(init=False)
+    decode: _Pass = field(init=False)
+    watch: list[tuple[Block, Shape, Watch]] | None = None
+    _pass: _Pass = field(init=False)
+    _start: int = 0  # tokens in the cache before this step
+    _picked: int = 0  # tokens of each sequence in `out`
+
+    @classmethod
+    def build(
+        cls, plan: Plan, model: ModelSpec, workload: Workload, rank: int, device: torch.device, load: Loader
+    ) -> Generator:
+        """Groups, this stage's weights and cache, and the compiled bodies.
+
+        Raises InfeasibleError or UsageError, before any weight is loaded, for what cannot run.
+        """
+        check_generation(model, workload)
+        if reason := why_not(model, workload, plan):
+            raise InfeasibleError(f"plan {plan.describe()}: {reason}")
+        dtype, prompt = DTYPES[workload.precision], workload.prompt_length
+        window = model.window if prompt > model.window else 0
+        if refused := unsupported(plan.attention, device, dtype, model.head_dim, prompt, window):
+            problem = Problem("plan", "attention", plan.attention, f"a backend that runs here: this one {refused}")
+            raise UsageError("the plan's attention cannot prefill:", problems=[problem])
+        programs = [
+            expand(lower_generation(plan, model, workload, *size), plan) for size in ((prompt, prompt), (1, prompt + 1))
+        ]
+        mesh = Mesh.build(plan, programs[1], rank, device)
+        blocks = stage_blocks(model, plan.pipeline)[mesh.pipeline]
+        state = StageState.build(
+            blocks,
+            load,
+            precision=workload.precision,
+            tensor_size=plan.tensor,
+            shards=1,
+            shard=0,
+            device=device,
+            train=False,
+        )
+        each, most = workload.batch // plan.data, prompt + workload.new_tokens
+        layers = sum(block.kind == "layer" for block in blocks)
+        cache = KVCache.empty(model, layers, each, most, tensor_size=plan.tensor, dtype=dtype, device=device)
+        s = mesh.pipeline
+        values: dict[str, Any] = {f"w.{s}": state.weight, f"kv.{s}": (cache.k, cache.v)}
+        if s == 0:
+            values["prompt"] = torch.zeros((each, prompt), dtype=torch.int64, device=device)
+            values["token"] = torch.zeros(each, dtype=torch.int64, device=device)
+        if s == plan.pipeline - 1:
+            values["out"] = torch.zeros((each, workload.new_tokens), dtype=torch.int64, device=device)
+        generator = cls(plan, model, workload, mesh, state, cache, values)
+        rope = tables(model, most, device)
+        env = Env(
+            model,
+            each,
+            prompt,
+            torch.arange(prompt, device=device),
+            rope,
+            {},
+            tensor_rank=mesh.tensor,
+            tensor_size=plan.tensor,
+            all_reduce=mesh.all_reduce,
+            attention=plan.attention,
+            cache=cache,
+        )
+        passes = []
+        for program, size in zip(programs, ((prompt, prompt), (1, prompt + 1)), strict=True):
+            shape = generation_shape(plan, workload, *size)
+            calls = {block: compile_body(block, inference_body(block, shape).forward) for block in blocks}
+            interpreter = Interpreter(program, rank, generator.operations(), values, device)
+            passes.append(_Pass(shape, env, calls, interpreter))
+            env = replace(env, sequence=1, positions=torch.zeros(1, dtype=torch.int64, device=device))
+        generator.prefill, generator.decode = passes
+        generator._pass = generator.prefill
+        return generator
+
+    def generate(self, prompts: Tensor, traces: Mapping[int, Trace] | None = None) -> Generated:
+        """Continues prompts int64 [batch, prompt_length] (all of them, on every rank) greedily by new_tokens.
+
+        `traces` records steps by number: 0 is the prefill, n the step that picks token n. Raises UsageError for
+        another shape and for token ids that the vocabulary does not have.
+        """
+        self._feed(prompts)
+        seconds = []
+        barrier_needed = self.plan.world > 1
+        for step in range(self.workload.new_tokens):
+            self._pass = self.decode if step else self.prefill
+            self._start, self._picked = (self.workload.prompt_length + step - 1 if step else 0), step
+            if step:
+                self.decode.env.positions.fill_(self._start)
+            elif barrier_needed:
+                barrier(self.mesh.device)
+            begin = time.perf_counter()
+            self._pass.interpreter.step((traces or {}).get(step))
+            seconds.append(time.perf_counter() - begin)
+        return Generated(self._gather(), seconds[0], tuple(seconds[1:]))
+
+    def _feed(self, prompts: Tensor) -> None:
+        expected = (self.workload.batch, self.workload.prompt_length)
+        problem = None
+        if tuple(prompts.shape) != expected:
+            problem = Problem(
+                "prompts", "shape", str(list(prompts.shape)), f"[batch, prompt_length] = {list(expected)}"
+            )
+        elif int(prompts.min()) < 0 or int(prompts.max()) >= self.model.vocab:
+            found = f"token ids from {int(prompts.min())} to {int(prompts.max())}"
+            problem = Problem("prompts", "tokens", found, f"0 to {self.model.vocab - 1}")
+        if problem is not None:
+            raise UsageError("these prompts cannot be continued:", problems=[problem])
+        if "prompt" in self.values:
+            each = self.workload.batch // self.plan.data
+            self.values["prompt"].copy_(prompts[self.mesh.data * each : (self.mesh.data + 1) * each])
+
+    def _gather(self) -> Tensor:
+        """All replicas' tokens, from the last stage's first tensor rank of each, on every rank."""
+        each = self.workload.batch // self.plan.data
+        whole = torch.zeros((self.workload.batch, self.workload.new_tokens), dtype=torch.int64, device=self.mesh.device)
+        if "out" in self.values and self.mesh.tensor == 0:
+            whole[self.mesh.data * each : (self.mesh.data + 1) * each] = self.values["out"]
+        if self.plan.world > 1:
+            dist.all_reduce(whole)
+        return whole.cpu()
+
+    def operations(self) -> Mapping[str, Operation]:
+        return {"F": self.forward, "PICK": self.pick, "TAKE": self.take, "SEND": self.send, "RECV": self.receive}
+
+    def forward(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The stage's blocks one after another: (the cache, the next stage's input or the logits)."""
+        x, layer = values[instruction.reads[2]].reshape(-1, *self._inner), 0
+        for block in self.state.blocks:
+            if block.kind == "head" and self._pass.shape.queries > 1:  # what follows each sequence's last token
+                x = x.view(self._pass.shape.batch, self._pass.shape.queries, -1)[:, -1].contiguous()
+            x = self._block(block, layer, x)
+            layer += block.kind == "layer"
+        return values[instruction.writes[0]], x
+
+    @property
+    def _inner(self) -> tuple[int, ...]:
+        """The shape of one row of the stage's input: a token, or its features."""
+        return () if self.mesh.pipeline == 0 else (self.model.hidden,)
+
+    def _block(self, block: Block, layer: int, x: Tensor) -> Tensor:
+        now = self._pass
+        source = block.nodes[0].reads[0]
+        watch = None
+        if self.watch is not None:
+            watch = Watch(outside=frozenset({source}))
+            self.watch.append((block, now.shape, watch))
+        env = replace(now.env, weights=self.state.of(block)[0], layer=layer, start=self._start)
+        given: Values = {source: x}
+        left = run_body(now.calls[block], env, given, self.mesh.axes["tensor"], watch)
+        return left[inference_body(block, now.shape).output]
+
+    def pick(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The likeliest next token of each sequence; of equal ones the first, whoever holds it."""
+        logits = values["logits"]
+        best, token = logits.max(dim=1)
+        if self.plan.tensor > 1:
+            mine = torch.stack((best.double(), (token + self.mesh.tensor * logits.shape[1]).double()))
+            pairs = mine.new_empty((self.plan.tensor, *mine.shape))
+            dist.all_gather_into_tensor(pairs, mine, group=self.mesh.axes["tensor"])
+            owner = pairs[:, 0].argmax(dim=0, keepdim=True)
+            token = pairs[:, 1].gather(0, owner).squeeze(0).long()
+        out = values["out"]
+        out[:, self._picked] = token
+        if instruction.writes[0] == "token":  # one stage alone: where the next step reads it
+            token = values["token"].copy_(token)
+        return token, out
+
+    def take(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:
+        return (values["token"].copy_(values["t"]),)
+
+    def send(self, instruction: Instruction, values: Mapping[str, Any]) -> Started:
+        group = self.mesh.lanes[instruction.lane, instruction.peers]
+        work = dist.isend(values[instruction.reads[0]], instruction.peers[1], group=group)
+        assert work is not None
+        return Started((), work)
+
+    def receive(self, instruction: Instruction, values: Mapping[str, Any]) -> Started:
+        """A boundary activation [tokens, hidden] in the compute precision, or the picked tokens, int64 [batch]."""
+        group, shape, device = self.mesh.lanes[instruction.lane, instruction.peers], self._pass.shape, self.mesh.device
+        if instruction.writes[0] == "t":
+            empty = torch.empty(shape.batch, dtype=torch.int64, device=device)
+        else:
+            dtype = DTYPES[self.workload.precision]
+            empty = torch.empty((shape.tokens, self.model.hidden), dtype=dtype, device=device)
+        work = dist.irecv(empty, instruction.peers[0], group=group)
+        assert work is not None
+        return Started((empty,), work)

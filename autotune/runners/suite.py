@@ -1,0 +1,210 @@
+"""Predicted against measured over a stated list of plans: `python -m autotune.runners.suite SUITE [--profile FILE]`.
+
+The operations that the plans are made of are measured first; no plan's own step time is ever used. Prints a Markdown
+table with signed errors, then mean and worst, and writes the rows as JSON where `--out` says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from autotune.planners.feasible import why_not
+from autotune.planners.predict import Predictor
+from autotune.planners.refine import refined, unmeasured
+from autotune.profiles_db.profile_file import dump_profile, load_profile
+from autotune.runners.job import Job
+from autotune.runners.launch import launch
+from autotune.spec.errors import AutotuneError
+from autotune.spec.families import load_model
+from autotune.spec.machine import Profile
+from autotune.spec.model import ModelSpec
+from autotune.spec.plan import Plan
+from autotune.spec.workload import Workload
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Plans of one model and workload."""
+
+    model: ModelSpec
+    workload: Workload
+    plans: tuple[Plan, ...]
+    device: str
+    steps: int = 5
+
+
+def _small() -> ModelSpec:
+    return ModelSpec("llama-7m", "LlamaForCausalLM", 256, 6, 8, 4, 32, 768, 256, tied=True)
+
+
+def _models() -> Path:
+    return Path(__file__).resolve().parents[2] / "recipes" / "models"
+
+
+def _llama_1b() -> ModelSpec:
+    return load_model(_models() / "meta-llama--Llama-3.2-1B.json")
+
+
+def suites() -> dict[str, Suite]:
+    """The suites by name: small models on two CPU workers, the Llama-3.2-1B shape on one and two GPUs."""
+    cpu = Workload(sequence_length=256, global_batch=16, precision="fp32")
+    gpu = Workload(sequence_length=4096, global_batch=16, precision="bf16")
+    one = tuple(
+        Plan(micro_batch=m, recompute=r, attention=a)
+        for m, r, a in (
+            (1, "none", "cudnn"),
+            (2, "none", "cudnn"),
+            (4, "none", "cudnn"),
+            (8, "none", "cudnn"),
+            (4, "selective", "cudnn"),
+            (8, "selective", "cudnn"),
+            (16, "selective", "cudnn"),
+            (4, "full", "cudnn"),
+            (16, "full", "cudnn"),
+            (4, "none", "flash"),
+            (2, "full", "flash"),
+            (4, "none", "efficient"),
+        )
+    )
+    two = (
+        Plan(data=2, micro_batch=4, attention="cudnn"),
+        Plan(data=2, micro_batch=4, attention="cudnn", zero=1),
+        Plan(data=2, micro_batch=2, attention="cudnn", recompute="selective", zero=1),
+        Plan(tensor=2, micro_batch=4, attention="cudnn"),
+        Plan(tensor=2, micro_batch=4, attention="cudnn", sequence_parallel=True),
+        Plan(tensor=2, micro_batch=8, attention="cudnn", sequence_parallel=True, recompute="selective"),
+        Plan(pipeline=2, micro_batch=2, attention="cudnn"),
+        Plan(pipeline=2, micro_batch=1, attention="cudnn"),
+        Plan(pipeline=2, micro_batch=2, attention="cudnn", schedule="gpipe"),
+        Plan(pipeline=2, micro_batch=2, attention="cudnn", schedule="interleaved-1f1b", chunks=2),
+        Plan(pipeline=2, micro_batch=1, attention="cudnn", schedule="interleaved-1f1b", chunks=4),
+        Plan(pipeline=2, micro_batch=2, attention="cudnn", recompute="full"),
+    )
+    here = (
+        Plan(micro_batch=2),
+        Plan(micro_batch=4),
+        Plan(micro_batch=8),
+        Plan(micro_batch=16),
+        Plan(micro_batch=4, recompute="selective"),
+        Plan(micro_batch=8, recompute="full"),
+        Plan(data=2, micro_batch=2),
+        Plan(data=2, micro_batch=8, zero=1),
+        Plan(data=2, micro_batch=4, recompute="full"),
+        Plan(tensor=2, micro_batch=4),
+        Plan(tensor=2, micro_batch=8, sequence_parallel=True),
+        Plan(pipeline=2, micro_batch=2),
+        Plan(pipeline=2, micro_batch=4, schedule="gpipe"),
+        Plan(pipeline=2, micro_batch=2, schedule="interleaved-1f1b", chunks=2),
+    )
+    return {
+        "cpu": Suite(_small(), cpu, here, "cpu"),
+        "h200": Suite(_llama_1b(), gpu, one, "cuda"),
+        "h200x2": Suite(_llama_1b(), gpu, two, "cuda"),
+    }
+
+
+def refine(suite: Suite, profile: Profile, seconds_each: float) -> Profile:
+    """The profile with every operation of the suite's plans measured on this machine."""
+    from autotune.profiles_db.profiling import measure
+
+    for ranks, works in unmeasured(Predictor(suite.model, suite.workload, profile), suite.plans).items():
+        print(f"measuring {len(works)} operations at {ranks} ranks", file=sys.stderr)
+        profile = refined(profile, measure(works, ranks, suite.device, seconds_each=seconds_each))
+    return profile
+
+
+def run_suite(suite: Suite, profile: Profile) -> list[dict[str, Any]]:
+    """A row a plan: predicted and measured step seconds and peak bytes; a plan that fails says why."""
+    rows: list[dict[str, Any]] = []
+    predictor = Predictor(suite.model, suite.workload, profile)
+    for plan in suite.plans:
+        if reason := why_not(suite.model, suite.workload, plan):
+            raise SystemExit(f"{plan.describe()}: {reason}")
+        said = predictor.predict(plan)
+        row: dict[str, Any] = {"plan": plan.describe(), "predicted_s": said.step_s, "predicted": max(said.peak_bytes)}
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                job = Job(
+                    plan,
+                    suite.model,
+                    suite.workload,
+                    steps=suite.steps,
+                    device=suite.device,
+                    peak_flops=profile.device.peak_flops.get(suite.workload.precision, 0.0),
+                )
+                ran = launch(job, nproc=plan.world, log_dir=Path(folder), timeout_s=300)
+            except AutotuneError as error:
+                row["failed"] = error.message
+            else:
+                row |= {
+                    "measured_s": statistics.median(ran.step_s),
+                    "steps": list(ran.step_s),
+                    "measured": max(ran.peak_bytes),
+                    "mfu": ran.mfu,
+                    "loss": ran.losses[-1],
+                    "predicted_kinds": dict(said.breakdown),
+                    "ops": by_op(said.timeline, ran.timeline),
+                }
+        rows.append(row)
+        print(line(row), flush=True)
+    return rows
+
+
+def by_op(predicted: Any, measured: Any) -> dict[str, list[float]]:
+    """Mean seconds of each operation, predicted and measured: where an error comes from."""
+    found: dict[str, list[list[float]]] = {}
+    for which, timeline in enumerate((predicted, measured)):
+        for span in timeline.spans:
+            i = timeline.instruction(span)
+            found.setdefault(f"{i.stage}{i.op}", [[], []])[which].append(span.end - span.start)
+    return {k: [statistics.fmean(a) if a else 0.0, statistics.fmean(b) if b else 0.0] for k, (a, b) in found.items()}
+
+
+def line(row: dict[str, Any]) -> str:
+    if "failed" in row:
+        return f"| {row['plan']} | failed: {row['failed'][:160]} |"
+    time, memory = row["predicted_s"] / row["measured_s"] - 1, row["predicted"] / row["measured"] - 1
+    return (
+        f"| {row['plan']} | {row['predicted_s'] * 1e3:.1f} | {row['measured_s'] * 1e3:.1f} | {time:+.1%} | "
+        f"{row['predicted'] / 2**20:.0f} | {row['measured'] / 2**20:.0f} | {memory:+.1%} | {row['mfu']:.1%} |"
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m autotune.runners.suite", description=__doc__)
+    parser.add_argument("suite", choices=sorted(suites()))
+    parser.add_argument("--profile", required=True, type=Path, help="the machine's profile (autotune profile --out)")
+    parser.add_argument("--out", type=Path, help="where the rows go as JSON")
+    parser.add_argument("--refined", type=Path, help="where the refined profile goes")
+    parser.add_argument("--seconds-each", type=float, default=0.1, help="time for measuring one operation")
+    parser.add_argument("--only", type=int, default=0, help="the first N plans alone")
+    asked = parser.parse_args(arguments)
+    suite = suites()[asked.suite]
+    if asked.only:
+        suite = replace(suite, plans=suite.plans[: asked.only])
+    profile = refine(suite, load_profile(asked.profile), asked.seconds_each)
+    if asked.refined:
+        dump_profile(profile, asked.refined)
+    print("| plan | predicted ms | measured ms | error | predicted MiB | measured MiB | error | MFU |")
+    print("|---|---|---|---|---|---|---|---|")
+    rows = run_suite(suite, profile)
+    good = [r for r in rows if "measured_s" in r]
+    for name, a, b in (("step time", "predicted_s", "measured_s"), ("peak memory", "predicted", "measured")):
+        errors = [r[a] / r[b] - 1 for r in good]
+        if errors:
+            print(f"{name}: mean {statistics.fmean(map(abs, errors)):.1%}, worst {max(errors, key=abs):+.1%}")
+    if asked.out:
+        asked.out.write_text(json.dumps(rows, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
