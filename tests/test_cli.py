@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -151,6 +152,9 @@ def test_planning_for_a_cluster_needs_no_torch(tmp_path: Path) -> None:
     pins = ("--pin", "tensor=8", "--pin", "pipeline=4")
     code, modules = modules_after("simulate", str(path), *pins, cwd=tmp_path, AUTOTUNE_DB=str(tmp_path / "p.db"))
     assert code == 0 and "torch" not in modules
+    (tmp_path / "small.toml").write_text(RECIPE)
+    code, modules = modules_after("search", "small.toml", cwd=tmp_path, AUTOTUNE_DB=str(tmp_path / "p.db"))
+    assert code == 0 and "torch" not in modules
 
 
 # --- streams
@@ -195,9 +199,10 @@ def test_progress_off_a_terminal_is_lines_now_and_then(capsys: pytest.CaptureFix
     _settings.begin()
     progress = out.Progress()
     for number in range(100):
-        progress(f"{number} plans")
+        progress(f"simulated {number} plans")
+    progress("measuring one")
     progress.close()
-    assert capsys.readouterr().err == "0 plans\n"
+    assert capsys.readouterr().err == "simulated 0 plans\nmeasuring one\n"
     _settings.begin(quiet=True)
     out.Progress(keep=True)("silent")
     assert capsys.readouterr().err == ""
@@ -366,6 +371,89 @@ def test_doctor(autotune: Autotune) -> None:
     assert set(checks) == {"python", "packages", "torch", "devices", "database", "profile", "machines", "corpus"}
     assert said.code == 0 and all(check["ok"] for check in checks.values()), checks
     assert "autotune profile" in checks["profile"]["hint"]
+
+
+def test_search_locks_and_the_lock_is_used(autotune: Autotune, recipe: str) -> None:
+    said = autotune("search", recipe, "--json")
+    assert said.code == 0, said.stderr
+    found = said.json
+    assert found["schema"] == "autotune.search/1" and found["lock"] == "small.lock.json"
+    assert set(found["predicted"]) >= {"step_s", "tokens_per_s", "peak_bytes"}
+    assert set(found["bound"]) >= {"step_s", "gap"} and found["bound"]["step_s"] <= found["predicted"]["step_s"]
+    space = found["space"]
+    assert space["structures"] - space["feasible"] == sum(space["infeasible"].values())
+    assert set(found["evaluated"]) == {"bounded", "simulated", "measured"} and found["evaluated"]["measured"] == 0
+    assert found["ranking"][0]["plan_id"] == found["plan_id"]
+
+    simulated = autotune("simulate", recipe, "--json").json
+    assert simulated["plan_id"] == found["plan_id"]
+    assert simulated["predicted"]["step_s"] == pytest.approx(found["predicted"]["step_s"])
+    assert autotune("simulate", "small.lock.json", "--json").json == simulated
+    assert autotune("simulate", found["plan_id"], "--json").json["predicted"] == simulated["predicted"]
+    explained = autotune("explain", recipe, "--json").json
+    assert {"answer", "versus", "space", "proof"} <= set(explained)
+    other = found["ranking"][1]["plan_id"]
+    assert autotune("explain", recipe, "--versus", other).code == 0
+    differ = autotune("plans", "diff", found["plan_id"], other, "--json").json["differences"]
+    assert differ and all(mine != theirs for mine, theirs in differ.values())
+    listed = autotune("plans", "ls", "--json").json["plans"]
+    assert found["plan_id"] in [row["plan_id"] for row in listed]
+
+
+def test_the_same_search_twice_writes_the_same_lock(autotune: Autotune, recipe: str) -> None:
+    texts = []
+    for _ in range(2):
+        assert autotune("search", recipe).code == 0
+        lock = json.loads(Path("small.lock.json").read_text())
+        lock.pop("generated_at")
+        texts.append(lock)
+    assert texts[0] == texts[1]
+
+
+def test_a_stale_lock_is_refused_and_says_what_changed(autotune: Autotune, recipe: str) -> None:
+    assert autotune("search", recipe, "-q").code == 0
+    before = Path("small.lock.json").read_bytes()
+    stale = autotune("simulate", recipe, "--set", "workload.global_batch=16")
+    assert stale.code == 8 and "workload.global_batch was 8 and is 16" in stale.stderr
+    Path(recipe).write_text(RECIPE.replace("hidden_size = 64", "hidden_size = 128"))
+    for name in (recipe, "small.lock.json"):
+        said = autotune("run", name)
+        assert said.code == 8 and "the model changed" in said.stderr
+    assert Path("small.lock.json").read_bytes() == before
+    Path(recipe).unlink()
+    assert autotune("simulate", "small.lock.json").code == 0, "without its recipe a lock stands for itself"
+
+
+def test_flags_of_search(autotune: Autotune, recipe: str) -> None:
+    said = autotune("search", recipe, "--devices", "2", "--seconds", "5", "--measure", "0", "--no-lock", "--json")
+    assert said.json["devices"] == 2 and said.json["lock"] is None
+    assert not Path("small.lock.json").exists()
+    assert said.json["plan"]["data"] * said.json["plan"]["tensor"] * said.json["plan"]["pipeline"] == 2
+
+
+def test_no_plan_fits(autotune: Autotune, recipe: str) -> None:
+    said = autotune("search", recipe, "--set", "search.tensor=3")
+    assert said.code == 3 and said.stdout == "" and not Path("small.lock.json").exists()
+    big = str(ROOT / "recipes" / "models" / "meta-llama--Llama-3.1-70B.json")
+    Path("big.toml").write_text(f'model = {{ config = "{big}" }}\n' + RECIPE.split("rms_norm_eps = 1e-5")[1])
+    said = autotune("search", "big.toml", "--devices", "1")
+    assert said.code == 3 and "memory of a device" in said.stderr
+
+
+def test_interrupting_a_search_keeps_the_database(autotune: Autotune, tmp_path: Path) -> None:
+    path = ROOT / "recipes" / "llama-70b-64xh100.toml"
+    words = [sys.executable, "-m", "autotune", "search", str(path), "--no-lock"]
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    while process.poll() is None and not Path("db/plans.db").exists():
+        time.sleep(0.05)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode in (0, 130) and "Traceback" not in stderr, stderr
+    assert autotune("db", "info", "--json").json["counts"]["searches"] == 1
 
 
 @pytest.fixture

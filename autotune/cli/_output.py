@@ -87,7 +87,9 @@ def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]
 
 
 class Progress:
-    """Where a long command stands: one line that rewrites itself on a terminal, else a line now and then.
+    """Where a long command stands: one line that rewrites itself on a terminal.
+
+    Elsewhere a line of the same kind (by its first word) comes only now and then.
 
     `keep` prints every sentence as a line of its own: for commands whose progress is their story.
     """
@@ -96,6 +98,7 @@ class Progress:
         self.keep = keep
         self.stream = stream or sys.stderr
         self.last = -math.inf
+        self.kind = ""
         self.open = False
 
     def __call__(self, text: str) -> None:
@@ -107,8 +110,8 @@ class Progress:
             width = os.get_terminal_size(self.stream.fileno()).columns
             print(f"\r{text[: width - 1]:<{width - 1}}", end="", file=self.stream, flush=True)
             self.open = True
-        elif time.monotonic() - self.last >= QUIET_SECONDS:
-            self.last = time.monotonic()
+        elif text.split(" ")[0] != self.kind or time.monotonic() - self.last >= QUIET_SECONDS:
+            self.kind, self.last = text.split(" ")[0], time.monotonic()
             print(text, file=self.stream, flush=True)
 
     def close(self) -> None:

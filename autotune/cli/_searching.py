@@ -72,9 +72,9 @@ def find(recipe: Recipe, store: Store, lock: bool, progress: Callable[[str], Non
     question = recipe.question(profile)
     store.save_recipe(recipe.path, recipe.merged())
     name = store.start_search(question)
-    known = store.known(name)
+    known = store.measured(name)  # simulating again costs less than reading it back; measuring does not
     if known:
-        out.detail(f"search {name[:10]} resumes: {len(known)} plans are already simulated")
+        out.detail(f"search {name[:10]} resumes: {len(known)} plans are already measured")
     measuring = _measuring(recipe, question, store, name)
     if measuring is None and question.measure_budget:
         out.detail(f"{profile.name} is not this machine: no plan is measured")
