@@ -20,6 +20,7 @@ from autotune.spec.machine import Link
 from autotune.spec.plan import Plan
 from autotune.spec.recipe import AXES, Recipe, from_merged, json_schema, load_recipe
 from autotune.spec.recipe_layers import parse_value
+from autotune.spec.recipe_schema import CHOICES
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "recipes").glob("*.toml"))
@@ -120,6 +121,7 @@ def test_axes(tmp_path: Path, text: str, values: tuple[object, ...]) -> None:
         "sequence_parallel = 1",
         'recompute = "everything"',
         "schedule = 1",
+        'attention = "flsh"',
     ],
 )
 def test_wrong_axes(tmp_path: Path, text: str) -> None:
@@ -229,6 +231,12 @@ def test_schedule_names_come_from_their_table(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load_recipe(path, environ={}, names={"schedule": ("1f1b", "gpipe")})
     assert "'zero-bubble'; expected one of 1f1b, gpipe" in str(caught.value)
+
+
+def test_attention_names_are_the_executors() -> None:
+    from autotune.runners.ops.attention import BACKENDS
+
+    assert set(CHOICES["attention"]) == set(BACKENDS)
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
