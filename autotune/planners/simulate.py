@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
-from typing import Protocol
+from operator import add
+from typing import NamedTuple, Protocol, TypeVar, cast
 
-from autotune.planners.resolve import Resolved, Shared, resolve
+from autotune.planners.resolve import Resolved, Shared, resolve, uncollected
 from autotune.spec.program import DEVICE, Instruction, Program
 from autotune.spec.timeline import Span, Timeline
+
+T = TypeVar("T")
 
 __all__ = ["Costs", "Resolved", "Shared", "memory", "resolve", "simulate", "sweep"]
 
@@ -50,46 +53,77 @@ def sweep(resolved: Resolved, duration: Sequence[float]) -> tuple[list[float], l
     return start, end
 
 
+class Walk(NamedTuple):
+    """What one rank's memory goes through, whatever the sizes: indices into `names`, by position."""
+
+    names: tuple[str, ...]
+    start: tuple[int, ...]  # one entry for each version that is there before the first instruction
+    gains: tuple[tuple[int, ...], ...]  # allocated when this instruction is issued
+    losses: tuple[tuple[int, ...], ...]  # released when it has been issued
+
+
+def _walk(program: Program, rank: int) -> Walk:
+    listing, live = program.ranks[rank], set(program.given(rank))
+    lagged: dict[str, int] = {}
+    for instruction in listing:
+        for name in instruction.reads if instruction.lag else ():
+            lagged[name] = max(lagged.get(name, 0), instruction.lag)
+    index = {name: number for number, name in enumerate(program.buffers[rank])}
+    start = [index[name] for name in live]
+    for name, lag in lagged.items():
+        start += [index[name]] * lag
+    gains: list[tuple[int, ...]] = []
+    losses: list[tuple[int, ...]] = []
+    for _, _, _, _, _, _, writes, frees, _, _, _ in listing:
+        gained = tuple([index[name] for name in writes if name not in live])
+        live.update(writes)
+        live.difference_update(frees)
+        gains.append(gained)
+        losses.append(tuple([index[name] for name in frees]))
+    return Walk(tuple(index), tuple(start), tuple(gains), tuple(losses))
+
+
+def _remembered(program: Program, key: object, make: Callable[[], T]) -> T:
+    """`make()`, or what it gave before for a program with the same lists."""
+    if not isinstance(program.ranks, Shared):
+        return make()
+    memo = program.ranks.memo
+    if key not in memo:
+        memo[key] = make()
+    return cast(T, memo[key])
+
+
+def _held(program: Program, rank: int, transient: Iterable[int]) -> dict[str, list[int]]:
+    """Bytes of each tier of one rank at each of its instructions, given their transient device bytes."""
+    buffers = program.buffers[rank]
+    key = ("walk", rank, program.given(rank), tuple(buffers))
+    walk = _remembered(program, key, lambda: _walk(program, rank))
+    held: dict[str, list[int]] = {}
+    for tier in dict.fromkeys((DEVICE, *(buffer.tier for buffer in buffers.values()))):
+        size = [buffer.size if buffer.tier == tier else 0 for buffer in buffers.values()]
+        now = sum(map(size.__getitem__, walk.start))
+        series = held[tier] = []
+        for gained, lost in zip(walk.gains, walk.losses, strict=True):
+            for number in gained:
+                now += size[number]
+            series.append(now)
+            for number in lost:
+                now -= size[number]
+    held[DEVICE] = list(map(add, held[DEVICE], transient))
+    return held
+
+
 def memory(program: Program, transient: Callable[[int, Instruction], int]) -> list[dict[str, list[int]]]:
     """Bytes in each tier while each instruction runs, in issue order. Lagged versions are held all along."""
     return [_held(program, rank, map(transient, repeat(rank), listing)) for rank, listing in enumerate(program.ranks)]
 
 
-def _held(program: Program, rank: int, transient: Iterable[int]) -> dict[str, list[int]]:
-    """One rank's walk; `transient` is for each of its instructions."""
-    buffers, live, listing = program.buffers[rank], set(program.given(rank)), program.ranks[rank]
-    lagged: dict[str, int] = {}
-    for instruction in listing:
-        for name in instruction.reads if instruction.lag else ():
-            lagged[name] = max(lagged.get(name, 0), instruction.lag)
-    now = dict.fromkeys((DEVICE, *(b.tier for b in buffers.values())), 0)
-    for name in live:
-        now[buffers[name].tier] += buffers[name].size
-    for name, lag in lagged.items():
-        now[buffers[name].tier] += buffers[name].size * lag
-    tiers: dict[str, list[int]] = {tier: [] for tier in now}
-    device, others = tiers[DEVICE], [tier for tier in now if tier != DEVICE]
-    for (_, _, _, _, _, _, writes, frees, _, _, _), extra in zip(listing, transient, strict=True):
-        for name in writes:
-            if name not in live:
-                live.add(name)
-                size, tier, _ = buffers[name]
-                now[tier] += size
-        device.append(now[DEVICE] + extra)
-        for tier in others:
-            tiers[tier].append(now[tier])
-        for name in frees:
-            live.discard(name)
-            size, tier, _ = buffers[name]
-            now[tier] -= size
-    return tiers
-
-
 Price = tuple[float, int, int]  # seconds, transient bytes, bytes sent
 
 
-def _prices(costs: Costs, rank: int, listing: tuple[Instruction, ...]) -> list[Price]:
+def _prices(program: Program, costs: Costs, rank: int) -> list[Price]:
     """What each instruction of one rank costs."""
+    listing = program.ranks[rank]
 
     def ask(instruction: Instruction) -> Price:
         sent = costs.sent(rank, instruction) if instruction.peers else 0
@@ -97,14 +131,16 @@ def _prices(costs: Costs, rank: int, listing: tuple[Instruction, ...]) -> list[P
 
     if not getattr(costs, "by_stage", False):
         return list(map(ask, listing))
-    known: dict[tuple[str, int, int], Price] = {}
-    prices: list[Price] = []
-    for instruction in listing:
-        key = (instruction.op, instruction.stage, instruction.part)
-        if key not in known:
-            known[key] = ask(instruction)
-        prices.append(known[key])
-    return prices
+    first, like = _remembered(program, ("alike", rank), lambda: _alike(listing))
+    prices = [ask(listing[position]) for position in first]
+    return [prices[number] for number in like]
+
+
+def _alike(listing: tuple[Instruction, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(the first position of each op, stage and part; which of them each instruction is like)."""
+    number: dict[tuple[str, int, int], int] = {}
+    like = [number.setdefault((i.op, i.stage, i.part), len(number)) for i in listing]
+    return tuple(like.index(k) for k in range(len(number))), tuple(like)
 
 
 def simulate(
@@ -112,11 +148,19 @@ def simulate(
 ) -> Timeline:
     """The predicted timeline of `steps` steps in a row (memory and bytes sent are those of one)."""
     resolved = resolved or resolve(program, inline, steps)
+    with uncollected():
+        spans, held, sent = _timed(program, costs, resolved)
+    return Timeline("predicted", program, spans, held, sent)
+
+
+def _timed(
+    program: Program, costs: Costs, resolved: Resolved
+) -> tuple[tuple[Span, ...], list[dict[str, list[int]]], tuple[int, ...]]:
     duration = [0.0] * resolved.events
     sent: list[int] = []
     held: list[dict[str, list[int]]] = []
-    for rank, listing in enumerate(program.ranks):
-        prices = _prices(costs, rank, listing)
+    for rank in range(program.world):
+        prices = _prices(program, costs, rank)
         for number, (seconds, _, _) in zip(resolved.event[rank], prices * resolved.steps, strict=True):
             if seconds > duration[number]:
                 duration[number] = seconds
@@ -127,5 +171,6 @@ def simulate(
     for rank, events in enumerate(resolved.event):
         positions = list(range(len(program.ranks[rank]))) * resolved.steps
         starts, ends = map(start.__getitem__, events), map(end.__getitem__, events)
-        spans += map(Span, repeat(rank), positions, starts, ends)
-    return Timeline("predicted", program, tuple(spans), held, tuple(sent))
+        # A named tuple's own constructor is Python; its base's is not.
+        spans += map(tuple.__new__, repeat(Span), zip(repeat(rank), positions, starts, ends, strict=False))
+    return tuple(spans), held, tuple(sent)

@@ -6,10 +6,15 @@ output; w.s weights, g.s gradients, o.s optimizer states; `tokens` and `targets`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
 from autotune.planners.lower.body import TENSOR
-from autotune.planners.lower.shape import training_shape
+from autotune.planners.lower.shape import Shape, training_shape
 from autotune.planners.lower.stage import Sizes, sizes, stage_blocks
 from autotune.planners.passes.communicate import communicate
+from autotune.planners.resolve import Shared, uncollected
 from autotune.planners.schedules import SCHEDULES, Step
 from autotune.spec.graph import Block, Weight
 from autotune.spec.model import ModelSpec
@@ -28,8 +33,12 @@ def micro_batches(plan: Plan, workload: Workload) -> int:
 
 def stage_sizes(plan: Plan, model: ModelSpec, workload: Workload) -> tuple[Sizes, ...]:
     """The bytes of every stage of a plan."""
-    shape = training_shape(plan, workload)
-    return tuple(sizes(model, plan.stages, s, shape, plan.recompute) for s in range(plan.stages))
+    return _stage_sizes(model, plan.stages, training_shape(plan, workload), plan.recompute)
+
+
+@lru_cache(maxsize=4096)
+def _stage_sizes(model: ModelSpec, stages: int, shape: Shape, policy: str) -> tuple[Sizes, ...]:
+    return tuple(sizes(model, stages, s, shape, policy) for s in range(stages))
 
 
 def state_bytes(parameters: int, precision: str, shards: int) -> tuple[int, int, int]:
@@ -44,15 +53,15 @@ def state_bytes(parameters: int, precision: str, shards: int) -> tuple[int, int,
     return width * parameters, width * parameters, 2 * width * padded
 
 
-def _compute(step: Step, sizes: tuple[Sizes, ...]) -> Instruction:
+def _compute(step: Step, stages: int) -> Instruction:
     """One forward or backward with the buffers it touches."""
     op, s, m = step
-    first, last = s == 0, s == len(sizes) - 1
+    first, last = s == 0, s == stages - 1
     here, grad = f"x.{s}.{m}", f"d.{s}.{m}"
     inputs = (f"w.{s}", "tokens" if first else here) + (("targets",) if last else ())
     if op == "F":
-        made = ("loss",) if last else (f"x.{s + 1}.{m}",)
-        return Instruction(op, s, m, reads=inputs, writes=(f"a.{s}.{m}", *made))
+        output = "loss" if last else f"x.{s + 1}.{m}"
+        return Instruction(op, s, m, reads=inputs, writes=(f"a.{s}.{m}", output))
     frees = (f"a.{s}.{m}", *(() if first else (here,)), *(() if last else (grad,)))
     made = () if first else (f"d.{s - 1}.{m}",)
     return Instruction(op, s, m, reads=(*inputs, *dict.fromkeys(frees)), writes=(f"g.{s}", *made), frees=frees)
@@ -72,16 +81,20 @@ def partial_weights(block: Block, plan: Plan) -> tuple[Weight, ...]:
     )
 
 
-def _update(stage: int, plan: Plan, blocks: tuple[Block, ...]) -> list[Instruction]:
+@lru_cache(maxsize=1024)
+def _sums_partial(model: ModelSpec, plan: Plan) -> tuple[bool, ...]:
+    """Of each stage, whether it has such weights. `plan` has only the axes that matter, so that few are different."""
+    return tuple(any(partial_weights(b, plan) for b in stage) for stage in stage_blocks(model, plan.stages))
+
+
+def _update(stage: int, data: int, zero: int, partial: bool) -> list[Instruction]:
     """What follows a stage's last backward: sum the gradients over the replicas, step, share the new weights."""
     w, g, o = f"w.{stage}", f"g.{stage}", f"o.{stage}"
     step = Instruction("OPT", stage, reads=(g, w), writes=(w, o, g))
-    first = []
-    if any(partial_weights(block, plan) for block in blocks):
-        first = [Instruction("SUM_PARTIAL", stage, lane=TENSOR, reads=(g,), writes=(g,))]
-    if plan.data == 1:
+    first = [Instruction("SUM_PARTIAL", stage, lane=TENSOR, reads=(g,), writes=(g,))] if partial else []
+    if data == 1:
         return [*first, step]
-    if plan.zero == 0:
+    if zero == 0:
         return [*first, Instruction("ALL_REDUCE", stage, lane=DATA, reads=(g,), writes=(g,)), step]
     return [
         *first,
@@ -91,27 +104,36 @@ def _update(stage: int, plan: Plan, blocks: tuple[Block, ...]) -> list[Instructi
     ]
 
 
-def _buffers(rank: int, place: tuple[int, ...], plan: Plan, sizes: tuple[Sizes, ...], w: Workload) -> dict[str, Buffer]:
+def _names(rank: int, place: tuple[int, ...], items: int) -> list[str]:
     """Everything a rank may hold. What crosses ranks is declared where it is written; the pass adds the other end."""
-    items = micro_batches(plan, w)
-    held: dict[str, Buffer] = {}
-    tokens = Buffer(items * plan.micro_batch * w.sequence_length * 8, persistent=True)
-    shards = plan.data if plan.zero else 1
+    names: list[str] = []
     for s in (s for s, owner in enumerate(place) if owner == rank):
-        size = sizes[s]
-        parts = state_bytes(size.parameters, w.precision, shards)
-        held |= {f"{n}.{s}": Buffer(b, persistent=True) for n, b in zip("wgo", parts, strict=True)}
-        if s == 0:
-            held["tokens"] = tokens
-        if s == len(sizes) - 1:
-            held |= {"targets": tokens, "loss": Buffer(max(4, BYTES[w.precision]), persistent=True)}
+        first, last = s == 0, s == len(place) - 1
+        names += [f"w.{s}", f"g.{s}", f"o.{s}", *(["tokens"] if first else []), *(["targets", "loss"] if last else [])]
         for m in range(items):
-            held[f"a.{s}.{m}"] = Buffer(size.saved)
-            if s + 1 < len(sizes):
-                held[f"x.{s + 1}.{m}"] = Buffer(size.output)
-            if s:
-                held[f"d.{s - 1}.{m}"] = Buffer(size.inputs)
-    return held
+            names.append(f"a.{s}.{m}")
+            if not last:
+                names.append(f"x.{s + 1}.{m}")
+            if not first:
+                names.append(f"d.{s - 1}.{m}")
+    return names
+
+
+def _kind(name: str) -> str:
+    """What the size of a buffer depends on: its name without the micro-batch."""
+    return name.rpartition(".")[0] if name.count(".") == 2 else name
+
+
+def _kinds(plan: Plan, sizes: tuple[Sizes, ...], w: Workload) -> Mapping[str, Buffer]:
+    """The buffer of every kind: sizes, and whether it outlives the step."""
+    tokens = Buffer(micro_batches(plan, w) * plan.micro_batch * w.sequence_length * 8, persistent=True)
+    shards = plan.data if plan.zero else 1
+    kinds = {"tokens": tokens, "targets": tokens, "loss": Buffer(max(4, BYTES[w.precision]), persistent=True)}
+    for s, size in enumerate(sizes):
+        parts = state_bytes(size.parameters, w.precision, shards)
+        kinds |= {f"{n}.{s}": Buffer(b, persistent=True) for n, b in zip("wgo", parts, strict=True)}
+        kinds |= {f"a.{s}": Buffer(size.saved), f"x.{s + 1}": Buffer(size.output), f"d.{s - 1}": Buffer(size.inputs)}
+    return kinds
 
 
 def _tie(program: list[list[Instruction]], place: tuple[int, ...], last: int) -> None:
@@ -123,20 +145,59 @@ def _tie(program: list[list[Instruction]], place: tuple[int, ...], last: int) ->
         program[rank].append(tie)
 
 
+class Outline(NamedTuple):
+    """What plans of one schedule share: the lists, and the kind of every buffer they name."""
+
+    ranks: Shared
+    kinds: tuple[dict[str, str], ...]
+    place: tuple[int, ...]
+
+
+Key = tuple[str, int, int, int, int, int, tuple[bool, ...], bool]
+
+MOST_INSTRUCTIONS = 300_000  # of the outlines that are kept: about 1 kB each with what is resolved about them
+_outlines: dict[Key, Outline] = {}  # the one used last is last
+
+
+def _outline(key: Key) -> Outline:
+    found = _outlines.pop(key, None)
+    if found is None:
+        with uncollected():
+            found = _draw(*key)
+    _outlines[key] = found
+    while len(_outlines) > 1 and sum(len(r) for o in _outlines.values() for r in o.ranks) > MOST_INSTRUCTIONS:
+        del _outlines[next(iter(_outlines))]
+    return found
+
+
+def _draw(
+    name: str, pipeline: int, items: int, chunks: int, data: int, zero: int, partial: tuple[bool, ...], tied: bool
+) -> Outline:
+    schedule, stages = SCHEDULES[name], pipeline * chunks
+    place = schedule.place(pipeline, chunks)
+    order = schedule.order(pipeline, items, chunks)
+    persistent = {kind: kind[0] not in "axd" for kind in map(_kind, _names(0, (0,) * stages, 1))}
+    buffers = tuple(
+        {n: Buffer(persistent=persistent[_kind(n)]) for n in _names(r, place, items)} for r in range(pipeline)
+    )
+    program = communicate(Program(tuple(tuple(_compute(step, stages) for step in steps) for steps in order), buffers))
+    ranks = [list(listing) for listing in program.ranks]
+    if tied and place[0] != place[-1]:
+        _tie(ranks, place, stages - 1)
+    for stage, rank in enumerate(place):
+        ranks[rank] += _update(stage, data, zero, partial[stage])
+    kinds = tuple({n: _kind(n) for n in held} for held in program.buffers)
+    return Outline(Shared(tuple(map(tuple, ranks))), kinds, place)
+
+
 def lower_training(plan: Plan, model: ModelSpec, workload: Workload) -> Program:
     """The step's program over pipeline ranks. Data and tensor peers run the same one: `expand` makes them explicit."""
-    schedule = SCHEDULES[plan.schedule]
-    sizes = stage_sizes(plan, model, workload)
-    place = schedule.place(plan.pipeline, plan.chunks)
-    order = schedule.order(plan.pipeline, micro_batches(plan, workload), plan.chunks)
-    buffers = tuple(_buffers(rank, place, plan, sizes, workload) for rank in range(plan.pipeline))
-    compute = tuple(tuple(_compute(step, sizes) for step in steps) for steps in order)
-    program = communicate(Program(compute, buffers))
-    ranks = [list(listing) for listing in program.ranks]
-    last = len(sizes) - 1
-    stages = stage_blocks(model, plan.stages)
-    if model.tied and place[0] != place[last]:
-        _tie(ranks, place, last)
-    for stage, rank in enumerate(place):
-        ranks[rank] += _update(stage, plan, stages[stage])
-    return Program(tuple(map(tuple, ranks)), program.buffers, facts={"place": place})
+    items = micro_batches(plan, workload)
+    axes = Plan(
+        tensor=plan.tensor, pipeline=plan.pipeline, chunks=plan.chunks, sequence_parallel=plan.sequence_parallel
+    )
+    key = (plan.schedule, plan.pipeline, items, plan.chunks, min(plan.data, 2), plan.zero)
+    outline = _outline((*key, _sums_partial(model, axes), model.tied))
+    kinds = _kinds(plan, stage_sizes(plan, model, workload), workload)
+    buffers = tuple({name: kinds[kind] for name, kind in held.items()} for held in outline.kinds)
+    return Program(outline.ranks, buffers, facts={"place": outline.place})

@@ -7,6 +7,7 @@ between two ranks for one family of buffers: forward and backward traffic never 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 
 from autotune.spec.program import COMPUTE, Instruction, Program
@@ -19,68 +20,77 @@ def lane_of(source: int, target: int, name: str) -> str:
 
 def communicate(program: Program, ahead: int = 1) -> Program:
     """Adds SEND and RECV for every buffer that crosses ranks; the sender frees what only the receiver reads."""
-    writer: dict[str, int] = {}
-    for rank, _, instruction in program:
-        for name in instruction.writes:
-            if not program.buffers[rank][name].persistent:
-                writer[name] = rank
-    receives: dict[tuple[int, str], list[tuple[str, int]]] = defaultdict(list)  # (rank, lane) -> (name, reader)
-    readers: dict[str, list[int]] = defaultdict(list)
-    kept: set[str] = set()  # crossing buffers that their own rank reads too
-    for rank, position, instruction in program:
-        for name in instruction.reads:
-            source = writer.get(name, rank)
-            if source == rank:
-                kept.add(name)
-            elif rank not in readers[name]:
-                readers[name].append(rank)
-                receives[rank, lane_of(source, rank, name)].append((name, position))
-    ranks, buffers = [], [dict(b) for b in program.buffers]
-    sent_order: dict[str, int] = {}
-    after: dict[tuple[int, int], list[Instruction]] = defaultdict(list)
-    for rank, position, instruction in program:
-        for name in instruction.writes:
-            targets = readers.get(name, []) if writer.get(name) == rank else []
-            for number, target in enumerate(targets):
-                sent_order[name] = len(sent_order)
-                frees = (name,) if name not in kept and number == len(targets) - 1 else ()
-                after[rank, position].append(
-                    _message("SEND", instruction, name, rank, target)._replace(reads=(name,), frees=frees)
-                )
-                buffers[target][name] = program.buffers[rank][name]
+    writer = {
+        name: rank
+        for rank, listing in enumerate(program.ranks)
+        for instruction in listing
+        for name in instruction.writes
+        if not program.buffers[rank][name].persistent
+    }
+    targets: dict[str, dict[int, int]] = defaultdict(dict)  # a crossing buffer -> its readers, and where they read it
+    kept: set[str] = set()  # buffers that their own rank reads
+    for rank, listing in enumerate(program.ranks):
+        for position, instruction in enumerate(listing):
+            for name in instruction.reads:
+                if writer.get(name, rank) == rank:
+                    kept.add(name)
+                else:
+                    targets[name].setdefault(rank, position)
+    buffers = [dict(b) for b in program.buffers]
+    sends: list[list[tuple[Instruction, list[Instruction]]]] = []  # each instruction and the sends that follow it
+    channels: list[dict[str, list[str]]] = [defaultdict(list) for _ in buffers]  # (receiver) lane -> names as sent
+    for rank, listing in enumerate(program.ranks):
+        sends.append([])
+        for instruction in listing:
+            after: list[Instruction] = []
+            for name in instruction.writes:
+                crossing = targets.get(name, ()) if writer.get(name) == rank else ()
+                for number, target in enumerate(crossing, 1):
+                    frees = (name,) if name not in kept and number == len(crossing) else ()
+                    after.append(_message("SEND", instruction, name, (rank, target), (name,), (), frees))
+                    channels[target][after[-1].lane].append(name)
+                    buffers[target][name] = program.buffers[rank][name]
+            sends[-1].append((instruction, after))
+    ranks = []
     for rank, listing in enumerate(program.ranks):
         before: dict[int, list[Instruction]] = defaultdict(list)
-        for (receiver, _), messages in receives.items():
-            if receiver == rank:
-                place = dict(messages)
-                for name, position in _posted(listing, messages, sent_order, ahead):
-                    reader = listing[place[name]]
-                    before[position].append(_message("RECV", reader, name, writer[name], rank)._replace(writes=(name,)))
+        computes = [position for position, i in enumerate(listing) if i.lane == COMPUTE]
+        for names in channels[rank].values():
+            reads = [targets[name][rank] for name in names]
+            for name, read, post in zip(names, reads, _posted(computes, reads, ahead), strict=True):
+                ends = (writer[name], rank)
+                before[post].append(_message("RECV", listing[read], name, ends, (), (name,), ()))
         out: list[Instruction] = []
-        for position, instruction in enumerate(listing):
-            out += before.get(position, ())
+        for position, (instruction, after) in enumerate(sends[rank]):
+            if position in before:
+                out += before[position]
             out.append(instruction)
-            out += after.get((rank, position), ())
+            out += after
         ranks.append(tuple(out))
     return Program(tuple(ranks), tuple(buffers), program.live, program.facts)
 
 
-def _posted(
-    listing: tuple[Instruction, ...], messages: list[tuple[str, int]], sent: dict[str, int], ahead: int
-) -> list[tuple[str, int]]:
-    """Where each receive is posted: `ahead` compute instructions early, and never after a later message's."""
-    computes = [i for i, instruction in enumerate(listing) if instruction.lane == COMPUTE]
-    index = {position: k for k, position in enumerate(computes)}
-    ordered = sorted(messages, key=lambda message: sent[message[0]])
-    posted: list[tuple[str, int]] = []
-    latest = len(listing)
-    for name, position in reversed(ordered):
-        latest = min(latest, computes[max(0, index[position] - ahead)])
-        posted.append((name, latest))
+def _posted(computes: list[int], reads: list[int], ahead: int) -> list[int]:
+    """Where the receives of one channel, read at `reads`, are posted: `ahead` compute instructions early, and never
+    after a later message's."""
+    posted: list[int] = []
+    latest = reads[-1]
+    for position in reversed(reads):
+        early = bisect_left(computes, position) - ahead
+        latest = min(latest, position, computes[max(0, early)] if computes else position)
+        posted.append(latest)
     return posted[::-1]
 
 
-def _message(op: str, end: Instruction, name: str, source: int, target: int) -> Instruction:
-    return Instruction(
-        op, end.stage, end.item, lane=lane_of(source, target, name), meet=f"{name}@{target}", peers=(source, target)
-    )
+def _message(
+    op: str,
+    end: Instruction,
+    name: str,
+    ends: tuple[int, int],
+    reads: tuple[str, ...],
+    writes: tuple[str, ...],
+    frees: tuple[str, ...],
+) -> Instruction:
+    """One end of a message: `end` is the instruction that wrote or will read it."""
+    lane = lane_of(*ends, name)
+    return Instruction(op, end.stage, end.item, 0, lane, reads, writes, frees, f"{name}@{ends[1]}", ends)
