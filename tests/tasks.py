@@ -7,12 +7,15 @@ from typing import Any
 import torch
 
 from autotune.planners.lower.body import lower_block
+from autotune.planners.lower.generate import inference_body
 from autotune.planners.simulate import memory
 from autotune.runners.checkpoint import shard
+from autotune.runners.generation import Generator
 from autotune.runners.interpreter import Trace
 from autotune.runners.reference import init_weight
 from autotune.runners.state import DTYPES
 from autotune.runners.training import Trainer
+from autotune.spec.graph import Weight
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.workload import Workload
@@ -81,3 +84,42 @@ def _bodies_as_predicted(trainer: Trainer) -> None:
         assert watch.order == [i.op for i in program.ranks[0]]
         predicted = memory(program, lambda r, i: 0)[0].get("device", [])
         assert watch.series == predicted, (block.kind, op, list(zip(watch.order, watch.series, predicted, strict=True)))
+
+
+def random_prompts(workload: Workload, vocab: int) -> torch.Tensor:
+    """The whole batch of prompts, the same on every rank."""
+    generator = torch.Generator().manual_seed(11)
+    return torch.randint(vocab, (workload.batch, workload.prompt_length), generator=generator)
+
+
+def lively_weight(weight: Weight, precision: str) -> torch.Tensor:
+    """Random weights large enough that every layer, and every token before it, has a say in the next token."""
+    return init_weight(weight, 0, DTYPES[precision]) * (15 if weight.init == "normal" else 1)
+
+
+def generate(rank: int, world: int, plan: Plan, model: ModelSpec, workload: Workload) -> dict[str, Any]:
+    """Generates twice (the second time traced); gives the tokens, and the prefill's and the last token's trace."""
+    load = lambda index, weight: shard(  # noqa: E731
+        weight, lively_weight(weight, workload.precision), rank % plan.tensor, plan.tensor
+    )
+    generator = Generator.build(plan, model, workload, rank, torch.device("cpu"), load)
+    prompts = random_prompts(workload, model.vocab)
+    again = generator.generate(prompts.flip(0)).tokens.flip(0)  # leaves another prompt's keys in the cache
+    traces = {0: Trace(), workload.new_tokens - 1: Trace()}
+    generator.watch = []
+    found = generator.generate(prompts, traces)
+    for block, shape, watch in generator.watch:
+        program = inference_body(block, shape).forward
+        assert watch.order == [i.op for i in program.ranks[0]]
+        predicted = memory(program, lambda r, i: 0)[0].get("device", [])
+        assert watch.series == predicted, (
+            block.kind,
+            shape,
+            list(zip(watch.order, watch.series, predicted, strict=True)),
+        )
+    assert len(found.token_s) == workload.new_tokens - 1
+    return {
+        "tokens": found.tokens.tolist(),
+        "again": again.tolist(),
+        "traces": [(trace.order, trace.memory) for trace in traces.values()],
+    }

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from autotune.planners.feasible import why_not
 from autotune.planners.lower.expand import expand
-from autotune.planners.lower.generate import block_shape, inference_body, lower_generation
+from autotune.planners.lower.generate import inference_body, lower_generation
 from autotune.planners.lower.shape import Shape, generation_shape
 from autotune.planners.lower.stage import stage_blocks
 from autotune.runners.body import Call, Values, Watch, compile_body, run_body
@@ -57,13 +57,23 @@ def prompt_tokens(model: ModelSpec, workload: Workload, prompts: Sequence[str] =
     return batch(corpus, 0, workload.batch, workload.prompt_length, 0, workload.batch)[0]
 
 
+class _Step(NamedTuple):
+    """One block of a pass, resolved. `env` lacks only where the step starts."""
+
+    block: Block
+    calls: tuple[Call, ...]
+    env: Env
+    source: str  # what the body calls its input
+    output: str
+
+
 @dataclass(frozen=True)
 class _Pass:
-    """One kind of step, resolved: its shape, its program's interpreter, the calls and the environment of each block."""
+    """One kind of step: its shape, the blocks of this stage, the interpreter of its program."""
 
     shape: Shape
-    env: Env
-    calls: Mapping[Block, tuple[Call, ...]]
+    steps: tuple[_Step, ...]
+    positions: Tensor  # int64 [queries]
     interpreter: Interpreter
 
 
@@ -101,9 +111,8 @@ class Generator:
         if refused := unsupported(plan.attention, device, dtype, model.head_dim, prompt, window):
             problem = Problem("plan", "attention", plan.attention, f"a backend that runs here: this one {refused}")
             raise UsageError("the plan's attention cannot prefill:", problems=[problem])
-        programs = [
-            expand(lower_generation(plan, model, workload, *size), plan) for size in ((prompt, prompt), (1, prompt + 1))
-        ]
+        sizes = (prompt, prompt), (1, prompt + 1)
+        programs = [expand(lower_generation(plan, model, workload, *size), plan) for size in sizes]
         mesh = Mesh.build(plan, programs[1], rank, device)
         blocks = stage_blocks(model, plan.pipeline)[mesh.pipeline]
         state = StageState.build(
@@ -128,29 +137,38 @@ class Generator:
             values["out"] = torch.zeros((each, workload.new_tokens), dtype=torch.int64, device=device)
         generator = cls(plan, model, workload, mesh, state, cache, values)
         rope = tables(model, most, device)
-        env = Env(
-            model,
-            each,
-            prompt,
-            torch.arange(prompt, device=device),
-            rope,
-            {},
-            tensor_rank=mesh.tensor,
-            tensor_size=plan.tensor,
-            all_reduce=mesh.all_reduce,
-            attention=plan.attention,
-            cache=cache,
+        generator.prefill, generator.decode = (
+            generator._compile(
+                generation_shape(plan, workload, *size), rope, Interpreter(program, rank, {}, values, device)
+            )
+            for program, size in zip(programs, sizes, strict=True)
         )
-        passes = []
-        for program, size in zip(programs, ((prompt, prompt), (1, prompt + 1)), strict=True):
-            shape = generation_shape(plan, workload, *size)
-            calls = {block: compile_body(block, inference_body(block, shape).forward) for block in blocks}
-            interpreter = Interpreter(program, rank, generator.operations(), values, device)
-            passes.append(_Pass(shape, env, calls, interpreter))
-            env = replace(env, sequence=1, positions=torch.zeros(1, dtype=torch.int64, device=device))
-        generator.prefill, generator.decode = passes
         generator._pass = generator.prefill
         return generator
+
+    def _compile(self, shape: Shape, rope: tuple[Tensor, Tensor], interpreter: Interpreter) -> _Pass:
+        interpreter.operations = self.operations()
+        env = Env(
+            self.model,
+            shape.batch,
+            shape.queries,
+            torch.arange(shape.queries, device=self.mesh.device),
+            rope,
+            {},
+            tensor_rank=self.mesh.tensor,
+            tensor_size=self.plan.tensor,
+            all_reduce=self.mesh.all_reduce,
+            attention=self.plan.attention,
+            cache=self.cache,
+        )
+        steps, layer = [], 0
+        for block in self.state.blocks:
+            body = inference_body(block, shape)
+            own = replace(env, weights=self.state.of(block)[0], layer=layer)
+            source = block.nodes[0].reads[0]
+            steps.append(_Step(block, compile_body(block, body.forward), own, source, body.output))
+            layer += block.kind == "layer"
+        return _Pass(shape, tuple(steps), env.positions, interpreter)
 
     def generate(self, prompts: Tensor, traces: Mapping[int, Trace] | None = None) -> Generated:
         """Continues prompts int64 [batch, prompt_length] (all of them, on every rank) greedily by new_tokens.
@@ -159,15 +177,14 @@ class Generator:
         another shape and for token ids that the vocabulary does not have.
         """
         self._feed(prompts)
+        if self.plan.world > 1:
+            barrier(self.mesh.device)
         seconds = []
-        barrier_needed = self.plan.world > 1
         for step in range(self.workload.new_tokens):
             self._pass = self.decode if step else self.prefill
             self._start, self._picked = (self.workload.prompt_length + step - 1 if step else 0), step
             if step:
-                self.decode.env.positions.fill_(self._start)
-            elif barrier_needed:
-                barrier(self.mesh.device)
+                self.decode.positions.fill_(self._start)
             begin = time.perf_counter()
             self._pass.interpreter.step((traces or {}).get(step))
             seconds.append(time.perf_counter() - begin)
@@ -204,30 +221,24 @@ class Generator:
 
     def forward(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """The stage's blocks one after another: (the cache, the next stage's input or the logits)."""
-        x, layer = values[instruction.reads[2]].reshape(-1, *self._inner), 0
-        for block in self.state.blocks:
-            if block.kind == "head" and self._pass.shape.queries > 1:  # what follows each sequence's last token
-                x = x.view(self._pass.shape.batch, self._pass.shape.queries, -1)[:, -1].contiguous()
-            x = self._block(block, layer, x)
-            layer += block.kind == "layer"
+        now = self._pass
+        x: Tensor = values[instruction.reads[2]]
+        x = x if instruction.stage else x.reshape(-1)
+        for step in now.steps:
+            if step.block.kind == "head" and now.shape.queries > 1:  # what follows each sequence's last token
+                x = x.view(now.shape.batch, now.shape.queries, -1)[:, -1].contiguous()
+            x = self._run(step, x)
         return values[instruction.writes[0]], x
 
-    @property
-    def _inner(self) -> tuple[int, ...]:
-        """The shape of one row of the stage's input: a token, or its features."""
-        return () if self.mesh.pipeline == 0 else (self.model.hidden,)
-
-    def _block(self, block: Block, layer: int, x: Tensor) -> Tensor:
-        now = self._pass
-        source = block.nodes[0].reads[0]
+    def _run(self, step: _Step, x: Tensor) -> Tensor:
+        """One block's body; a function of its own, so that nothing it made outlives it but its output."""
         watch = None
         if self.watch is not None:
-            watch = Watch(outside=frozenset({source}))
-            self.watch.append((block, now.shape, watch))
-        env = replace(now.env, weights=self.state.of(block)[0], layer=layer, start=self._start)
-        given: Values = {source: x}
-        left = run_body(now.calls[block], env, given, self.mesh.axes["tensor"], watch)
-        return left[inference_body(block, now.shape).output]
+            watch = Watch(outside=frozenset({step.source}))
+            self.watch.append((step.block, self._pass.shape, watch))
+        given: Values = {step.source: x}
+        env = replace(step.env, start=self._start)
+        return run_body(step.calls, env, given, self.mesh.axes["tensor"], watch)[step.output]
 
     def pick(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """The likeliest next token of each sequence; of equal ones the first, whoever holds it."""
@@ -235,8 +246,9 @@ class Generator:
         best, token = logits.max(dim=1)
         if self.plan.tensor > 1:
             mine = torch.stack((best.double(), (token + self.mesh.tensor * logits.shape[1]).double()))
-            pairs = mine.new_empty((self.plan.tensor, *mine.shape))
+            pairs = mine.new_empty((self.plan.tensor * 2, mine.shape[1]))
             dist.all_gather_into_tensor(pairs, mine, group=self.mesh.axes["tensor"])
+            pairs = pairs.view(self.plan.tensor, 2, -1)
             owner = pairs[:, 0].argmax(dim=0, keepdim=True)
             token = pairs[:, 1].gather(0, owner).squeeze(0).long()
         out = values["out"]
