@@ -1,4 +1,4 @@
-"""What a generation is predicted to take: closed forms, what must grow and shrink, a large model on a shipped profile."""
+"""What a generation is predicted to take: closed forms, what must grow or shrink, a large model on a shipped file."""
 
 from __future__ import annotations
 
