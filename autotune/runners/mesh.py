@@ -54,7 +54,8 @@ class Mesh:
 
 
 def _group(members: Members) -> dist.ProcessGroup:
-    return dist.new_group(list(members), timeout=timedelta(seconds=600))
+    group: dist.ProcessGroup = dist.new_group(list(members), timeout=timedelta(seconds=600))
+    return group
 
 
 def barrier(device: torch.device) -> None:

@@ -59,8 +59,8 @@ class StageState:
         """Allocates and fills a stage. Two blocks that share a tensor (tied embeddings) share its view."""
         dtype = DTYPES[precision]
         main = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
-        at: dict[object, tuple[int, tuple[int, ...]]] = {}
-        keys: list[tuple[Key, Weight, object]] = []
+        at: dict[tuple[str, ...], tuple[int, tuple[int, ...]]] = {}
+        keys: list[tuple[Key, Weight, tuple[str, ...]]] = []
         size = 0
         for block in blocks:
             for weight in block.weights():
@@ -75,7 +75,7 @@ class StageState:
         grad = torch.zeros(padded if train else 0, dtype=main, device=device)
         weights: dict[Key, Tensor] = {}
         grads: dict[Key, Tensor] = {}
-        loaded: set[object] = set()
+        loaded: set[tuple[str, ...]] = set()
         for key, weight, tensor in keys:
             start, shape = at[tensor]
             cut = slice(start, start + torch.Size(shape).numel())

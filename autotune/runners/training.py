@@ -235,7 +235,7 @@ class Trainer:
         ]
         flat = torch.cat([part.reshape(-1) for part in parts])
         dist.all_reduce(flat, group=self.mesh.axes["tensor"])
-        for part, summed in zip(parts, flat.split([p.numel() for p in parts]), strict=True):
+        for part, summed in zip(parts, torch.split(flat, [p.numel() for p in parts]), strict=True):
             part.copy_(summed.view_as(part))
         return (state.grad,)
 
