@@ -12,16 +12,19 @@ from autotune.spec.program import Program
 def faults(program: Program) -> list[str]:
     """Everything wrong with the buffers and meetings of a program, or an empty list."""
     found: list[str] = []
-    meetings: dict[str, list[tuple[int, tuple[int, ...], str]]] = defaultdict(list)
+    meetings: dict[str, list[tuple[int, tuple[int, ...], str]]] = defaultdict(list)  # (rank, peers, lane)
     for rank, listing in enumerate(program.ranks):
         buffers, given = program.buffers[rank], program.given(rank)
         live, freed = set(given), set[str]()
         lagged = {n for i in listing if i.lag for n in i.reads}
+        written = {n for i in listing for n in i.writes}
         for position, instruction in enumerate(listing):
             where = f"rank {rank} step {position} ({instruction.label})"
             for name in instruction.reads:
                 if name not in buffers:
                     found.append(f"{where}: reads {name}, which is no buffer of this rank")
+                elif instruction.lag and name not in given and name not in written:
+                    found.append(f"{where}: reads {name} of {instruction.lag} steps ago, which no step ever writes")
                 elif name not in live and not instruction.lag:
                     why = "after it was freed" if name in freed else "before anything wrote it"
                     found.append(f"{where}: reads {name} {why}")
@@ -39,10 +42,10 @@ def faults(program: Program) -> list[str]:
                 live.discard(name)
                 freed.add(name)
             if instruction.meet is not None:
-                meetings[instruction.meet].append((rank, instruction.peers, where))
+                meetings[instruction.meet].append((rank, instruction.peers, instruction.lane))
             elif len(instruction.peers) > 1:
                 found.append(f"{where}: has peers but no meeting")
-        left = {n for n in live if not buffers[n].persistent and buffers[n].size and n not in lagged}
+        left = {n for n in live if n in buffers and not buffers[n].persistent and buffers[n].size and n not in lagged}
         if left and not program.facts.get("leaves"):
             found.append(f"rank {rank}: never frees {', '.join(sorted(left))}")
     for meet, members in meetings.items():
@@ -50,6 +53,8 @@ def faults(program: Program) -> list[str]:
         peers = {p for _, p, _ in members}
         if len(peers) > 1 or set(ranks) != set(next(iter(peers))) or max(ranks.values()) > 1:
             found.append(f"meeting {meet}: ranks {sorted(ranks.elements())} came, each naming peers {sorted(peers)}")
+        elif len(lanes := {lane for _, _, lane in members}) > 1:
+            found.append(f"meeting {meet}: its ranks come on different lanes, {', '.join(sorted(lanes))}")
     return found
 
 
