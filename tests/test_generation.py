@@ -183,7 +183,7 @@ def test_plans_that_cannot_run_are_refused_before_a_weight_is_read() -> None:
         raise AssertionError("a weight was read")
 
     for plan, error, said in (
-        (Plan(data=3), InfeasibleError, "data must divide batch 8 (found 3; nearest 2)"),
+        (Plan(data=3), InfeasibleError, "must divide batch 8 (found 3; nearest 2)"),
         (Plan(attention="flash"), UsageError, "needs a CUDA device, not cpu"),
         (Plan(attention="flsh"), UsageError, "expected one of"),
     ):

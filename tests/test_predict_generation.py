@@ -14,7 +14,7 @@ from autotune.planners.lower.generate import ID, inference_body, lower_generatio
 from autotune.planners.lower.shape import generation_shape
 from autotune.planners.lower.stage import stage_blocks
 from autotune.planners.predict import Predictor, predict
-from autotune.planners.predict_generation import contexts, weights
+from autotune.planners.predict_generation import contexts, predict_generation, weights
 from autotune.planners.simulate import memory, simulate
 from autotune.profiles_db.profile_file import load_profile, shipped
 from autotune.spec.errors import InfeasibleError
@@ -23,6 +23,7 @@ from autotune.spec.graph import kv_bytes_per_token, parameters
 from autotune.spec.machine import Profile
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
+from autotune.spec.prediction import Prediction
 from autotune.spec.work import Attention, Memory
 from autotune.spec.workload import Workload
 
@@ -40,6 +41,11 @@ def h100() -> Profile:
     return load_profile(shipped()["h100-sxm"])
 
 
+def together(model: ModelSpec, work: Workload, profile: Profile, plan: Plan) -> Prediction:
+    """All sequences of the batch at once."""
+    return predict_generation(Predictor(model, work, profile), plan)
+
+
 @pytest.mark.parametrize("new_tokens", [1, 2, 3, 6, 7, 100, 4097])
 def test_a_straight_line_is_summed_exactly(new_tokens: int) -> None:
     points = contexts(replace(WORK, new_tokens=new_tokens))
@@ -52,7 +58,7 @@ def test_a_straight_line_is_summed_exactly(new_tokens: int) -> None:
 
 
 def test_interpolated_decodes_add_up_to_every_single_one(llama: ModelSpec, h100: Profile) -> None:
-    found = predict(llama, WORK, h100, Plan())
+    found = together(llama, WORK, h100, Plan())
     predictor = Predictor(llama, WORK, h100)
     bodies = predictor.bodies(Plan())
     total = 0.0
@@ -67,12 +73,12 @@ def test_interpolated_decodes_add_up_to_every_single_one(llama: ModelSpec, h100:
 
 
 def test_the_cache_and_the_weights_take_their_bytes(llama: ModelSpec, h100: Profile) -> None:
-    found = predict(llama, WORK, h100, Plan())
+    found = together(llama, WORK, h100, Plan())
     assert found.memory[0]["weights"] == 2 * parameters(llama)
     assert found.memory[0]["kv_cache"] == 8 * (1024 + 256) * kv_bytes_per_token(llama)
     assert found.peak_bytes == (sum(found.memory[0].values()),)
     for plan in (Plan(tensor=4), Plan(pipeline=4), Plan(data=2, tensor=2), Plan(tensor=2, pipeline=2)):
-        parts = predict(llama, WORK, h100, plan).memory
+        parts = together(llama, WORK, h100, plan).memory
         each = found.memory[0]["kv_cache"] // plan.data // plan.tensor
         assert sum(part["kv_cache"] for part in parts) == each
 
@@ -97,28 +103,28 @@ def test_what_a_forward_needs_beside_its_input_and_output(llama: ModelSpec) -> N
 
 
 def test_what_must_grow_and_what_must_shrink(llama: ModelSpec, h100: Profile) -> None:
-    whole = predict(llama, WORK, h100, Plan())
-    longer = predict(llama, replace(WORK, prompt_length=8192), h100, Plan())
+    whole = together(llama, WORK, h100, Plan())
+    longer = together(llama, replace(WORK, prompt_length=8192), h100, Plan())
     assert longer.decode_s > whole.decode_s
     assert longer.prefill_s > 8 * whole.prefill_s * 0.8
-    halves = [predict(llama, WORK, h100, Plan(tensor=t)) for t in (1, 2, 4, 8)]
+    halves = [together(llama, WORK, h100, Plan(tensor=t)) for t in (1, 2, 4, 8)]
     for less, more in zip(halves[1:], halves, strict=False):
         assert less.peak_bytes[0] < more.peak_bytes[0]
         assert less.prefill_s < more.prefill_s
-    split = predict(llama, WORK, h100, Plan(data=2))
+    split = together(llama, WORK, h100, Plan(data=2))
     assert split.step_s < whole.step_s  # half as many sequences a replica
     assert split.tokens_per_s < 2 * whole.tokens_per_s  # the weights are read all the same
-    piped = predict(llama, WORK, h100, Plan(pipeline=2))
+    piped = together(llama, WORK, h100, Plan(pipeline=2))
     assert max(piped.peak_bytes) < whole.peak_bytes[0]
     assert piped.breakdown["idle"] > 0.4 * piped.step_s  # one batch: a stage waits while the other works
     assert piped.breakdown["exposed communication"] > 0
-    one = predict(llama, replace(WORK, new_tokens=1), h100, Plan())
+    one = together(llama, replace(WORK, new_tokens=1), h100, Plan())
     assert (one.decode_s, one.step_s) == (0.0, one.prefill_s)
 
 
 def test_a_decoded_token_reads_every_weight_and_the_cache(llama: ModelSpec, h100: Profile) -> None:
     """No faster than memory allows, and on one device not far above what is read and issued."""
-    found = predict(llama, WORK, h100, Plan())
+    found = together(llama, WORK, h100, Plan())
     read = 2 * (parameters(llama) - llama.vocab * llama.hidden)  # the embedding's rows are looked up
     cache = 8 * 1024 * kv_bytes_per_token(llama)
     floor = (read + cache) / h100.device.memory_bandwidth
@@ -147,7 +153,7 @@ def test_the_cost_table_prices_what_is_done(llama: ModelSpec, h100: Profile) -> 
 
 
 def test_a_plan_that_cannot_run_is_refused(llama: ModelSpec, h100: Profile) -> None:
-    with pytest.raises(InfeasibleError, match="data must divide batch 8"):
+    with pytest.raises(InfeasibleError, match="must divide batch 8"):
         predict(llama, WORK, h100, Plan(data=3))
 
 
@@ -163,7 +169,7 @@ model = load_model({str(MODELS / "meta-llama--Llama-3.1-70B.json")!r})
 work = Workload("generate", prompt_length=2048, new_tokens=512, batch=16)
 profile = load_profile(shipped()["h100-sxm"])
 begin = time.perf_counter()
-found = predict(model, work, profile, Plan(tensor=8))
+found = predict(model, work, profile, Plan(tensor=8, micro_batch=16))
 print(time.perf_counter() - begin, found.decode_s, max(found.peak_bytes), "torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)

@@ -12,7 +12,7 @@ from autotune.spec.graph import Block
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.program import Instruction
-from autotune.spec.work import Collective, Memory, Work
+from autotune.spec.work import Collective, Launch, Memory, Work
 from autotune.spec.workload import Workload
 
 
@@ -57,7 +57,7 @@ class PassCosts:
 
     def piece(self, *works: Work, issued: bool = True) -> Cost:
         """Primitives in a row. `issued`: the host hands each over, which shows where the device does not hide it."""
-        total, issue = NOTHING, self.bodies.issue() if issued else 0.0
+        total, issue = NOTHING, self.bodies.pricer.seconds(Launch(1)) if issued else 0.0
         for work in works:
             seconds = self.bodies.pricer.seconds(work)
             launch = issue if self.bodies.profile.inline else max(0.0, issue - seconds)
@@ -75,7 +75,8 @@ class PassCosts:
             cost = self.bodies.price(block, body, body.forward, shape)
             for node in block.nodes:
                 if node.op == "attention":
-                    cost += self.piece(*(Memory("copy", 2 * body.sizes[name], shape.dtype) for name in node.reads[1:]))
+                    copies = (Memory("copy", 2 * body.sizes[name], shape.dtype) for name in node.reads[1:])
+                    cost += self.piece(*copies, issued=False)  # the instruction they belong to is issued already
             self.blocks[key] = cost
         return self.blocks[key]
 
