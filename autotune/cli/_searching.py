@@ -86,6 +86,8 @@ def find(recipe: Recipe, store: Store, lock: bool, progress: Callable[[str], Non
 
     found = None
     try:
+        if measuring is not None:
+            question = _refined(question, store, progress)
         found = search(question, known=known, remember=remember, measure=measuring, progress=progress)
     finally:
         store.finish_search(name, found)
@@ -95,6 +97,24 @@ def find(recipe: Recipe, store: Store, lock: bool, progress: Callable[[str], Non
         launches = measuring.of(found.best.plan) if measuring else ()
         write_lock(file, replace(lock_of(recipe, found), measured=launches))
     return Answer(found, name, file)
+
+
+def _refined(question: Question, store: Store, progress: Callable[[str], None]) -> Question:
+    """The question with the operations of its most promising plans measured, and the profile kept with them.
+
+    Twice: better prices may bring other plans to the front.
+    """
+    from autotune.planners.search import search
+    from autotune.runners.here import refine_for
+
+    for _ in range(2):
+        front = [p.plan for p in search(question, progress=lambda text: None).ranking[: 2 * question.measure_budget]]
+        profile = refine_for(question, front, progress)
+        if profile is question.profile:
+            break
+        store.save_profile(profile)
+        question = replace(question, profile=profile)
+    return question
 
 
 def _measuring(recipe: Recipe, question: Question, store: Store, search: str) -> Measuring | None:

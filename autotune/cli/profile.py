@@ -35,11 +35,11 @@ def profile(
     from dataclasses import replace
 
     from autotune.profiles_db.profile_file import dump_profile
-    from autotune.profiles_db.profiling import profile_machine
+    from autotune.runners.here import profile_here
 
     with opened() as store:
         progress = out.Progress(keep=True)
-        found = profile_machine(quick, progress, tuple(only or ()))
+        found = profile_here(quick, progress, tuple(only or ()))
         found = replace(found, name=name) if name else found
         digest = store.save_profile(found)
         if out_file:

@@ -50,7 +50,7 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
 
 
 def _generation(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:
-    found = [_divides("data", plan.data, workload.batch, "batch")]
+    found = [_divides("data x micro_batch", plan.data * plan.micro_batch, workload.batch, "batch")]
     if plan.pipeline > model.layers:
         found.append(f"pipeline must be at most layers {model.layers} (found {plan.pipeline})")
     for axis, plain in (("zero", 0), ("recompute", "none"), ("chunks", 1), ("sequence_parallel", False)):

@@ -38,7 +38,7 @@ def measure_best(
 ) -> dict[str, float]:
     """Seconds by plan id of up to `measure_budget` plans; those `known` are not run again.
 
-    A plan that fails to run is left out and said; when every one fails the last error is raised.
+    A plan that fails to run is left out and said: the predicted answer stands without it.
     """
     import optuna
 
@@ -54,11 +54,11 @@ def measure_best(
         here = {axis: getattr(prediction.plan, axis) for axis in axes}
         value = measured.get(prediction.plan.id, prediction.step_s)
         study.add_trial(optuna.trial.create_trial(params=here, distributions=space, value=value))
-    last: AutotuneError | None = None
     remaining = [p.plan for p in candidates if p.plan.id not in measured]
-    while remaining and len(measured) < question.measure_budget:
+    best = candidates[0].plan
+    while remaining and (len(measured) < question.measure_budget or best in remaining):
         trial = study.ask(space)
-        plan = remaining[0] if not measured else min(remaining, key=lambda p: _distance(p, trial.params))
+        plan = best if best in remaining else min(remaining, key=lambda p: _distance(p, trial.params))
         remaining.remove(plan)
         progress(f"measuring {plan.describe()}")
         try:
@@ -67,12 +67,9 @@ def measure_best(
             progress("interrupted: keeping what was measured")
             break
         except AutotuneError as error:
-            last = error
             progress(f"  failed: {error.message.splitlines()[0]}")
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
             continue
         progress(f"  {measured[plan.id]:.4g} s a step")
         study.tell(trial, measured[plan.id])
-    if not measured and last is not None:
-        raise last
     return measured

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from autotune.planners.costs.body import NOTHING, BodyCosts, Cost
 from autotune.planners.costs.price import Pricer
@@ -35,6 +35,7 @@ class Predictor:
     profile: Profile
     _pricers: dict[int, Pricer] = field(default_factory=dict)
     _bodies: dict[tuple[int, int], BodyCosts] = field(default_factory=dict)
+    _rounds: dict[int, Predictor] = field(default_factory=dict)
 
     def pricer(self, world: int) -> Pricer:
         """Prices at the number of workers that share a node."""
@@ -50,9 +51,7 @@ class Predictor:
     def predict(self, plan: Plan, timeline: bool = True) -> Prediction:
         """The prediction of a feasible plan (see planners.feasible)."""
         if self.workload.kind != "train":
-            from autotune.planners.predict_generation import predict_generation
-
-            return predict_generation(self, plan)
+            return self._generation(plan)
         costs = StepCosts(plan, self.model, self.workload, self.profile, self.bodies(plan))
         program = lower_training(plan, self.model, self.workload)
         line = simulate(program, costs, resolved=resolve(program, self.profile.inline))
@@ -74,6 +73,27 @@ class Predictor:
             kinds,
             shares(total),
             line if timeline else None,
+        )
+
+    def round(self, plan: Plan) -> Predictor:
+        """The predictor of the sequences that a plan generates together."""
+        together = plan.data * plan.micro_batch
+        if together not in self._rounds:
+            self._rounds[together] = replace(self, workload=replace(self.workload, batch=together), _rounds={})
+        return self._rounds[together]
+
+    def _generation(self, plan: Plan) -> Prediction:
+        """The replicas take `micro_batch` sequences at a time, one round after another."""
+        from autotune.planners.predict_generation import predict_generation
+
+        rounds = self.workload.batch // (plan.data * plan.micro_batch)
+        one = predict_generation(self.round(plan), plan)
+        return replace(
+            one,
+            step_s=one.step_s * rounds,
+            tokens_per_s=self.workload.tokens / (one.step_s * rounds),
+            breakdown={kind: seconds * rounds for kind, seconds in one.breakdown.items()},
+            peak_bytes=tuple(map(allocated, one.memory)),
         )
 
 

@@ -12,7 +12,8 @@ from dataclasses import replace
 from autotune.planners.costs.step import StepCosts
 from autotune.planners.costs.works import works
 from autotune.planners.lower.body import lower_block
-from autotune.planners.lower.shape import training_shape
+from autotune.planners.lower.generate import block_shape, inference_body
+from autotune.planners.lower.shape import generation_shape, training_shape
 from autotune.planners.lower.stage import canonical_stages
 from autotune.planners.lower.train import lower_training
 from autotune.planners.predict import Predictor
@@ -37,13 +38,36 @@ def step_works(predictor: Predictor, plan: Plan) -> set[Work]:
     return found
 
 
+def pass_works(predictor: Predictor, plan: Plan) -> set[Work]:
+    """Every distinct primitive of a generation's bodies: the prefill, and a decoded token at both ends of it."""
+    workload = predictor.workload
+    bodies = predictor.bodies(plan)
+    first, last = workload.prompt_length + 1, workload.prompt_length + max(1, workload.new_tokens - 1)
+    found: set[Work] = set()
+    for queries, keys in ((workload.prompt_length, workload.prompt_length), (1, first), (1, last)):
+        whole = generation_shape(plan, workload, queries, keys)
+        for block in {b for stage in canonical_stages(predictor.model, plan.pipeline) for b in stage}:
+            shape = block_shape(block, whole)
+            body = inference_body(block, whole)
+            for instruction in body.forward.ranks[0]:
+                found.update(works(block, body, instruction, shape, bodies.level))
+    return found
+
+
+def plan_works(predictor: Predictor, plan: Plan) -> set[Work]:
+    """The primitives of a plan, whatever its workload."""
+    if predictor.workload.kind == "train":
+        return step_works(predictor, plan)
+    return pass_works(predictor.round(plan), plan)
+
+
 def unmeasured(predictor: Predictor, plans: Iterable[Plan]) -> dict[int, list[Work]]:
     """By number of ranks a node: what these plans need that the profile has no sample of."""
     missing: dict[int, set[Work]] = {}
     for plan in plans:
         ranks = min(plan.world, predictor.profile.device.count or plan.world)
         pricer = predictor.pricer(plan.world)
-        wanted = {w for w in step_works(predictor, plan) if pricer.grade(w) != "measured"}
+        wanted = {w for w in plan_works(predictor, plan) if pricer.grade(w) != "measured"}
         missing.setdefault(ranks, set()).update(wanted)
     return {ranks: sorted(wanted, key=repr) for ranks, wanted in missing.items() if wanted}
 

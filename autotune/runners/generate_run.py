@@ -21,21 +21,23 @@ from autotune.spec.graph import blocks
 
 def generate_run(job: Job, rank: int, device: torch.device, load: Loader, folder: Path) -> RankReport:
     """One step is one whole generation; rank 0 reports the tokens and, with `check`, judges them."""
-    generator = Generator.build(job.plan, job.model, job.workload, rank, device, load)
     prompts = prompt_tokens(job.model, job.workload, job.prompts)
+    generator = Generator.build(job.plan, job.model, job.round, rank, device, load)
+    rounds = torch.split(prompts, job.round.batch)
     for _ in range(max(1, job.warmup)):
-        generator.generate(prompts)
-    ran = [generator.generate(prompts) for _ in range(max(1, job.steps))]
-    peak = peak_during(lambda: generator.generate(prompts), generator.values, device)
+        generator.generate(rounds[0])
+    ran = [[generator.generate(part) for part in rounds] for _ in range(max(1, job.steps))]
+    peak = peak_during(lambda: generator.generate(rounds[0]), generator.values, device)
     trace, middle = Trace(), max(1, job.workload.new_tokens // 2)
     if job.trace and job.workload.new_tokens > 1:
-        generator.generate(prompts, {middle: trace})
-    tokens = ran[-1].tokens
+        generator.generate(rounds[0], {middle: trace})
+    tokens = torch.cat([part.tokens for part in ran[-1]])
+    every = [part for step in ran for part in step]
     equal, margin = judge(job, prompts, tokens) if job.check and rank == 0 else (None, None)
     text = job.model.vocab <= 256 or bool(job.prompts)
     return RankReport(
         rank,
-        [r.prefill_s + sum(r.token_s) for r in ran],
+        [sum(part.prefill_s + sum(part.token_s) for part in step) for step in ran],
         peak,
         [],
         trace.spans,
@@ -44,8 +46,8 @@ def generate_run(job: Job, rank: int, device: torch.device, load: Loader, folder
         texts=[decode(row) for row in tokens.tolist()] if rank == 0 and text else [],
         equal=equal,
         max_difference=margin,
-        prefill_s=statistics.median(r.prefill_s for r in ran),
-        decode_s=statistics.median(s for r in ran for s in r.token_s) if job.workload.new_tokens > 1 else 0.0,
+        prefill_s=statistics.median(part.prefill_s for part in every),
+        decode_s=statistics.median(s for part in every for s in part.token_s) if job.workload.new_tokens > 1 else 0.0,
         host={"threads": torch.get_num_threads(), "torch": torch.__version__, "device": str(device)},
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,11 @@ class Job:
     device: str = "cpu"  # cpu | cuda
     trace: bool = True  # record one step's timeline
     peak_flops: float = 0.0  # of one device, for model FLOPs utilisation; 0: not reported
+
+    @property
+    def round(self) -> Workload:
+        """Generation: the workload of the sequences that all replicas generate together."""
+        return replace(self.workload, batch=self.plan.data * self.plan.micro_batch)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

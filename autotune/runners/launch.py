@@ -173,8 +173,9 @@ def traced_program(job: Job) -> Program:
         return expand(lower_training(job.plan, job.model, job.workload), job.plan)
     from autotune.planners.lower.generate import lower_generation
 
-    keys = job.workload.prompt_length + job.workload.new_tokens
-    return expand(lower_generation(job.plan, job.model, job.workload, 1, keys), job.plan)
+    round_ = job.round
+    keys = round_.prompt_length + round_.new_tokens
+    return expand(lower_generation(job.plan, job.model, round_, 1, keys), job.plan)
 
 
 def clear(log_dir: Path) -> None:

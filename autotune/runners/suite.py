@@ -18,8 +18,8 @@ from typing import Any
 
 from autotune.planners.feasible import why_not
 from autotune.planners.predict import Predictor
-from autotune.planners.refine import refined, unmeasured
 from autotune.profiles_db.profile_file import dump_profile, load_profile
+from autotune.runners.here import refine_for
 from autotune.runners.job import Job
 from autotune.runners.launch import launch
 from autotune.spec.errors import AutotuneError
@@ -27,6 +27,7 @@ from autotune.spec.families import load_model
 from autotune.spec.machine import Profile
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
+from autotune.spec.prediction import Question
 from autotune.spec.workload import Workload
 
 
@@ -111,16 +112,6 @@ def suites() -> dict[str, Suite]:
     }
 
 
-def refine(suite: Suite, profile: Profile, seconds_each: float) -> Profile:
-    """The profile with every operation of the suite's plans measured on this machine."""
-    from autotune.profiles_db.profiling import measure
-
-    for ranks, works in unmeasured(Predictor(suite.model, suite.workload, profile), suite.plans).items():
-        print(f"measuring {len(works)} operations at {ranks} ranks", file=sys.stderr)
-        profile = refined(profile, measure(works, ranks, suite.device, seconds_each=seconds_each))
-    return profile
-
-
 def run_suite(suite: Suite, profile: Profile) -> list[dict[str, Any]]:
     """A row a plan: predicted and measured step seconds and peak bytes; a plan that fails says why."""
     rows: list[dict[str, Any]] = []
@@ -190,7 +181,8 @@ def main(arguments: Sequence[str]) -> int:
     suite = suites()[asked.suite]
     if asked.only:
         suite = replace(suite, plans=suite.plans[: asked.only])
-    profile = refine(suite, load_profile(asked.profile), asked.seconds_each)
+    question = Question(suite.model, suite.workload, load_profile(asked.profile), 0)
+    profile = refine_for(question, suite.plans, lambda text: print(text, file=sys.stderr), asked.seconds_each)
     if asked.refined:
         dump_profile(profile, asked.refined)
     print("| plan | predicted ms | measured ms | error | predicted MiB | measured MiB | error | MFU |")

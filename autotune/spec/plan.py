@@ -19,7 +19,7 @@ class Plan:
     data: int = 1  # replicas of the model
     tensor: int = 1  # ranks that share each layer
     pipeline: int = 1  # ranks that share the list of layers
-    micro_batch: int = 1  # sequences in one micro-batch of one replica (generation: the batch of one replica)
+    micro_batch: int = 1  # sequences that a replica takes at once (generation: that it generates together)
     schedule: str = "1f1b"  # a key of planners.schedules.SCHEDULES
     chunks: int = 1  # model chunks (virtual stages) a pipeline rank
     recompute: str = "none"  # none | selective (attention core and gated activation) | full (whole layer)

@@ -72,9 +72,10 @@ class BodyCosts:
             kinds["launch"] += table.overhead(instruction)  # type: ignore[assignment]
         return Cost(timeline.makespan, kinds, grades, timeline.sent[0])
 
-    def issue(self) -> float:
-        """Seconds the host needs to issue one instruction."""
-        return self.pricer.seconds(Launch(1))
+    def issue(self, training: bool) -> float:
+        """Seconds that one instruction takes however small it is: measured on our own bodies, else one launch."""
+        name = "instruction_seconds.train" if training else "instruction_seconds.decode"
+        return self.profile.coefficients.get(name) or self.pricer.seconds(Launch(1))
 
 
 @dataclass
@@ -90,10 +91,8 @@ class _Table:
         return works(self.block, self.body, instruction, self.shape, self.costs.level)
 
     def overhead(self, instruction: Instruction) -> float:
-        """What issuing adds: all of it where the host computes too, else what the device does not hide."""
-        issue = self.costs.issue()
-        if self.costs.profile.inline:
-            return issue
+        """What issuing adds to the work: the part of it that the work does not hide."""
+        issue = self.costs.issue(self.shape.queries == self.shape.keys)
         return max(0.0, issue - sum(map(self.costs.pricer.seconds, self.works(instruction))))
 
     def seconds(self, rank: int, instruction: Instruction) -> float:

@@ -1,0 +1,48 @@
+"""The profile of this machine, with what our own executor adds, and its refinement by the operations of given plans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from autotune.planners.predict import Predictor
+from autotune.planners.refine import refined, unmeasured
+from autotune.profiles_db.profiling import measure, profile_machine
+from autotune.spec.machine import Profile
+from autotune.spec.plan import Plan
+from autotune.spec.prediction import Question
+
+SOURCE = "measured by running the bodies of a tiny layer on this machine's executor"
+
+
+def profile_here(quick: bool, progress: Callable[[str], None], only: Sequence[str] = ()) -> Profile:
+    """Measures the machine, and what one instruction of ours costs on it however small it is."""
+    profile = profile_machine(quick, progress, only)
+    if only and "launch" not in only:
+        return profile
+    import torch
+
+    from autotune.runners.overhead import instruction_seconds
+
+    cuda = profile.device.kind != "cpu"
+    found = instruction_seconds(torch.device("cuda" if cuda else "cpu"), "bf16" if cuda else "fp32")
+    names = {f"instruction_seconds.{form}": seconds for form, seconds in found.items()}
+    progress(f"executor: {found['train'] * 1e6:.1f} us an instruction in training, {found['decode'] * 1e6:.1f} decoding")
+    return replace(
+        profile,
+        coefficients={**profile.coefficients, **names},
+        sources={**profile.sources, **{f"coefficients.{name}": SOURCE for name in names}},
+    )
+
+
+def refine_for(
+    question: Question, plans: Sequence[Plan], progress: Callable[[str], None], seconds_each: float = 0.1
+) -> Profile:
+    """The question's profile with every operation of `plans` that it lacks measured here."""
+    profile = question.profile
+    missing = unmeasured(Predictor(question.model, question.workload, profile), plans)
+    device = "cpu" if profile.device.kind == "cpu" else "cuda"
+    for ranks, works in missing.items():
+        progress(f"measuring {len(works)} operations of the best plans with {ranks} worker(s)")
+        profile = refined(profile, measure(works, ranks, device, seconds_each=seconds_each))
+    return profile
