@@ -136,6 +136,8 @@ class Interpreter:
                 stream.wait_stream(compute)
             with torch.cuda.stream(stream):
                 made = operation(instruction, view)
+                if isinstance(made, Started):  # NCCL works on a stream of its own: this lane follows it
+                    made.handle.wait()
             event = torch.cuda.Event()
             event.record(stream)
             handle = _Recorded(event, self.device)

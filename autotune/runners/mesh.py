@@ -44,7 +44,27 @@ class Mesh:
             group = _group(members)
             if rank in members:
                 mesh.lanes[lane, members] = group
+        if device.type == "cuda":
+            mesh.connect()
         return mesh
+
+    def connect(self) -> None:
+        """Makes every communicator now, one after another.
+
+        NCCL makes them at first use, and stops the host until the device is free to do so: two ranks that wait in
+        messages of one lane while they meet for the first time on another would never come back.
+        """
+        one = torch.ones(1, device=self.device)
+        for group in (g for g in self.axes.values() if g is not None):
+            dist.all_reduce(one, group=group)
+        for (_, members), group in self.lanes.items():
+            dist.all_reduce(one, group=group)
+            if len(members) == 2:
+                if self.rank == members[0]:
+                    dist.send(one, members[1], group=group)
+                else:
+                    dist.recv(one, members[0], group=group)
+            torch.cuda.synchronize(self.device)
 
     def all_reduce(self, tensor: Tensor, how: str) -> Tensor:
         """In place over the tensor ranks."""

@@ -112,7 +112,7 @@ def suites() -> dict[str, Suite]:
     }
 
 
-def run_suite(suite: Suite, profile: Profile) -> list[dict[str, Any]]:
+def run_suite(suite: Suite, profile: Profile, out: Path | None = None) -> list[dict[str, Any]]:
     """A row a plan: predicted and measured step seconds and peak bytes; a plan that fails says why."""
     rows: list[dict[str, Any]] = []
     predictor = Predictor(suite.model, suite.workload, profile)
@@ -146,6 +146,8 @@ def run_suite(suite: Suite, profile: Profile) -> list[dict[str, Any]]:
                 }
         rows.append(row)
         print(line(row), flush=True)
+        if out:  # row by row: an interrupted suite keeps what it measured
+            out.write_text(json.dumps(rows, indent=1))
     return rows
 
 
@@ -176,25 +178,23 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="where the rows go as JSON")
     parser.add_argument("--refined", type=Path, help="where the refined profile goes")
     parser.add_argument("--seconds-each", type=float, default=0.1, help="time for measuring one operation")
-    parser.add_argument("--only", type=int, default=0, help="the first N plans alone")
+    parser.add_argument("--only", type=int, default=None, help="N plans alone")
+    parser.add_argument("--skip", type=int, default=0, help="not the first N plans")
     asked = parser.parse_args(arguments)
     suite = suites()[asked.suite]
-    if asked.only:
-        suite = replace(suite, plans=suite.plans[: asked.only])
+    suite = replace(suite, plans=suite.plans[asked.skip :][: asked.only])
     question = Question(suite.model, suite.workload, load_profile(asked.profile), 0)
     profile = refine_for(question, suite.plans, lambda text: print(text, file=sys.stderr), asked.seconds_each)
     if asked.refined:
         dump_profile(profile, asked.refined)
     print("| plan | predicted ms | measured ms | error | predicted MiB | measured MiB | error | MFU |")
     print("|---|---|---|---|---|---|---|---|")
-    rows = run_suite(suite, profile)
+    rows = run_suite(suite, profile, asked.out)
     good = [r for r in rows if "measured_s" in r]
     for name, a, b in (("step time", "predicted_s", "measured_s"), ("peak memory", "predicted", "measured")):
         errors = [r[a] / r[b] - 1 for r in good]
         if errors:
             print(f"{name}: mean {statistics.fmean(map(abs, errors)):.1%}, worst {max(errors, key=abs):+.1%}")
-    if asked.out:
-        asked.out.write_text(json.dumps(rows, indent=1))
     return 0
 
 

@@ -107,7 +107,7 @@ def _decode(env: Env, q: Tensor, window: int) -> Tensor:
     if new > 1:
         hidden = plain.hidden(new, end, window, q.device)[:, begin:]
         mask = ~hidden.repeat(heads // kv_heads, 1)
-    return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask).view(batch, heads, new, width)
+    return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask).reshape(batch, heads, new, width)
 
 
 def dgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
