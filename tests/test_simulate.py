@@ -323,5 +323,10 @@ def test_the_reader_of_a_message_may_be_on_any_lane() -> None:
         (I("F", writes=("x",)),),
         (I("a"), I("copy", lane="copy", reads=("x",), frees=("x",)), I("a")),
     )
-    program = communicate(Program(ranks, (buffers("x"), {})))
-    assert sent_and_received(program)[1] == ["0RECV0>0+1", "0a0", "0copy0", "0a0"]
+    listed = {
+        ahead: sent_and_received(communicate(Program(ranks, (buffers("x"), {})), ahead))[1] for ahead in (0, 1, 9)
+    }
+    assert listed[0] == ["0a0", "0RECV0>0+1", "0copy0", "0a0"]
+    assert listed[1] == listed[9] == ["0RECV0>0+1", "0a0", "0copy0", "0a0"]
+    last = (ranks[0], (I("a"), I("copy", lane="copy", reads=("x",), frees=("x",))))
+    assert sent_and_received(communicate(Program(last, (buffers("x"), {})), 0))[1] == ["0a0", "0RECV0>0+1", "0copy0"]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 
 import pytest
 
 from autotune.planners.feasible import why_not
 from autotune.planners.lower.expand import expand
+from autotune.planners.lower.generate import lower_generation
 from autotune.planners.lower.train import lower_training
+from autotune.planners.simulate import resolve
 from autotune.planners.validate import faults, validate
 from autotune.spec.errors import UsageError
 from autotune.spec.model import ModelSpec
@@ -238,6 +241,19 @@ def test_every_lowered_program_is_accepted(inline: bool) -> None:
     for plan, program in PROGRAMS:
         assert not faults(program), plan.describe()
         validate(program, inline)
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_every_generation_is_accepted_step_after_step(inline: bool) -> None:
+    """Prefill and decode; a decode can run again and again."""
+    workload = Workload("generate", prompt_length=6, new_tokens=5, batch=4)
+    for data, tensor, pipeline in product((1, 2), (1, 2), (1, 2, 3, 4)):
+        plan = Plan(data, tensor, pipeline)
+        assert why_not(MODELS[0], workload, plan, plan.world) is None
+        for queries, keys in ((6, 6), (1, 7)):
+            program = expand(lower_generation(plan, MODELS[0], workload, queries, keys), plan)
+            validate(program, inline)
+            resolve(program, inline, steps=3)
 
 
 def edited(program: Program, rank: int, listing: list[Instruction]) -> Program:

@@ -76,8 +76,8 @@ def _posted(computes: list[int], reads: list[int], ahead: int) -> list[int]:
     posted: list[int] = []
     latest = reads[-1]
     for position in reversed(reads):
-        early = bisect_left(computes, position) - ahead
-        latest = min(latest, position, computes[max(0, early)] if computes else position)
+        early = max(0, bisect_left(computes, position) - ahead)
+        latest = min(latest, position, *computes[early : early + 1])
         posted.append(latest)
     return posted[::-1]
 
