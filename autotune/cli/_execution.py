@@ -130,6 +130,7 @@ def execute(
     In a world that torchrun or Slurm started every process runs its part, and only rank 0 stores and answers: the
     others get None. Raises RunError where workers die, after the run is stored as failed.
     """
+    from autotune.runners.inputs import check_inputs
     from autotune.runners.job import Job
 
     plan, recipe, rank = target.plan, target.recipe, joined()
@@ -141,6 +142,8 @@ def execute(
             hint=f"--nproc {plan.world}, or search again with --devices {nproc}",
         )
     facts, device = local_device(target)
+    if recipe:
+        check_inputs(target.model, target.workload, recipe.checkpoint, recipe.prompts)
     job = Job(
         plan=plan,
         model=target.model,

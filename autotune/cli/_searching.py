@@ -65,11 +65,15 @@ class Measuring:
 def find(recipe: Recipe, store: Store, lock: bool, progress: Callable[[str], None]) -> Answer:
     """Search for `recipe`, resuming what the database knows of the same question, and write the lock.
 
-    Raises InfeasibleError where no plan fits. Ctrl-C ends the search with what it has; only where it has nothing yet
-    does KeyboardInterrupt come out, and even then what was simulated is kept for the next time.
+    Raises InfeasibleError where no plan fits and UsageError for what no worker could load or continue. Ctrl-C ends
+    the search with what it has; only where it has nothing yet does KeyboardInterrupt come out, and even then what was
+    simulated is kept for the next time.
     """
+    from autotune.runners.inputs import check_inputs
+
     profile = machine(recipe.use, recipe.folder, store)
     question = recipe.question(profile)
+    check_inputs(question.model, question.workload, recipe.checkpoint, recipe.prompts)
     store.save_recipe(recipe.path, recipe.merged())
     name = store.start_search(question)
     known = store.measured(name)  # simulating again costs less than reading it back; measuring does not
