@@ -5,6 +5,7 @@ No module here may import torch, SQLAlchemy, Optuna or pydantic at its top: `aut
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -65,8 +66,15 @@ def options(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with the code of autotune.spec.errors."""
+    _leave(_run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """The exit code of the command that `arguments` name; what went wrong is said."""
     try:
         app(args=arguments, prog_name="autotune")
+    except SystemExit as end:  # how typer ends: always
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except AutotuneError as error:
         if settings.current().debug:
             traceback.print_exc()
@@ -74,15 +82,25 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             "--help lists the options" if isinstance(error, UsageError) and not error.problems else None
         )
         out.fail(str(error), hint)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except KeyboardInterrupt:
         out.say("interrupted")
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
     except Exception:
         traceback.print_exc()
         out.fail(BUG)
-        sys.exit(1)
-    sys.exit(0)
+        return 1
+    return 0
+
+
+def _leave(code: int) -> NoReturn:
+    """End with `code`: at once where this process was a worker of a world, as gloo's threads may abort Python's way."""
+    launch = sys.modules.get("autotune.runners.launch")
+    if launch is not None and "autotune.runners.worker" in sys.modules and launch.world_here() is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

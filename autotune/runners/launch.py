@@ -59,10 +59,20 @@ def launch(job: Job, *, nproc: int, log_dir: Path, timeout_s: float = 3600.0) ->
         (log_dir / "job.json").write_text(job.to_json())
         _elastic(nproc, log_dir, timeout_s)
     else:
-        from autotune.runners.worker import work
-
-        work(job, log_dir)
+        _take_part(job, log_dir, *here)
     return gather(job, log_dir)
+
+
+def _take_part(job: Job, log_dir: Path, rank: int, world: int) -> None:
+    """This process's part in the world that it was started in. RunError names its rank and where the traceback is."""
+    from autotune.runners.worker import attempt
+
+    try:
+        attempt(job, log_dir)
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        trace = log_dir / f"rank-{rank}.error"
+        raise RunError(f"worker {rank} of {world} failed: {said} (traceback in {trace})") from error
 
 
 def _elastic(nproc: int, log_dir: Path, timeout_s: float) -> None:

@@ -11,6 +11,7 @@ import sys
 import traceback
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -76,19 +77,30 @@ def work(job: Job, folder: Path) -> None:
         dist.destroy_process_group()
 
 
-def main(arguments: list[str]) -> int:
-    job, folder = Job.from_json(Path(arguments[0]).read_text()), Path(arguments[1])
-    rank = os.environ.get("RANK", "0")
+def attempt(job: Job, folder: Path) -> None:
+    """`work`, leaving the traceback of whatever it raises in `rank-N.error`."""
     try:
         work(job, folder)
+    except BaseException:
+        (folder / f"rank-{os.environ.get('RANK', '0')}.error").write_text(traceback.format_exc())
+        raise
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process at once. Python's own way out may abort: gloo's threads may still want the interpreter."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def main(arguments: list[str]) -> NoReturn:
+    try:
+        attempt(Job.from_json(Path(arguments[0]).read_text()), Path(arguments[1]))
     except BaseException as error:
-        (folder / f"rank-{rank}.error").write_text(traceback.format_exc())
-        print(f"rank {rank}: {type(error).__name__}: {error}", file=sys.stderr)
-        # A peer may be blocked in a collective with us: leave at once, without waiting for it.
-        sys.stderr.flush()
-        os._exit(1)
-    return 0
+        print(f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}", file=sys.stderr)
+        leave(1)  # a peer may be blocked in a collective with us: not waiting for it
+    leave(0)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])
