@@ -37,7 +37,7 @@ class Measuring:
 
     def __init__(self, recipe: Recipe, question: Question, store: Store, search: str, device: str) -> None:
         self.recipe, self.question, self.store, self.search, self.device = recipe, question, store, search, device
-        self.known = store.measured(search)
+        self.known = store.measured_alike(search)
         self.launches: dict[str, list[Launch]] = {}
 
     def __call__(self, plan: Plan) -> float:
@@ -75,13 +75,16 @@ def find(recipe: Recipe, store: Store, lock: bool, progress: Callable[[str], Non
     question = recipe.question(profile)
     check_inputs(question.model, question.workload, recipe.checkpoint, recipe.prompts)
     store.save_recipe(recipe.path, recipe.merged())
+    device = _device(question)
+    if device:  # first of all, so that the search and its predictions are kept under the profile they rest on
+        question = _refined(question, store, progress)
+    elif question.measure_budget:
+        out.detail(f"{profile.name} is not this machine: no plan is measured")
     name = store.start_search(question)
-    known = store.measured(name)  # simulating again costs less than reading it back; measuring does not
+    known = store.measured_alike(name)  # simulating again costs less than reading it back; measuring does not
     if known:
         out.detail(f"search {name[:10]} resumes: {len(known)} plans are already measured")
-    measuring = _measuring(recipe, question, store, name)
-    if measuring is None and question.measure_budget:
-        out.detail(f"{profile.name} is not this machine: no plan is measured")
+    measuring = Measuring(recipe, question, store, name, device) if device else None
 
     def remember(predictions: Sequence[Prediction]) -> None:
         store.remember_predictions(name, predictions)
@@ -90,8 +93,6 @@ def find(recipe: Recipe, store: Store, lock: bool, progress: Callable[[str], Non
 
     found = None
     try:
-        if measuring is not None:
-            question = _refined(question, store, progress)
         found = search(question, known=known, remember=remember, measure=measuring, progress=progress)
     finally:
         store.finish_search(name, found)
@@ -121,11 +122,7 @@ def _refined(question: Question, store: Store, progress: Callable[[str], None]) 
     return question
 
 
-def _measuring(recipe: Recipe, question: Question, store: Store, search: str) -> Measuring | None:
-    """The runner of plans, where the profile's machine is the one at hand and the budget wants it."""
-    if not question.measure_budget:
-        return None
-    facts = at_hand(question.profile)
-    if facts is None:
-        return None
-    return Measuring(recipe, question, store, search, "cpu" if facts.kind == "cpu" else "cuda")
+def _device(question: Question) -> str:
+    """What plans are measured on: cpu | cuda; "" where the machine is not at hand or the budget measures none."""
+    facts = at_hand(question.profile) if question.measure_budget else None
+    return "" if facts is None else "cpu" if facts.kind == "cpu" else "cuda"

@@ -246,6 +246,23 @@ def measured(session: Session, search: str) -> dict[str, float]:
     return {name: median(seconds) for name, seconds in values.items()}
 
 
+def measured_alike(session: Session, search: str) -> dict[str, float]:
+    """As `measured`, of every search for the same model and workload on a profile of the same machine."""
+    row = searched(session, search)
+    machine = select(t.ProfileRow.machine).where(t.ProfileRow.digest == row.profile).scalar_subquery()
+    values: dict[str, list[float]] = defaultdict(list)
+    for name, value in session.execute(
+        select(t.PlanRow.id, t.Trial.value)
+        .join(t.PlanRow, t.PlanRow.digest == t.Trial.plan)
+        .join(t.Search, t.Search.digest == t.Trial.search)
+        .join(t.ProfileRow, t.ProfileRow.digest == t.Search.profile)
+        .where(t.Trial.kind == "measured", t.Search.model == row.model, t.Search.workload == row.workload)
+        .where(t.ProfileRow.machine == machine)
+    ):
+        values[name].append(value)
+    return {name: median(seconds) for name, seconds in values.items()}
+
+
 def searches(session: Session, limit: int, prefix: str, shown: str) -> list[SearchEntry]:
     """Searches, last touched first; `prefix` picks one."""
     query = (

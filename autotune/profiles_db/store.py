@@ -204,6 +204,14 @@ class Store(Database):
         with self._reading() as session:
             return queries.measured(session, search)
 
+    def measured_alike(self, search: str) -> dict[str, float]:
+        """As `measured`, with what other searches measured for the same model and workload on the same machine: what
+        resuming need not run again, though the machine's profile has been refined or the axes changed since."""
+        from autotune.profiles_db import queries
+
+        with self._reading() as session:
+            return queries.measured_alike(session, search)
+
     def searches(self, limit: int = 20) -> list[SearchEntry]:
         """Searches, last touched first."""
         from autotune.profiles_db import queries

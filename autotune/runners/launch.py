@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from autotune.planners.costs.works import model_flops
@@ -24,6 +25,7 @@ from autotune.spec.errors import RunError, UsageError
 from autotune.spec.program import Program
 from autotune.spec.timeline import Span, Timeline
 
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 GRACE = 20.0  # seconds that workers get to end after a signal
 
 
@@ -85,7 +87,9 @@ def _elastic(nproc: int, log_dir: Path, timeout_s: float) -> None:
     command += [f"--nproc-per-node={nproc}", "--max-restarts=0", "--monitor-interval=0.2"]
     command += ["-m", "autotune.runners.worker", str(log_dir / "job.json"), str(log_dir)]
     with open(log_dir / "workers.log", "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment, start_new_session=True, preexec_fn=_end_with_parent()
+        )
         try:
             code = process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -98,6 +102,20 @@ def _elastic(nproc: int, log_dir: Path, timeout_s: float) -> None:
             raise
     if code:
         raise RunError(failure(log_dir, nproc), hint=f"the whole log is {log_dir / 'workers.log'}")
+
+
+def _end_with_parent() -> Callable[[], None] | None:
+    """What a child calls first, so that it (and with it its workers) ends when we are killed: Linux alone can."""
+    if sys.platform != "linux":
+        return None
+    import ctypes
+
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+    def follow() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    return follow
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -113,13 +131,23 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def failure(log_dir: Path, nproc: int) -> str:
-    """Which worker failed first and why, from what it left behind."""
+    """Which worker failed first and why, from what it left behind.
+
+    One that a signal ended left nothing, and its peers' errors are about its silence: it comes first, unless the
+    launcher itself had to end it.
+    """
+    text = (log_dir / "workers.log").read_text(errors="replace")
+    ended = re.findall(r"rank\s*:\s*(\d+) \(local_rank.*?exitcode\s*:\s*(-?\d+)", text, re.S)
+    killed = [(rank, -int(code)) for rank, code in ended if int(code) < 0 and -int(code) != signal.SIGTERM]
+    if killed and "forcefully exiting" not in text:
+        rank, number = killed[-1]
+        why = " (often the system's, out of memory)" if number == signal.SIGKILL else ""
+        return f"worker {rank} of {nproc} was ended by signal {number}{why}, without a traceback"
     errors = sorted(log_dir.glob("rank-*.error"), key=lambda file: file.stat().st_mtime)
     if errors:
         rank = errors[0].stem.split("-")[1]
         last = errors[0].read_text().strip().splitlines()[-1]
         return f"worker {rank} of {nproc} failed: {last} (traceback in {errors[0]})"
-    text = (log_dir / "workers.log").read_text(errors="replace")
     dead = re.search(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", text, re.S)
     if dead:
         code = int(dead[2])
