@@ -66,7 +66,6 @@ def test_lag_0_is_exact() -> None:
 
 
 @pytest.mark.parametrize("lag", [1, 2, 3])
-@pytest.mark.xfail(strict=True, reason="the interpreter does not count the value at the start as a version")
 def test_delayed_gradients_equal_the_recurrence(lag: int) -> None:
     operations = {"SLOPE": slope, "UPDATE": update}
     assert run(delayed(lag), operations, {"w": 4.0}, 8, "w") == recurrence(4.0, lag, 8)
@@ -174,7 +173,6 @@ def test_a_lagged_read_waits_for_the_version_that_it_reads() -> None:
             assert computes[t][0] == max(before, gathers[t - lag][1] if t >= lag else 0.0)
 
 
-@pytest.mark.xfail(strict=True, reason="the interpreter waits for the newest version before a lagged read")
 def test_a_lagged_read_does_not_wait_for_the_newest_version() -> None:
     """Executed: the gather of this step is still in flight while the compute reads the last one."""
     events: list[str] = []

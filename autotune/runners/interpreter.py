@@ -16,7 +16,11 @@ from typing import Any, Protocol
 
 import torch
 
+from autotune.spec.errors import RunError
 from autotune.spec.program import COMPUTE, Instruction, Program
+
+
+RUN_AHEAD = 3
 
 
 class Handle(Protocol):
@@ -61,11 +65,11 @@ class Interpreter:
             self.streams = {
                 lane: torch.cuda.Stream(self.device) for lane in self.program.lanes(self.rank) if lane != COMPUTE
             }
+        lags: dict[str, int] = {}
         for instruction in self.program.ranks[self.rank]:
             for name in instruction.reads if instruction.lag else ():
-                kept = self.history.setdefault(name, deque(maxlen=instruction.lag + 1))
-                if kept.maxlen is not None and kept.maxlen <= instruction.lag:
-                    self.history[name] = deque(kept, maxlen=instruction.lag + 1)
+                lags[name] = max(lags.get(name, 0), instruction.lag)
+        self.history = {name: deque(maxlen=lag + 1) for name, lag in lags.items()}
 
     def step(self, trace: Trace | None = None) -> None:
         """Runs the list once and waits for everything it started."""
@@ -74,6 +78,7 @@ class Interpreter:
         waited: dict[int, float] = {}
         issued: list[Any] = []
         flying: list[tuple[Handle, int, Any]] = []
+        ahead: deque[Any] = deque()
 
         def settle(name: str) -> None:
             handle, position = pending.pop(name)
@@ -82,21 +87,24 @@ class Interpreter:
                 waited[position] = clock.now()
 
         for position, instruction in enumerate(self.program.ranks[self.rank]):
-            for name in (*instruction.reads, *instruction.writes):
+            # An older version arrived before its step ended; only the newest can be on its way.
+            for name in (*(() if instruction.lag else instruction.reads), *instruction.writes):
                 if name in pending:
                     settle(name)
+            if self.streams and instruction.lane == COMPUTE:
+                self._hold_back(ahead)
             if instruction.op in self.hooks:
                 self.hooks[instruction.op](instruction, self.values)
-            held = (counted(self.values), set(map(id, self.values.values()))) if trace is not None else None
+            held = (counted(self._held()), set(map(id, self.values.values()))) if trace is not None else None
             begin = clock.mark(self.streams.get(instruction.lane)) if clock else None
             made = self._issue(instruction, position, pending)
             if clock is not None and trace is not None:
                 issued.append((position, begin, clock.mark(self.streams.get(instruction.lane))))
                 trace.order.append(instruction.label)
             for name, value in zip(instruction.writes, made, strict=True):
-                self.values[name] = value
                 if name in self.history:
-                    self.history[name].append(value)
+                    self._keep(name, value, instruction)
+                self.values[name] = value
             if trace is not None and held is not None:
                 new = {str(i): value for i, value in enumerate(made) if id(value) not in held[1]}
                 trace.memory.append(held[0] + counted(new))
@@ -118,6 +126,18 @@ class Interpreter:
         if clock is not None and trace is not None:
             for position, begin, end in issued:
                 trace.spans.append((position, clock.seconds(begin), waited.get(position, clock.seconds(end))))
+
+    def _hold_back(self, ahead: deque[Any]) -> None:
+        """Keeps the host at most RUN_AHEAD compute instructions ahead of the device.
+
+        Memory that another lane still uses is not free until that lane has run; a host far ahead would allocate
+        anew for every message meanwhile.
+        """
+        if len(ahead) >= RUN_AHEAD:
+            ahead.popleft().synchronize()
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.device))
+        ahead.append(event)
 
     def _issue(
         self, instruction: Instruction, position: int, pending: dict[str, tuple[Handle, int]]
@@ -151,8 +171,21 @@ class Interpreter:
                 pending[name] = (handle, position)
         return made.values if isinstance(made, Started) else made
 
+    def _held(self) -> dict[str, Any]:
+        """The store and the older versions beside it."""
+        return {**self.values, **{f"{name} before": list(kept) for name, kept in self.history.items()}}
+
+    def _keep(self, name: str, value: Any, instruction: Instruction) -> None:
+        """A version more of a buffer that is read late; the value at the start is the first."""
+        kept = self.history[name]
+        if not kept and name in self.values:
+            kept.append(self.values[name])
+        if kept and value is kept[-1]:
+            raise RunError(f"{instruction.label} changes {name} in place, but its older versions are read later")
+        kept.append(value)
+
     def _version(self, name: str, lag: int) -> Any:
-        """The value written `lag` steps ago; before there is one, the oldest there is."""
+        """The version of `lag` steps ago; before there is one, the oldest there is (None: nothing ever was)."""
         kept = self.history.get(name)
         if not kept:
             return self.values.get(name)

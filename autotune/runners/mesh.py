@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,7 @@ from autotune.planners.lower.expand import coordinates, groups
 from autotune.spec.plan import Plan
 from autotune.spec.program import Program
 
+MESSAGE_BLOCKS = 2  # thread blocks of a message between stages
 REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 Members = tuple[int, ...]
 
@@ -41,7 +43,7 @@ class Mesh:
                 if rank in members:
                     mesh.axes[axis] = group
         for lane, members in sorted({(i.lane, i.peers) for _, _, i in program if i.peers}):
-            group = _group(members)
+            group = _group(members, _few_blocks(device) if lane.startswith("pipe") else None)
             if rank in members:
                 mesh.lanes[lane, members] = group
         if device.type == "cuda":
@@ -73,9 +75,19 @@ class Mesh:
         return tensor
 
 
-def _group(members: Members) -> dist.ProcessGroup:
-    group: dist.ProcessGroup = dist.new_group(list(members), timeout=timedelta(seconds=600))
+def _group(members: Members, options: Any = None) -> dist.ProcessGroup:
+    group: dist.ProcessGroup = dist.new_group(list(members), timeout=timedelta(seconds=600), pg_options=options)
     return group
+
+
+def _few_blocks(device: torch.device) -> Any:
+    """NCCL options for messages that wait beside compute: a kernel that waits for its peer keeps its thread blocks
+    busy, so it gets few. Measured on two H200s: with NCCL's own choice compute beside it was 10 to 20 % slower."""
+    if device.type != "cuda":
+        return None
+    options = dist.ProcessGroupNCCL.Options()
+    options.config.max_ctas = MESSAGE_BLOCKS
+    return options
 
 
 def barrier(device: torch.device) -> None:

@@ -13,7 +13,8 @@ from autotune.planners.lower.shape import Shape
 from autotune.planners.simulate import simulate
 from autotune.spec.graph import Block
 from autotune.spec.machine import Profile
-from autotune.spec.program import Instruction, Program
+from autotune.spec.program import COMPUTE, Instruction, Program
+from autotune.spec.timeline import Timeline, overlap, union
 from autotune.spec.work import Launch, Work
 
 
@@ -70,7 +71,22 @@ class BodyCosts:
                 kinds[work.kind] += seconds  # type: ignore[assignment]
                 grades[self.pricer.grade(work)] += seconds  # type: ignore[assignment]
             kinds["launch"] += table.overhead(instruction)  # type: ignore[assignment]
-        return Cost(timeline.makespan, kinds, grades, timeline.sent[0])
+        slowed = self.contention(timeline)
+        kinds["contention"] += slowed  # type: ignore[assignment]
+        return Cost(timeline.makespan + slowed, kinds, grades, timeline.sent[0])
+
+    def contention(self, timeline: Timeline) -> float:
+        """Seconds that compute loses to collectives running beside it.
+
+        Hidden communication of c seconds takes c x its measured slowdown, and compute beside it advances at one over
+        its own: the difference is what the body ends later.
+        """
+        lanes: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+        for span in timeline.spans:
+            lanes[timeline.instruction(span).lane == COMPUTE].append((span.start, span.end))
+        hidden = overlap(union(sorted(lanes[True])), union(sorted(lanes[False])))
+        measured = self.pricer.interference()
+        return hidden * measured.communication * (1 - 1 / measured.compute)
 
     def issue(self, training: bool) -> float:
         """Seconds that one instruction takes however small it is: measured on our own bodies, else one launch."""

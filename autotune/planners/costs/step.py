@@ -14,7 +14,7 @@ from autotune.spec.machine import Profile
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.program import Instruction
-from autotune.spec.work import Collective, Optimizer, Work
+from autotune.spec.work import Collective, Memory, Optimizer, Work
 from autotune.spec.workload import Workload
 
 
@@ -94,6 +94,11 @@ class StepCosts:
         kind = "mixed" if self.workload.precision == "bf16" else self.workload.precision
         return Optimizer(-(-self.sizes[stage].parameters // shards), kind)
 
+    def clear(self, stage: int) -> Work:
+        """The gradients set to zero after the update."""
+        size = state_bytes(self.sizes[stage].parameters, self.workload.precision, 1)[1]
+        return Memory("fill", size, "fp32" if self.workload.precision == "bf16" else self.workload.precision)
+
     def tie(self, stage: int) -> Work:
         """The tied embedding's gradient, summed over the two ranks that hold it."""
         width = 4 if self.workload.precision == "bf16" else 8 if self.workload.precision == "fp64" else 4
@@ -117,6 +122,6 @@ PIECES: dict[str, Callable[[StepCosts, int], tuple[Work, ...]]] = {
     "ALL_REDUCE": lambda c, s: (c.over_data("all_reduce", s, 1),),
     "REDUCE_SCATTER": lambda c, s: (c.over_data("reduce_scatter", s, 1),),
     "ALL_GATHER": lambda c, s: (c.over_data("all_gather", s, 0),),
-    "OPT": lambda c, s: (c.optimizer(s),),
+    "OPT": lambda c, s: (c.optimizer(s), c.clear(s)),
 }
 BODIES = {"F": False, "BW": True}  # the instructions that run a stage's bodies, and whether backward
