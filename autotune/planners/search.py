@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from autotune.planners.bounds import Bounder
 from autotune.planners.measured import measure_best
+from autotune.planners.parent import follower
 from autotune.planners.predict import Predictor
 from autotune.planners.space import Enumeration
 from autotune.spec.errors import InfeasibleError
@@ -218,7 +219,7 @@ class _Workers:
             and "fork" in mp.get_all_start_methods()
         ):
             # Forked, so that what is already priced is shared; nothing here has threads.
-            self.pool = ProcessPoolExecutor(cores, mp.get_context("fork"))
+            self.pool = ProcessPoolExecutor(cores, mp.get_context("fork"), follower())
         begin = time.monotonic()
         if self.pool is not None:
             yield from self.pool.map(_simulate, plans, chunksize=max(1, len(plans) // (2 * cores)))

@@ -14,18 +14,17 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from autotune.planners.costs.works import model_flops
 from autotune.planners.lower.expand import expand
 from autotune.planners.lower.train import lower_training
+from autotune.planners.parent import follower
 from autotune.runners.job import Job, RankReport, RunResult
 from autotune.spec.errors import RunError, UsageError
 from autotune.spec.program import Program
 from autotune.spec.timeline import Span, Timeline
 
-PR_SET_PDEATHSIG = 1  # of prctl(2)
 GRACE = 20.0  # seconds that workers get to end after a signal
 
 
@@ -88,7 +87,12 @@ def _elastic(nproc: int, log_dir: Path, timeout_s: float) -> None:
     command += ["-m", "autotune.runners.worker", str(log_dir / "job.json"), str(log_dir)]
     with open(log_dir / "workers.log", "wb") as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=log, env=environment, start_new_session=True, preexec_fn=_end_with_parent()
+            command,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=follower(signal.SIGTERM),
         )
         try:
             code = process.wait(timeout_s)
@@ -102,20 +106,6 @@ def _elastic(nproc: int, log_dir: Path, timeout_s: float) -> None:
             raise
     if code:
         raise RunError(failure(log_dir, nproc), hint=f"the whole log is {log_dir / 'workers.log'}")
-
-
-def _end_with_parent() -> Callable[[], None] | None:
-    """What a child calls first, so that it (and with it its workers) ends when we are killed: Linux alone can."""
-    if sys.platform != "linux":
-        return None
-    import ctypes
-
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-
-    def follow() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-    return follow
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
