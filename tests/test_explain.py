@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from autotune.planners.predict import Predictor
+from autotune.planners.search import limit_bytes
 from autotune.profiles_db.profile_file import load_profile, shipped
-from autotune.report.explain import changed, explain_found, explain_prediction, explain_versus, headroom
+from autotune.report.explain import changed, explain_found, explain_prediction, explain_versus, headroom, taken
 from autotune.report.units import percent, seconds, size
 from autotune.spec.families import load_model
 from autotune.spec.plan import Plan
@@ -78,14 +79,46 @@ def test_memory_is_compared_with_the_device(question: Question, ranking: tuple[P
     memory = explain_prediction(best, question.profile).to_dict()["memory"]
     available = question.profile.device.memory_bytes
     assert memory["available_bytes"] == available
-    assert memory["headroom"] == pytest.approx(1 - max(best.peak_bytes) / available)
-    assert [sum(rank.values()) for rank in memory["ranks"]] == list(best.peak_bytes)
+    assert memory["ranks"] == [dict(classes) for classes in best.memory]
+    assert memory["peak_bytes"] == list(best.peak_bytes)
+    whole = [sum(classes.values()) for classes in best.memory]  # peak and overhead
+    assert memory["taken_bytes"] == whole == list(taken(best))
+    context = question.profile.device.context_bytes
+    assert context > 0 and whole == [peak + context for peak in best.peak_bytes]
+    assert memory["headroom"] == pytest.approx(1 - max(whole) / available)
     lines = explain_prediction(best, question.profile).lines()
+    head = next(line for line in lines if line.split()[:1] == ["rank"])
+    assert head.split()[-3:] == ["peak", "overhead", "all"] and set(best.memory[0]) < set(head.split())
+    row = lines[lines.index(head) + 1]
+    assert size(best.peak_bytes[0]) in row and size(context) in row and size(whole[0]) in row
+    assert any(f"leaves {size(available - max(whole))} of {size(available)}" in line for line in lines)
     assert not any("memory binds" in line for line in lines)
-    tight = replace(
-        question.profile, device=replace(question.profile.device, memory_bytes=int(max(best.peak_bytes) * 1.01))
-    )
-    assert any("memory binds" in line for line in explain_prediction(best, tight).lines())
+
+
+def test_memory_binds_by_what_a_rank_takes_overhead_included(
+    question: Question, ranking: tuple[Prediction, ...]
+) -> None:
+    """What is left is exactly what makes the difference: the context alone can make memory bind."""
+    best = ranking[0]
+    whole = max(taken(best))
+    for left, binds in ((0.04, True), (0.06, False)):
+        device = replace(question.profile.device, memory_bytes=int(whole / (1 - left)))
+        told = explain_prediction(best, replace(question.profile, device=device))
+        assert told.to_dict()["memory"]["headroom"] == pytest.approx(left, abs=1e-6)
+        assert any("memory binds" in line for line in told.lines()) == binds
+
+
+def test_a_plan_fits_where_the_search_says_it_fits(question: Question, ranking: tuple[Prediction, ...]) -> None:
+    """Peak against the search's limit is overhead and peak against the share that a plan may use."""
+    best = ranking[0]
+    edge = max(taken(best)) / question.memory_fraction
+    for memory_bytes, fits in ((int(edge) + 2, True), (int(edge) - 2, False)):
+        profile = replace(question.profile, device=replace(question.profile.device, memory_bytes=memory_bytes))
+        asked = replace(question, profile=profile)
+        one = Found(asked, (best,), Bound(best.step_s, 0.0), Space(1, 1, {}), 1, 1, {}, True)
+        memory = explain_found(one).to_dict()["memory"]
+        assert (max(best.peak_bytes) <= limit_bytes(asked)) == fits
+        assert (max(memory["taken_bytes"]) <= memory["allowed_bytes"]) == fits
 
 
 def test_a_cpu_s_memory_is_shared(question: Question, ranking: tuple[Prediction, ...]) -> None:

@@ -139,31 +139,93 @@ def test_shapes_between_the_grid_points() -> None:
     assert sorted(errors)[int(0.95 * len(errors))] < 0.04
 
 
-def test_leave_one_out_on_the_h200_rows() -> None:
-    """What sparse real rows give: attention inside its range to 5 %, collectives and products far less surely."""
+def test_leave_one_out_on_the_h200_samples() -> None:
+    """How well the shipped samples tell one another, by kind: what a shape between them can be trusted to.
+
+    Mean errors over every sample that the others surround: products 3.3 %, memory-bound operations 5.9 %, collectives
+    5.3 %, copies 11 % (pageable ones change their slope), attention passes 8.5 %, decoding 25 % (the curve does not
+    tell numbers of key-value heads apart: with samples of one number alone it is 9 to 11 %).
+    Every seventh is left out here; seven has no factor with the grids' own periods.
+    """
     profile = SHIPPED["h200-sxm"]
     errors: dict[str, list[float]] = {}
-    for i, sample in enumerate(profile.samples):
-        if sample.work.kind in ("attention", "collective", "matmul"):
-            rest = replace(profile, samples=profile.samples[:i] + profile.samples[i + 1 :])
-            seconds, grade = Pricer(rest, 2).price(sample.work)
-            if grade == "interpolated":
-                errors.setdefault(sample.work.kind, []).append(abs(seconds / sample.seconds - 1))
-    means = {kind: sum(found) / len(found) for kind, found in errors.items()}
-    assert means["attention"] <= 0.05
-    assert means["matmul"] <= 0.12
-    assert means["collective"] <= 0.15
+    for i in range(0, len(profile.samples), 7):
+        sample = profile.samples[i]
+        rest = replace(profile, samples=profile.samples[:i] + profile.samples[i + 1 :])
+        seconds, grade = Pricer(rest, sample.ranks).price(sample.work)
+        if grade == "interpolated":
+            decodes = isinstance(sample.work, Attention) and sample.work.queries < sample.work.keys
+            kind = "decoding" if decodes else sample.work.kind
+            errors.setdefault(kind, []).append(abs(seconds / sample.seconds - 1))
+    bounds = {"matmul": 0.035, "memory": 0.075, "collective": 0.06, "copy": 0.13, "attention": 0.095, "decoding": 0.32}
+    for kind, bound in bounds.items():
+        assert len(errors[kind]) >= 5, kind
+        assert sum(errors[kind]) / len(errors[kind]) <= bound, kind
+    assert sorted(errors["matmul"])[int(0.9 * len(errors["matmul"]))] <= 0.08
 
 
-def test_h200_rows_are_priced_as_measured() -> None:
+def test_h200_samples_are_priced_as_measured() -> None:
     pricer = Pricer(SHIPPED["h200-sxm"], 2)
-    assert pricer.price(Matmul(8192, 8192, 8192))[1] == "measured"
-    assert Matmul(8192, 8192, 8192).flops / pricer.seconds(Matmul(8192, 8192, 8192)) == pytest.approx(802e12, rel=1e-4)
-    assert pricer.seconds(Collective("all_gather", 2**31, 2)) == pytest.approx(3848e-6)
-    assert pricer.seconds(Collective("send_recv", 2**28, 2)) == pytest.approx(754e-6)
-    flash, cudnn = (Attention(4, 4096, 4096, 32, 8, 128, backend=backend) for backend in ("flash", "cudnn"))
-    assert pricer.seconds(flash) / pricer.seconds(cudnn) == pytest.approx(540 / 304, rel=1e-4)
-    assert pricer.price(replace(flash, backend="sdpa")) == (pricer.seconds(flash), "extrapolated")
+    dense = [s for s in SHIPPED["h200-sxm"].samples if s.work.kind in ("matmul", "attention")]
+    assert len(dense) > 1000
+    for sample in dense:
+        assert pricer.price(sample.work) == (sample.seconds, "measured")
+
+
+def decoding_products(layers: int = 32) -> list[Work]:
+    """The products of one token of an 8B Llama: query-key-value, output, gate and up, down, a layer."""
+    shapes = ((4096, 6144), (4096, 4096), (4096, 28672), (14336, 4096))
+    return [Matmul(1, k, n) for _ in range(layers) for k, n in shapes]
+
+
+def h200_table() -> list[tuple[list[Work], float]]:
+    """(works, seconds): the project's table of what the machine reaches, measured apart from the profile's samples.
+
+    Source: one and two H200, November 2026, torch 2.11+cu130. Rates in TFLOP/s and TB/s are turned into seconds by
+    spec/work.py's counts; NCCL's microseconds are of 64 MiB, 256 MiB and 1 GiB (all-gather: of one rank's input).
+
+    Known to disagree and left out: products of few rows (128x4096x4096, 16x4096x14336, 1x4096x14336: 223 TFLOP/s,
+    2.76 and 2.75 TB/s; the profile is 24 to 27 % faster) and collectives of 1 KiB and 1 MiB (38 to 66 us; the profile 6
+    to 16). The likely cause is the host's issuing (11 us there), which the probes keep out of what they time; one-row
+    products are therefore compared as that table has them in one CUDA graph.
+    """
+    rows: list[tuple[list[Work], float]] = []
+    for m, k, n, tera in ((8192, 8192, 8192, 802), (4096, 4096, 4096, 725), (8192, 14336, 4096, 800)):
+        product = Matmul(m, k, n)
+        rows.append(([product], product.flops / (tera * 1e12)))
+    rates = {
+        "flash": ((8, 2048, 286, 206), (4, 4096, 304, 245), (1, 16384, 342, 305)),
+        "cudnn": ((8, 2048, 509, 393), (4, 4096, 540, 434), (1, 16384, 583, 525)),
+    }
+    for backend, lengths in rates.items():
+        for batch, keys, *both in lengths:
+            for form, tera in zip(("fwd", "bwd"), both, strict=True):
+                core = Attention(batch, keys, keys, 32, 8, 128, backend=backend, form=form)
+                rows.append(([core], core.flops / (tera * 1e12)))
+    micros = {
+        "all_reduce": (254, 892, 3276),
+        "all_gather": (293, 1054, 3848),
+        "reduce_scatter": (167, 586, 2024),
+        "all_to_all": (147, 480, 1625),
+        "send_recv": (204, 754, 2917),
+    }
+    for op, times in micros.items():
+        for size, micro in zip((2**26, 2**28, 2**30), times, strict=True):
+            rows.append(([Collective(op, size * (2 if op == "all_gather" else 1), 2)], micro * 1e-6))
+    rows += [([Copy("h2d", 2**30)], 2**30 / 53.4e9), ([Copy("d2h", 2**30)], 2**30 / 55.2e9)]
+    rows += [([Copy("d2d", 2**30)], 2 * 2**30 / 4.27e12), ([Memory("read", 2**30)], 2**30 / 4.21e12)]
+    token = decoding_products()
+    return [*rows, (token, sum(work.bytes for work in token) / 3.71e12)]
+
+
+def test_the_h200_profile_agrees_with_what_was_measured_apart_from_it() -> None:
+    pricer = Pricer(SHIPPED["h200-sxm"], 2)
+    ratios = [(sum(map(pricer.seconds, works)) / seconds, works[0]) for works, seconds in h200_table()]
+    assert len(ratios) == 35
+    for ratio, work in ratios:
+        assert 0.8 <= ratio <= 1.2, work
+    assert sum(abs(ratio - 1) for ratio, _ in ratios) / len(ratios) < 0.04
+    assert all(pricer.grade(work) != "datasheet" for works, _ in h200_table() for work in works)
 
 
 @pytest.mark.parametrize("name", sorted(SHIPPED))
@@ -358,3 +420,17 @@ def test_it_is_fast_enough_to_price_a_search() -> None:
 
     assert best(works) < 1e-3
     assert min(best(again) for _ in range(5)) < 1e-5
+
+
+def test_a_measured_profile_is_indexed_and_asked_in_no_time() -> None:
+    """Reached: 8 ms to index 1,700 samples, 80 microseconds a fresh product; the bars allow for a busy machine."""
+    profile, source = SHIPPED["h200-sxm"], random.Random(2)
+    sizes = [[int(2 ** source.uniform(0, 14)) for _ in "mkn"] for _ in range(500)]
+    works = [Matmul(m, k, n) for m, k, n in sizes]
+    start = time.perf_counter()
+    pricer = Pricer(profile, 2)
+    built = time.perf_counter()
+    for work in works:
+        pricer.seconds(work)
+    assert built - start < 0.2
+    assert (time.perf_counter() - built) / len(works) < 1e-3

@@ -87,6 +87,7 @@ def test_shipped_profiles_load_and_cite_every_figure(name: str) -> None:
     figures |= {"device.count", "host"} | {f"links.{link.name}" for link in profile.links}
     figures |= {f"coefficients.{key}" for key in profile.coefficients}
     figures |= {"samples"} if profile.samples else set()
+    figures |= {"interference"} if profile.interference else set()
     assert set(profile.sources) == figures
     assert all(len(source) > 15 or source in ("the same fit",) for source in profile.sources.values())
 

@@ -22,6 +22,7 @@ from autotune.spec.timeline import Timeline
 
 TIGHT = 0.05  # less memory left than this share and the section says that memory binds
 MOST_REASONS = 8
+OVERHEAD = "overhead"  # the class of memory that the runtime takes, not the plan: no part of Prediction.peak_bytes
 
 
 def explain_prediction(prediction: Prediction, profile: Profile) -> Explanation:
@@ -70,12 +71,18 @@ def changed(a: Plan, b: Plan) -> dict[str, tuple[object, object]]:
     }
 
 
+def taken(prediction: Prediction) -> tuple[int, ...]:
+    """Device bytes that each rank takes: the peak of what its plan allocates, and the runtime's own beside it."""
+    ranks = zip(prediction.peak_bytes, prediction.memory, strict=True)
+    return tuple(peak + memory.get(OVERHEAD, 0) for peak, memory in ranks)
+
+
 def headroom(prediction: Prediction, profile: Profile) -> tuple[float, float]:
     """(bytes one rank may have, share of it that the fullest rank leaves). A CPU's memory is shared by its workers."""
     device = profile.device
     sharing = min(prediction.plan.world, device.count or 1) if device.kind == "cpu" else 1
     available = device.memory_bytes / max(sharing, 1)
-    return available, 1 - max(prediction.peak_bytes, default=0) / available if available else 0.0
+    return available, 1 - max(taken(prediction), default=0) / available if available else 0.0
 
 
 def _answer(found: Found) -> Section:
@@ -148,16 +155,22 @@ def _path(timeline: Timeline) -> Section:
 
 
 def _memory(prediction: Prediction, profile: Profile, fraction: float) -> Section:
-    """A row a pipeline rank, a column a class; the last line compares the fullest with what a plan may use."""
+    """A row a pipeline rank: the classes that add up to its peak, the runtime's overhead, and both together.
+
+    The last lines compare the fullest rank, overhead included, with the device and with what a plan may use.
+    """
     available, left = headroom(prediction, profile)
-    classes = sorted({name for classes in prediction.memory for name in classes}, key=lambda n: -_most(prediction, n))
-    rows = [("rank", *classes, "peak")]
-    for rank, (memory, peak) in enumerate(zip(prediction.memory, prediction.peak_bytes, strict=False)):
-        rows.append((str(rank), *(size(memory.get(name, 0)) for name in classes), size(peak)))
-    fullest = max(prediction.peak_bytes, default=0)
+    names = {name for classes in prediction.memory for name in classes} - {OVERHEAD}
+    classes = sorted(names, key=lambda n: (-_most(prediction, n), n))
+    rows = [("rank", *classes, "peak", OVERHEAD, "all")]
+    whole = taken(prediction)
+    for rank, (memory, peak) in enumerate(zip(prediction.memory, prediction.peak_bytes, strict=True)):
+        figures_of = (*(memory.get(name, 0) for name in classes), peak, memory.get(OVERHEAD, 0), whole[rank])
+        rows.append((str(rank), *map(size, figures_of)))
+    fullest = max(whole, default=0)
     text = [*table(rows), f"the fullest rank leaves {size(available - fullest)} of {size(available)} ({percent(left)})"]
     if fraction < 1:
-        text.append(f"a plan may use {percent(fraction)}, {size(fraction * available)}")
+        text.append(f"a plan may use {percent(fraction)}, {size(fraction * available)}, overhead included")
     if fraction - fullest / max(available, 1.0) < TIGHT:
         text.append("memory binds here: a plan that needs little more does not fit")
     facts = {
@@ -166,6 +179,7 @@ def _memory(prediction: Prediction, profile: Profile, fraction: float) -> Sectio
         "headroom": left,
         "ranks": [dict(memory) for memory in prediction.memory],
         "peak_bytes": list(prediction.peak_bytes),
+        "taken_bytes": list(whole),
     }
     return Section("memory", "Memory a rank", tuple(text), facts)
 
