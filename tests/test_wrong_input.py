@@ -1,0 +1,322 @@
+"""Wrong input, case by case: one message with file, key, found, expected, nearest; its exit code; nothing written."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from autotune.cli.main import main
+from autotune.runners.checkpoint import save_checkpoint, split_parts
+from autotune.runners.reference import init_weights
+from autotune.spec.families import from_config
+from autotune.spec.graph import blocks
+from tests.commands import Home, Said
+
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 256,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 64,
+}
+RECIPE = """
+[model]
+config = "model.json"
+[machine]
+use = "this"
+devices = 2
+[workload]
+kind = "train"
+sequence_length = 32
+global_batch = 8
+precision = "fp32"
+[search]
+budget = { measure = 0 }
+"""
+TALK = """
+[model]
+checkpoint = "ckpt"
+[machine]
+use = "this"
+devices = 2
+[workload]
+kind = "generate"
+prompt = "def f("
+prompt_length = 6
+new_tokens = 5
+batch = 2
+precision = "fp32"
+[search]
+budget = { measure = 1 }
+"""
+TENSOR = ("--pin", "tensor=2", "--pin", "micro_batch=2")
+
+Autotune = Callable[..., Said]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    home = Home.make(tmp_path / "home")
+    home.write("model.json", json.dumps(CONFIG))
+    home.write("r.toml", RECIPE)
+    return home
+
+
+@pytest.fixture
+def autotune(home: Home, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Autotune:
+    """The command in this process, in the home's folder."""
+    for name in os.environ.keys() - home.environment.keys():
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AUTOTUNE_DB", home.environment["AUTOTUNE_DB"])
+    monkeypatch.chdir(home.folder)
+
+    def run(*words: str) -> Said:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        return Said(int(ended.value.code or 0), *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def refused(autotune: Autotune, home: Home) -> Callable[..., str]:
+    """What a command says that must fail with `code`, print no result and leave every file as it was."""
+
+    def run(code: int, *words: str) -> str:
+        before = home.files()
+        said = autotune(*words)
+        assert said.code == code, said.stderr
+        assert said.stdout == "" and "Traceback" not in said.stderr
+        errors = [line for line in said.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, said.stderr
+        after = home.files()
+        for name in set(before) | set(after):
+            if name != "plans.db":
+                assert before.get(name) == after.get(name), f"{name} was touched"
+        return said.stderr
+
+    return run
+
+
+# --- recipes
+
+
+def test_all_problems_of_a_recipe_at_once(refused: Callable[..., str], home: Home) -> None:
+    text = RECIPE.replace("global_batch = 8", 'global_bach = 8\nglobal_batch = "eight"')
+    home.write("r.toml", text.replace('"model.json"', '"modle.json"').replace("devices = 2", "devices = 0"))
+    for command in ("search", "run", "simulate"):
+        said = refused(2, command, "r.toml")
+        assert "r.toml has 4 problems" in said
+        lines = [line for line in said.splitlines() if line.startswith("  r.toml: ")]
+        assert len(lines) == 4, said
+        for key, found, nearest in (
+            ("workload.global_bach", "found", "(nearest: global_batch)"),
+            ("workload.global_batch", "found 'eight'", ""),
+            ("model.config", "found 'modle.json', which does not exist", "(nearest: model.json)"),
+            ("machine.devices", "found 0", ""),
+        ):
+            (line,) = [line for line in lines if line.startswith(f"  r.toml: {key}: ")]
+            assert found in line and nearest in line and "; expected " in line, line
+
+
+def test_all_problems_of_a_config_at_once(refused: Callable[..., str], home: Home) -> None:
+    wrong = {**CONFIG, "num_key_value_heads": 3, "hidden_size": "wide", "hidden_act": "gelu"}
+    del wrong["vocab_size"]
+    home.write("model.json", json.dumps(wrong))
+    said = refused(2, "search", "r.toml")
+    for text in (
+        "model.json: num_key_value_heads: found 3; expected a divisor of num_attention_heads = 4 (nearest: 2)",
+        'model.json: hidden_size: found "wide"',
+        'model.json: hidden_act: found "gelu"',
+        "model.json: vocab_size: found",
+    ):
+        assert text in said
+    home.write("model.json", '{"architectures": ["LlamaForCausalLM"],')
+    assert "model.json: not JSON at line 1" in refused(2, "search", "r.toml")
+    home.write("model.json", json.dumps({**CONFIG, "architectures": ["LamaForCausalLM"]}))
+    assert "(nearest: LlamaForCausalLM)" in refused(2, "search", "r.toml")
+
+
+@pytest.mark.parametrize(
+    ("pin", "text"),
+    [
+        ("tensor=2", "tensor must divide kv_heads 1 (found 2; nearest 1)"),
+        ("pipeline=2", "at most layers 1 (found 2"),
+        ("micro_batch=3", "data x micro_batch must divide global_batch 8 (found 6; nearest"),
+    ],
+)
+def test_a_degree_that_does_not_divide(refused: Callable[..., str], home: Home, pin: str, text: str) -> None:
+    home.write("model.json", json.dumps({**CONFIG, "num_key_value_heads": 1, "num_hidden_layers": 1}))
+    for command in ("simulate", "run"):
+        assert text in refused(3, command, "r.toml", "--pin", pin)
+    assert runs(home) == 0
+
+
+def test_a_degree_that_no_plan_can_have(refused: Callable[..., str]) -> None:
+    flags = ("--set", "search.tensor=4", "--set", "machine.use=h100-sxm", "--devices", "4")
+    assert "tensor must divide kv_heads 2 (found 4; nearest 2)" in refused(3, "search", "r.toml", *flags)
+
+
+def test_a_model_that_fits_on_no_plan(refused: Callable[..., str], home: Home) -> None:
+    huge = {**CONFIG, "hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126}
+    home.write("model.json", json.dumps(huge))
+    said = refused(3, "search", "r.toml")
+    assert "no feasible plan for" in said and "memory of a device: at most" in said and "GiB (found" in said
+
+
+def test_fewer_devices_than_asked(refused: Callable[..., str], autotune: Autotune) -> None:
+    said = refused(4, "search", "r.toml", "--devices", "3")
+    assert "r.toml: machine.devices: found 3; expected at most 2 on two-workers (nearest: 2)" in said
+    said = refused(2, "run", "r.toml", *TENSOR, "--nproc", "1")
+    assert "needs 2 workers" in said and "--nproc 2" in said
+
+
+# --- databases and locks
+
+
+def test_a_corrupt_database(refused: Callable[..., str], home: Home) -> None:
+    cut = (home.folder / "plans.db").read_bytes()[:5000]
+    for name, content in {"text.db": b"no database" * 500, "cut.db": cut}.items():
+        (home.folder / name).write_bytes(content)
+        for words in (("search", "r.toml"), ("run", "r.toml", *TENSOR), ("plans", "ls"), ("db", "info")):
+            said = refused(4, *words, "--db", name)
+            assert name in said
+        assert (home.folder / name).read_bytes() == content
+
+
+def test_a_newer_database(refused: Callable[..., str], home: Home) -> None:
+    with closing(sqlite3.connect(home.folder / "plans.db")) as file:
+        file.execute("PRAGMA user_version=9")
+    before = (home.folder / "plans.db").read_bytes()
+    for words in (("search", "r.toml"), ("run", "r.toml", *TENSOR), ("db", "info"), ("db", "migrate")):
+        said = refused(4, *words)
+        assert "plans.db" in said and "found plan database version 9" in said and "upgrade autotune" in said
+    assert (home.folder / "plans.db").read_bytes() == before
+
+
+def test_a_lock_whose_recipe_changed(autotune: Autotune, refused: Callable[..., str], home: Home) -> None:
+    assert autotune("search", "r.toml", "-q").code == 0
+    home.write("r.toml", RECIPE.replace("global_batch = 8", "global_batch = 16"))
+    for target in ("r.toml", "r.lock.json"):
+        for command in ("run", "simulate", "explain"):
+            said = refused(8, command, target)
+            assert "r.lock.json is stale" in said and "workload.global_batch was 8 and is 16" in said
+            assert "autotune search" in said
+    home.write("r.lock.json", "{")
+    assert "r.lock.json" in refused(2, "run", "r.lock.json")
+
+
+# --- checkpoints and prompts
+
+
+@pytest.fixture
+def checkpoint(home: Home) -> Path:
+    """A folder with random weights of the config."""
+    model = from_config(CONFIG, "test")
+    weights, tensors = init_weights(model, 0, torch.float32), {}
+    for block in blocks(model):
+        for weight in block.weights():
+            tensors.update(split_parts(weight, weights[block.index, weight.name]))
+    save_checkpoint(home.folder / "ckpt", tensors, CONFIG)
+    home.write("t.toml", TALK)
+    return home.folder / "ckpt"
+
+
+def runs(home: Home) -> int:
+    with home.store() as store:
+        return len(store.runs())
+
+
+def test_missing_and_misshapen_tensors(refused: Callable[..., str], checkpoint: Path, home: Home) -> None:
+    file = checkpoint / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.nrm.weight"] = tensors.pop("model.norm.weight")
+    tensors["model.layers.1.mlp.up_proj.weight"] = torch.zeros(48, 32)
+    save_file(tensors, file)
+    for words in (("run", "t.toml", *TENSOR), ("search", "t.toml")):
+        said = refused(2, *words)
+        assert "model.safetensors: 2 of 21 tensors are not as the model needs them" in said
+        assert "model.norm.weight: found no such tensor; expected a tensor of shape [32] (nearest: model.nrm" in said
+        assert "up_proj.weight: found shape [48, 32]; expected a tensor of shape [64, 32]" in said
+    assert runs(home) == 0 and not (home.folder / "plans.db.files" / "logs").exists(), "no worker was started"
+    file.write_bytes(file.read_bytes()[:-10])
+    assert "it is cut short" in refused(2, "run", "t.toml", *TENSOR)
+    home.write("t.toml", TALK.replace('"ckpt"', '"ckpts"'))
+    assert "model.checkpoint: found 'ckpts', which does not exist" in refused(2, "run", "t.toml", *TENSOR)
+
+
+class Bomb:
+    """What a pickled checkpoint could hold: reading it would make a folder."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.place),)
+
+
+def test_pickled_weights_are_refused_unread(refused: Callable[..., str], checkpoint: Path, home: Home) -> None:
+    (checkpoint / "model.safetensors").unlink()
+    (checkpoint / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(home.folder / "boom")))
+    said = refused(2, "run", "t.toml", *TENSOR)
+    assert "found pytorch_model.bin; expected model.safetensors" in said and "pickled weights are never read" in said
+    index = {"weight_map": {"model.norm.weight": "pytorch_model.bin"}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "a .safetensors file inside the folder" in refused(2, "run", "t.toml", *TENSOR)
+    (home.folder / "tokens.npy").write_bytes(pickle.dumps(Bomb(home.folder / "boom")))
+    said = home.run("run", "r.toml", "--set", "workload.data=tokens.npy", "--pin", "data=2", "--pin", "micro_batch=4")
+    assert said.code == 5 and "tokens.npy" in said.stderr
+    assert not (home.folder / "boom").exists()
+
+
+def test_prompts_that_cannot_be_continued(refused: Callable[..., str], checkpoint: Path, home: Home) -> None:
+    home.write("t.toml", TALK.replace('"def f("', '["def f(", "def"]').replace("new_tokens = 5", "new_tokens = 50"))
+    said = refused(2, "run", "t.toml", *TENSOR)
+    assert "prompt 2 of 2: found 3 bytes; expected exactly 6 (prompt_length)" in said
+    home.write("t.toml", TALK.replace("new_tokens = 5", "new_tokens = 500"))
+    assert "expected at most the 64 positions" in refused(2, "search", "t.toml")
+    assert runs(home) == 0
+
+
+# --- nothing that is read is executed
+
+
+def test_names_are_text_in_pictures(autotune: Autotune, home: Home) -> None:
+    name = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+    home.write("model.json", json.dumps({**CONFIG, "name": name}))
+    for form in ("html", "svg"):
+        said = autotune("plot", "r.toml", *TENSOR, "--out", f"t.{form}")
+        assert said.code == 0, said.stderr
+        page = (home.folder / f"t.{form}").read_text()
+        assert "<img" not in page and "<script>alert" not in page
+    assert autotune("search", "r.toml", "-q").code == 0 and autotune("plans", "ls").code == 0
+
+
+def test_what_a_database_or_a_profile_holds_is_text(autotune: Autotune, home: Home) -> None:
+    assert autotune("search", "r.toml", "-q").code == 0
+    code = f"__import__('os').mkdir({str(home.folder / 'boom')!r})"
+    profile = json.loads((home.folder / "two.json").read_text())
+    profile["name"] = code
+    home.write("two.json", json.dumps(profile))
+    assert autotune("simulate", "r.toml", "--set", "machine.use=./two.json", *TENSOR).code == 0
+    with closing(sqlite3.connect(home.folder / "plans.db")) as file:
+        file.execute("UPDATE plans SET axes = ?", (code,))
+        file.commit()
+    said = autotune("plans", "ls")
+    assert said.code == 4 and "Traceback" not in said.stderr
+    assert not (home.folder / "boom").exists()
