@@ -37,16 +37,24 @@ class Predictor:
     _bodies: dict[tuple[int, int], BodyCosts] = field(default_factory=dict)
     _rounds: dict[int, Predictor] = field(default_factory=dict)
 
+    def ranks(self, world: int) -> int:
+        """Workers that share a node."""
+        return min(world, self.profile.device.count or world)
+
     def pricer(self, world: int) -> Pricer:
         """Prices at the number of workers that share a node."""
-        ranks = min(world, self.profile.device.count or world)
-        return self._pricers.setdefault(ranks, Pricer(self.profile, ranks))
+        ranks = self.ranks(world)
+        if ranks not in self._pricers:
+            self._pricers[ranks] = Pricer(self.profile, ranks)
+        return self._pricers[ranks]
 
     def bodies(self, plan: Plan) -> BodyCosts:
         pricer = self.pricer(plan.world)
         level = pricer.level(plan.tensor)
         key = (min(plan.world, self.profile.device.count or plan.world), level)
-        return self._bodies.setdefault(key, BodyCosts(self.profile, pricer, level))
+        if key not in self._bodies:
+            self._bodies[key] = BodyCosts(self.profile, pricer, level)
+        return self._bodies[key]
 
     def predict(self, plan: Plan, timeline: bool = True) -> Prediction:
         """The prediction of a feasible plan (see planners.feasible)."""

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from autotune.profiles_db.heap import keep_heap
 from autotune.profiles_db.facts import Facts, machine_facts
 from autotune.spec.errors import EnvironmentFault, UsageError, nearest_name
 from autotune.spec.machine import Device, Interference, Link, Profile, Sample
@@ -71,6 +72,7 @@ def _all_cores(cores: int) -> Iterator[None]:
     import torch
 
     before = torch.get_num_threads()
+    keep_heap()
     torch.set_num_threads(cores)
     try:
         yield

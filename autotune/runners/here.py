@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from autotune.planners.lower.shape import training_shape
+from autotune.planners.lower.stage import canonical_stages
 from autotune.planners.predict import Predictor
 from autotune.planners.refine import refined, unmeasured
 from autotune.profiles_db.profiling import measure, profile_machine
+from autotune.spec.digest import digest
 from autotune.spec.machine import Profile
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Question
 
+IN_PLACE = "operations timed inside this body"
 SOURCE = "measured by running the bodies of a tiny layer on this machine's executor"
 
 
@@ -39,10 +43,35 @@ def refine_for(
     question: Question, plans: Sequence[Plan], progress: Callable[[str], None], seconds_each: float = 0.1
 ) -> Profile:
     """The question's profile with every operation of `plans` that it lacks measured here."""
-    profile = question.profile
+    profile = _bodies(question, plans, progress)
     missing = unmeasured(Predictor(question.model, question.workload, profile), plans)
     device = "cpu" if profile.device.kind == "cpu" else "cuda"
     for ranks, works in missing.items():
         progress(f"measuring {len(works)} operations of the best plans with {ranks} worker(s)")
         profile = refined(profile, measure(works, ranks, device, seconds_each=seconds_each))
+    return profile
+
+
+def _bodies(question: Question, plans: Sequence[Plan], progress: Callable[[str], None]) -> Profile:
+    """The question's profile with the operations of the plans' training bodies timed where they stand."""
+    profile, predictor = question.profile, Predictor(question.model, question.workload, question.profile)
+    if question.workload.kind != "train":
+        return profile
+    from autotune.runners.bench import Piece, time_pieces
+
+    cpu = profile.device.kind == "cpu"
+    wanted: dict[int, dict[str, Piece]] = {}
+    for plan in plans:
+        ranks = predictor.ranks(plan.world) if cpu else 1
+        shape = training_shape(plan, question.workload)
+        for block in {b for stage in canonical_stages(question.model, plan.stages) for b in stage}:
+            mark = f"bodies.{digest([block, shape, plan.recompute, ranks])[:16]}"
+            if mark not in profile.sources:
+                wanted.setdefault(ranks, {})[mark] = Piece(block, shape, plan.recompute)
+    for ranks, pieces in wanted.items():
+        progress(f"timing the operations of {len(pieces)} bodies of the best plans with {ranks} worker(s)")
+        samples = time_pieces(question.model, list(pieces.values()), ranks, "cpu" if cpu else "cuda")
+        if samples:
+            profile = refined(profile, samples)
+            profile = replace(profile, sources={**profile.sources, **dict.fromkeys(pieces, IN_PLACE)})
     return profile

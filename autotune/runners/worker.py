@@ -16,6 +16,7 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
+from autotune.profiles_db.heap import keep_heap
 from autotune.runners.checkpoint import open_checkpoint, shard
 from autotune.runners.job import Job
 from autotune.runners.reference import init_weight
@@ -35,6 +36,7 @@ def join(job: Job) -> tuple[int, torch.device]:
         dist.init_process_group("cuda:nccl,cpu:gloo", rank=rank, world_size=world, timeout=TIMEOUT, device_id=device)
     else:
         device = torch.device("cpu")
+        keep_heap()
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
         dist.init_process_group("gloo", rank=rank, world_size=world, timeout=TIMEOUT)
     torch.set_grad_enabled(False)

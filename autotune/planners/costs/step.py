@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from autotune.planners.costs.body import NOTHING, BodyCosts, Cost
 from autotune.planners.costs.price import Pricer
@@ -20,7 +21,9 @@ from autotune.spec.workload import Workload
 
 @dataclass
 class StepCosts:
-    """Prices every instruction of a plan's step on a machine."""
+    """Prices every instruction of a plan's step on a machine. All it needs to know is the operation and the stage."""
+
+    by_stage: ClassVar[bool] = True  # the simulator may ask once for each (op, stage, part)
 
     plan: Plan
     model: ModelSpec

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from autotune.profiles_db.heap import keep_heap
 from autotune.profiles_db.probes.pool import Pool
 
 
@@ -84,6 +85,7 @@ class Crew:
 
 def use_threads(ranks: int, cores: int) -> None:
     """Sets torch's threads as the executor does: the cores shared out evenly, at least one each."""
+    keep_heap()
     torch.set_num_threads(max(1, cores // ranks))
 
 
