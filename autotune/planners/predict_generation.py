@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from autotune.planners.costs.body import NOTHING, Cost
-from autotune.planners.costs.generate import PassCosts, times
+from autotune.planners.costs.generate import PassCosts
 from autotune.planners.lower.generate import lower_generation
 from autotune.planners.simulate import resolve, simulate
 from autotune.spec.graph import Block
@@ -103,7 +103,7 @@ def _busy(
         idle += weight * max(0.0, line.makespan - line.busy(rank) - hidden)
         for instruction in line.program.ranks[rank]:
             if instruction.lane == COMPUTE:
-                total += times(costs.cost(instruction), weight)
+                total += costs.cost(instruction).times(weight)
     kinds = {**total.kinds, "exposed communication": exposed, "idle": idle}
     whole = sum(total.grades.values())
     return kinds, {grade: seconds / whole for grade, seconds in total.grades.items()} if whole else {}

@@ -35,6 +35,15 @@ class Cost:
             self.sent + other.sent,
         )
 
+    def times(self, count: float) -> Cost:
+        """The cost of doing it `count` times in a row."""
+        return Cost(
+            self.seconds * count,
+            {kind: seconds * count for kind, seconds in self.kinds.items()},
+            {grade: seconds * count for grade, seconds in self.grades.items()},
+            int(self.sent * count),
+        )
+
 
 NOTHING = Cost(0.0, {}, {})
 

@@ -16,13 +16,6 @@ from autotune.spec.work import Collective, Launch, Memory, Work
 from autotune.spec.workload import Workload
 
 
-def times(cost: Cost, factor: float) -> Cost:
-    """A cost `factor` times in a row."""
-    kinds = {kind: seconds * factor for kind, seconds in cost.kinds.items()}
-    grades = {grade: seconds * factor for grade, seconds in cost.grades.items()}
-    return Cost(cost.seconds * factor, kinds, grades, int(cost.sent * factor))
-
-
 @dataclass
 class PassCosts:
     """Prices every instruction of `lower_generation(plan, model, workload, queries, keys)` on a machine."""
@@ -84,7 +77,7 @@ class PassCosts:
         """The bodies of a stage's blocks; in a prefill the last rows are copied out for the head."""
         total = NOTHING
         for block, count in counted_blocks(self.model, self.plan.pipeline, stage).items():
-            total += times(self.block(block), count)
+            total += self.block(block).times(count)
             if block.kind == "head" and self.queries > 1:
                 rows = self.shape.batch * self.model.hidden * self.shape.width
                 total += self.piece(Memory("copy", 2 * rows, self.shape.dtype))

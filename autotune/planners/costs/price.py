@@ -270,7 +270,9 @@ class _Curve:
 def _point(work: Matmul | Attention) -> Point:
     if isinstance(work, Matmul):
         return log(work.m), log(work.k), log(work.n), log(work.batch)
-    return log(work.batch * work.heads), log(work.queries), log(work.keys), log(work.head_dim)
+    # Query heads that share a key-value head: what the bytes of a decoded token hang on, and nothing else does.
+    shared = work.heads / work.kv_heads if work.queries == 1 else 1.0
+    return log(work.batch * work.heads), log(work.queries), log(work.keys), log(work.head_dim), log(shared)
 
 
 def _dense_key(work: Matmul | Attention, ranks: int) -> Key:

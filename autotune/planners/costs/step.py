@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -63,8 +64,8 @@ class StepCosts:
     def stage(self, stage: int, backward: bool) -> Cost:
         """The bodies of a stage's blocks, one after another."""
         total = NOTHING
-        for block in self.stages[stage]:
-            total += self.bodies.of(block, self.shape, self.plan.recompute)[backward]
+        for block, count in Counter(self.stages[stage]).items():
+            total += self.bodies.of(block, self.shape, self.plan.recompute)[backward].times(count)
         return total
 
     def pieces(self, op: str, stage: int) -> tuple[Work, ...]:
