@@ -225,9 +225,10 @@ def test_a_stuck_world_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """A world that does not answer in time is ended, and the caller hears why instead of waiting."""
     monkeypatch.setattr(world, "START_S", 0.0)
     monkeypatch.setattr(world, "GRACE_S", 0.1)
+    before = set(multiprocessing.active_children())  # the session's own pool of workers
     with pytest.raises(EnvironmentFault, match="no answer in time"):
         run_world(Task("cpu", 2, 2, {"launch": [Launch()]}, 0.0), print)
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_a_profile_of_some_probes(tmp_path: Path) -> None:

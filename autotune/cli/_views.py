@@ -132,7 +132,7 @@ def prediction_lines(prediction: Prediction, workload: Workload) -> Iterator[str
     kinds = sorted({kind for rank in prediction.memory for kind in rank})
     rows = [("  rank", *kinds, "all")]
     for rank, parts_of in enumerate(prediction.memory):
-        rows.append((f"  {rank}", *(size(parts_of.get(k, 0)) for k in kinds), size(prediction.peak_bytes[rank])))
+        rows.append((f"  {rank}", *(size(parts_of.get(k, 0)) for k in kinds), size(sum(parts_of.values()))))
     yield from out.table(rows, right=range(1, len(kinds) + 2))
 
 

@@ -132,7 +132,7 @@ def memory_by_class(line: Timeline, rank: int, profile: Profile) -> Mapping[str,
     for name in live:
         parts[CLASSES.get(name.split(".")[0], "data")] += buffers[name].size
     parts["transient"] = series[at] - parts.total() if series else 0
-    parts["overhead"] = profile.device.context_bytes + int(profile.coefficients.get("allocator_bytes", 0))
+    parts["overhead"] = profile.device.context_bytes
     return dict(parts)
 
 

@@ -126,5 +126,5 @@ def _memory(line: Timeline, rank: int, profile: Profile) -> Mapping[str, int]:
     for name in live:
         parts[CLASSES.get(name.split(".")[0], "data")] += program.buffers[rank][name].size
     parts["transient"] = series[at] - parts.total()
-    parts["overhead"] = profile.device.context_bytes + int(profile.coefficients.get("allocator_bytes", 0))
+    parts["overhead"] = profile.device.context_bytes
     return dict(parts)
