@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import time
@@ -79,6 +80,23 @@ def home(tmp_path: Path) -> Home:
     return Home.make(tmp_path / "home")
 
 
+@pytest.fixture(scope="module")
+def refined(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with the profile of a machine on which a search has measured what the training plans are made of."""
+    home = Home.make(tmp_path_factory.mktemp("refined"))
+    recipe = home.write("other.toml", TRAIN.replace("steps = 3", "steps = 3\nlearning_rate = 0.5"))
+    said = home.run("search", recipe, "--measure", "1", "-v")
+    assert said.code == 0 and "operations of the best plans with 2 worker(s)" in said.stderr, said.stderr
+    return home.folder / "plans.db"
+
+
+@pytest.fixture
+def experienced(home: Home, refined: Path) -> Home:
+    """A home where nothing was run of this workload, but its operations are already measured."""
+    shutil.copy(refined, home.folder / "plans.db")
+    return home
+
+
 def wait_for(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
     """What `condition` says once it is true of something."""
     deadline = time.monotonic() + seconds
@@ -119,8 +137,8 @@ def gone(process: int) -> bool:
 # --- the whole way
 
 
-def test_training_from_recipe_to_pictures(home: Home) -> None:
-    recipe = home.write("small.toml", TRAIN)
+def test_training_from_recipe_to_pictures(experienced: Home) -> None:
+    home, recipe = experienced, experienced.write("small.toml", TRAIN)
     said = home.run("search", recipe, "--json")
     assert said.code == 0, said.stderr
     found, lock = said.json, json.loads((home.folder / "small.lock.json").read_text())
@@ -205,8 +223,8 @@ def test_a_world_that_torchrun_started(home: Home) -> None:
 # --- interrupted and killed
 
 
-def test_ctrl_c_while_measuring_keeps_what_was_measured(home: Home) -> None:
-    recipe = home.write("small.toml", TRAIN)
+def test_ctrl_c_while_measuring_keeps_what_was_measured(experienced: Home) -> None:
+    home, recipe = experienced, experienced.write("small.toml", TRAIN)
     process = home.start("search", recipe, "-v")
     assert process.stderr is not None
     said: list[str] = []
@@ -222,7 +240,7 @@ def test_ctrl_c_while_measuring_keeps_what_was_measured(home: Home) -> None:
     assert "interrupted: keeping what was measured" in rest
     wait_for(lambda: all(map(gone, workers)), 5)
     with home.store() as store:
-        (entry,) = store.searches()
+        entry, _ = store.searches()
         first = store.measured(entry.digest)
     assert len(first) == 1 and json.loads((home.folder / "small.lock.json").read_text())["plan_id"] in first
     again = home.run("search", recipe, "--json", "-v")
