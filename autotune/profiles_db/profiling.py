@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from autotune.profiles_db.heap import keep_heap
 from autotune.profiles_db.facts import Facts, machine_facts
+from autotune.profiles_db.heap import keep_heap
 from autotune.spec.errors import EnvironmentFault, UsageError, nearest_name
 from autotune.spec.machine import Device, Interference, Link, Profile, Sample
 from autotune.spec.work import Collective, Copy, Matmul, Memory, Work

@@ -139,9 +139,7 @@ def time_piece(model: ModelSpec, piece: Piece, device: torch.device) -> dict[Wor
     return {work: statistics.median(times) for work, times in seen.items()}
 
 
-def _worker(
-    rank: int, ranks: int, device: str, model: ModelSpec, pieces: Sequence[Piece], gate: Any, out: Any
-) -> None:
+def _worker(rank: int, ranks: int, device: str, model: ModelSpec, pieces: Sequence[Piece], gate: Any, out: Any) -> None:
     where = torch.device(device)
     torch.set_grad_enabled(False)
     if where.type == "cpu":

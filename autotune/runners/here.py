@@ -31,7 +31,9 @@ def profile_here(quick: bool, progress: Callable[[str], None], only: Sequence[st
     cuda = profile.device.kind != "cpu"
     found = instruction_seconds(torch.device("cuda" if cuda else "cpu"), "bf16" if cuda else "fp32")
     names = {f"instruction_seconds.{form}": seconds for form, seconds in found.items()}
-    progress(f"executor: {found['train'] * 1e6:.1f} us an instruction in training, {found['decode'] * 1e6:.1f} decoding")
+    progress(
+        f"executor: {found['train'] * 1e6:.1f} us an instruction in training, {found['decode'] * 1e6:.1f} decoding"
+    )
     return replace(
         profile,
         coefficients={**profile.coefficients, **names},

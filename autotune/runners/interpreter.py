@@ -19,7 +19,6 @@ import torch
 from autotune.spec.errors import RunError
 from autotune.spec.program import COMPUTE, Instruction, Program
 
-
 RUN_AHEAD = 3
 
 

@@ -48,9 +48,7 @@ def instruction_seconds(device: torch.device, precision: str) -> dict[str, float
     single = Shape(1, 1, TOKENS, dtype=precision)
     decode_calls = compile_body(block, inference_body(block, single).forward)
     cache = KVCache.empty(TINY, 1, 1, TOKENS, dtype=dtype, device=device)
-    step = Env(
-        TINY, 1, 1, torch.full((1,), TOKENS - 1, device=device), rope, weights, cache=cache, start=TOKENS - 1
-    )
+    step = Env(TINY, 1, 1, torch.full((1,), TOKENS - 1, device=device), rope, weights, cache=cache, start=TOKENS - 1)
 
     def decode() -> None:
         run_body(decode_calls, step, {"x": x[:1]}, None)
