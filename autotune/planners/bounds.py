@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from autotune.planners.costs.step import StepCosts
-from autotune.planners.lower.train import micro_batches, state_bytes
+from autotune.planners.lower.train import micro_batches, stage_sizes, state_bytes
 from autotune.planners.predict import Predictor
 from autotune.planners.schedules import SCHEDULES
 from autotune.spec.plan import Plan
@@ -84,14 +84,14 @@ class Bounder:
 
     def memory(self, plan: Plan) -> int:
         """Bytes that the fullest rank allocates at least: its states, and the activations that its order keeps."""
-        _, costs = self.stages(plan)
+        sizes = stage_sizes(plan, self.predictor.model, self.predictor.workload)  # nothing need be priced for this
         schedule = SCHEDULES[plan.schedule]
         place = schedule.place(plan.pipeline, plan.chunks)
         items = micro_batches(plan, self.predictor.workload)
         alive = schedule.peak(plan.pipeline, items, plan.chunks) if schedule.peak else [1] * plan.pipeline
         least = []
         for rank in range(plan.pipeline):
-            own = [costs.sizes[s] for s, owner in enumerate(place) if owner == rank]
+            own = [sizes[s] for s, owner in enumerate(place) if owner == rank]
             shards = plan.data if plan.zero else 1
             states = sum(sum(state_bytes(z.parameters, self.predictor.workload.precision, shards)) for z in own)
             least.append(states + alive[rank] * min(z.saved + z.inputs for z in own))

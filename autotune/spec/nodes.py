@@ -59,6 +59,19 @@ class Block:
     index: int
     nodes: tuple[Node, ...]
 
+    def __hash__(self) -> int:
+        """Computed once: blocks are keys of every table of costs, and hold hundreds of values."""
+        known: int | None = self.__dict__.get("_hash")
+        if known is None:
+            known = hash((self.kind, self.index, self.nodes))
+            object.__setattr__(self, "_hash", known)
+        return known
+
+    def __getstate__(self) -> dict[str, object]:
+        return {
+            name: value for name, value in self.__dict__.items() if name != "_hash"
+        }  # another process, other hashes
+
     def weights(self) -> Iterator[Weight]:
         for node in self.nodes:
             yield from node.weights

@@ -49,6 +49,9 @@ def stage_blocks(model: ModelSpec, stages: int) -> tuple[tuple[Block, ...], ...]
     return tuple(cut)
 
 
+_ONE: dict[Block, Block] = {}  # one object for all equal blocks: comparing them is then looking once
+
+
 @lru_cache(maxsize=4096)
 def canonical(block: Block) -> Block:
     """The block without the names of its tensors: blocks that cost the same become one."""
@@ -59,7 +62,8 @@ def canonical(block: Block) -> Block:
     def plain(node: Node) -> Node:
         return replace(node, weights=tuple(map(bare, node.weights)))
 
-    return replace(block, index=0, nodes=tuple(map(plain, block.nodes)))
+    made = replace(block, index=0, nodes=tuple(map(plain, block.nodes)))
+    return _ONE.setdefault(made, made)
 
 
 @lru_cache(maxsize=256)
