@@ -91,15 +91,20 @@ def search(
     lowest = queue[0][0] if queue else 0.0
     progress(f"{space.structures} structures, {len(queue)} feasible; best bound {lowest:.6g}")
     state = _State(question)
-    finished = True
+    finished, interrupted = True, False
     left: float | None = lowest
     try:
         left = _explore(question, state, queue, space, allowed, began, remember, progress)
         finished = left is None
     except KeyboardInterrupt:
-        finished, left = False, queue[0][0] if queue else None
+        finished, interrupted, left = False, True, queue[0][0] if queue else None
         progress("interrupted: keeping what was found")
     best = state.best()
+    if best is None and interrupted:
+        raise KeyboardInterrupt  # nothing was found yet: that is no word on what fits
+    if best is None and not finished:
+        raise InfeasibleError(f"the budget ended before a plan that fits was found; {state.count} were simulated",
+                              hint="raise [search] budget")  # fmt: skip
     if best is None:
         raise InfeasibleError(_nothing_fits(question, space, allowed))
     ranking = sorted(state.simulated, key=lambda p: objective(question, p))[:RANKED]
@@ -175,7 +180,8 @@ def _explore(
         while queue:
             if queue[0][0] >= incumbent:
                 return None
-            if state.count >= question.simulate_budget or time.monotonic() - began > question.seconds:
+            spent = state.count >= question.simulate_budget or time.monotonic() - began > question.seconds
+            if spent and state.count:  # one batch is always simulated
                 return queue[0][0]
             batch: list[Plan] = []
             while queue and len(batch) < BATCH and queue[0][0] < incumbent:
