@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import statistics
 import subprocess
@@ -204,8 +203,3 @@ def traced_program(job: Job) -> Program:
     round_ = job.round
     keys = round_.prompt_length + round_.new_tokens
     return expand(lower_generation(job.plan, job.model, round_, 1, keys), job.plan)
-
-
-def clear(log_dir: Path) -> None:
-    """Removes a run's folder."""
-    shutil.rmtree(log_dir, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -72,16 +72,16 @@ class BodyCosts:
         """Simulates one body program and adds up what its instructions rest on."""
         table = _Table(self, block, body, shape)
         timeline = simulate(program, table, inline=self.profile.inline)
-        kinds: Counter[str] = Counter()
-        grades: Counter[str] = Counter()
+        kinds: dict[str, float] = defaultdict(float)
+        grades: dict[str, float] = defaultdict(float)
         for instruction in program.ranks[0]:
             for work in works(block, body, instruction, shape, self.level):
                 seconds = self.pricer.seconds(work)
-                kinds[work.kind] += seconds  # type: ignore[assignment]
-                grades[self.pricer.grade(work)] += seconds  # type: ignore[assignment]
-            kinds["launch"] += table.overhead(instruction)  # type: ignore[assignment]
+                kinds[work.kind] += seconds
+                grades[self.pricer.grade(work)] += seconds
+            kinds["launch"] += table.overhead(instruction)
         slowed = self.contention(timeline)
-        kinds["contention"] += slowed  # type: ignore[assignment]
+        kinds["contention"] += slowed
         return Cost(timeline.makespan + slowed, kinds, grades, timeline.sent[0])
 
     def contention(self, timeline: Timeline) -> float:
