@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autotune.planners.schedules import gpipe, interleaved, one_f_one_b
-from autotune.planners.schedules.schedule import Schedule, Step, linear
+from autotune.planners.schedules.schedule import Order, Pipe, Place, Schedule, Step, held, linear, wave
 
 SCHEDULES: dict[str, Schedule] = {
     "gpipe": gpipe.SCHEDULE,
@@ -11,4 +11,4 @@ SCHEDULES: dict[str, Schedule] = {
     "interleaved-1f1b": interleaved.SCHEDULE,
 }
 
-__all__ = ["SCHEDULES", "Schedule", "Step", "linear"]
+__all__ = ["SCHEDULES", "Order", "Pipe", "Place", "Schedule", "Step", "held", "linear", "wave"]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from autotune.planners.schedules.schedule import Order, Schedule, Step
+from autotune.planners.schedules.schedule import Order, Pipe, Schedule, Step
 
 
-def order(ranks: int, items: int, chunks: int) -> Order:
-    forwards = [[Step("F", rank, item) for item in range(items)] for rank in range(ranks)]
-    return [steps + [Step("BW", rank, item) for item in range(items)] for rank, steps in enumerate(forwards)]
+def order(pipe: Pipe) -> Order:
+    items = range(pipe.items)
+    return [
+        [Step("F", rank, item) for item in items] + [Step("BW", rank, item) for item in items]
+        for rank in range(pipe.ranks)
+    ]
 
 
 SCHEDULE = Schedule(
     order,
-    makespan=lambda p, m, v: 3.0 * (m + p - 1),
-    peak=lambda p, m, v: [m] * p,
+    makespan=lambda pipe: 3.0 * (pipe.items + pipe.ranks - 1),
+    peak=lambda pipe: [pipe.items] * pipe.ranks,
 )

@@ -6,7 +6,7 @@ multiple of p. Bubble (p-1)(F+BW)/v; rank 0 holds p v + p - 1 chunk activations;
 
 from __future__ import annotations
 
-from autotune.planners.schedules.schedule import Order, Schedule, Step
+from autotune.planners.schedules.schedule import Order, Pipe, Schedule, Step
 
 
 def _at(k: int, rank: int, ranks: int, chunks: int, backward: bool) -> tuple[int, int]:
@@ -23,10 +23,11 @@ def warm_up(rank: int, ranks: int, items: int, chunks: int) -> int:
     return min(items * chunks, 2 * (ranks - rank - 1) + (chunks - 1) * ranks)
 
 
-def order(ranks: int, items: int, chunks: int) -> Order:
+def order(pipe: Pipe) -> Order:
+    ranks, chunks, total = pipe.ranks, pipe.chunks, pipe.items * pipe.chunks
     lists: Order = []
     for rank in range(ranks):
-        warm, total = warm_up(rank, ranks, items, chunks), items * chunks
+        warm = warm_up(rank, ranks, pipe.items, chunks)
         steps = [Step("F", *_at(k, rank, ranks, chunks, False)) for k in range(warm)]
         for k in range(total - warm):
             steps.append(Step("F", *_at(warm + k, rank, ranks, chunks, False)))
@@ -36,7 +37,8 @@ def order(ranks: int, items: int, chunks: int) -> Order:
     return lists
 
 
-def refuse(ranks: int, items: int, chunks: int) -> str | None:
+def refuse(pipe: Pipe) -> str | None:
+    ranks, items, chunks = pipe.ranks, pipe.items, pipe.chunks
     if chunks < 2:
         return f"at least two chunks a rank (found {chunks}; nearest 2)"
     if ranks < 2:
@@ -46,9 +48,16 @@ def refuse(ranks: int, items: int, chunks: int) -> str | None:
     return None
 
 
-def peak(ranks: int, items: int, chunks: int) -> list[int]:
+def peak(pipe: Pipe) -> list[int]:
     """Chunk activations alive at once: the warm-up and the forward that follows it."""
-    return [min(items * chunks, warm_up(rank, ranks, items, chunks) + 1) for rank in range(ranks)]
+    total = pipe.items * pipe.chunks
+    return [min(total, warm_up(rank, pipe.ranks, pipe.items, pipe.chunks) + 1) for rank in range(pipe.ranks)]
 
 
-SCHEDULE = Schedule(order, refuse=refuse, makespan=lambda p, m, v: 3.0 * (m * v + p - 1), peak=peak)
+SCHEDULE = Schedule(
+    order,
+    refuse=refuse,
+    makespan=lambda pipe: 3.0 * (pipe.items * pipe.chunks + pipe.ranks - 1),
+    peak=peak,
+    chunks=(2, 4),
+)

@@ -6,11 +6,11 @@ Bubble (p-1)(F+BW) as GPipe's, but rank s holds only min(m, p-s) activations.
 
 from __future__ import annotations
 
-from autotune.planners.schedules.schedule import Order, Schedule, Step
+from autotune.planners.schedules.schedule import Order, Pipe, Schedule, Step
 
 
-def order(ranks: int, items: int, chunks: int) -> Order:
-    return [_rank(rank, ranks, items) for rank in range(ranks)]
+def order(pipe: Pipe) -> Order:
+    return [_rank(rank, pipe.ranks, pipe.items) for rank in range(pipe.ranks)]
 
 
 def _rank(rank: int, ranks: int, items: int) -> list[Step]:
@@ -23,6 +23,6 @@ def _rank(rank: int, ranks: int, items: int) -> list[Step]:
 
 SCHEDULE = Schedule(
     order,
-    makespan=lambda p, m, v: 3.0 * (m + p - 1),
-    peak=lambda p, m, v: [min(m, p - rank) for rank in range(p)],
+    makespan=lambda pipe: 3.0 * (pipe.items + pipe.ranks - 1),
+    peak=lambda pipe: [min(pipe.items, pipe.ranks - rank) for rank in range(pipe.ranks)],
 )

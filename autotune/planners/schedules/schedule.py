@@ -1,10 +1,16 @@
-"""What a pipeline schedule is: an order of forwards and backwards for each rank, and where the stages are."""
+"""What a pipeline schedule is: an order of forwards and backwards for each rank, and where the stages are.
+
+A schedule is a pure function of a `Pipe`. It gives compute instructions alone: passes add messages, gradient sums,
+vocabulary work, offloading and the update, and the program decides by itself what is kept, sent and freed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from autotune.planners.schedules.times import UNIT, Times
 
 
 class Step(NamedTuple):
@@ -15,30 +21,66 @@ class Step(NamedTuple):
     item: int
 
 
-Order = list[list[Step]]
+Order = list[list[Step]]  # [rank] -> its steps
+Place = tuple[tuple[int, ...], ...]  # [stage] -> the ranks that hold it: one, or one a direction
 
 
-def linear(ranks: int, chunks: int) -> tuple[int, ...]:
+@dataclass(frozen=True)
+class Pipe:
+    """What an order depends on: p ranks, m micro-batches, v chunks (stages / ranks; replicas do not count).
+
+    `group`, `limit` and `times` are axes of the plan that few schedules look at; 0 leaves the choice to the schedule.
+    """
+
+    ranks: int
+    items: int
+    chunks: int = 1
+    group: int = 0  # micro-batches that a scheduling unit takes together (GIS-H, ZeroPP)
+    limit: int = 0  # chunk activations that a rank may hold (orders searched under a memory limit)
+    times: Times = field(default=UNIT)  # relative durations, for orders made for a machine
+
+    @property
+    def stages(self) -> int:
+        return self.ranks * self.chunks
+
+
+def linear(pipe: Pipe) -> Place:
     """Stage s on rank s mod p: Megatron's placement, with one chunk or many."""
-    return tuple(stage % ranks for stage in range(ranks * chunks))
+    return tuple((stage % pipe.ranks,) for stage in range(pipe.stages))
 
 
-def always(ranks: int, items: int, chunks: int) -> str | None:
+def wave(pipe: Pipe) -> Place:
+    """Stages go down the ranks and up again, chunk after chunk: a V with two chunks, Hanayo's waves with more."""
+    p = pipe.ranks
+    return tuple((s % p if s // p % 2 == 0 else p - 1 - s % p,) for s in range(pipe.stages))
+
+
+def held(place: Place, rank: int) -> tuple[int, ...]:
+    """The stages that a rank holds, in order."""
+    return tuple(stage for stage, ranks in enumerate(place) if rank in ranks)
+
+
+def single_chunk(pipe: Pipe) -> str | None:
     """No constraint beyond one chunk."""
-    return None if chunks == 1 else f"one chunk a rank (found {chunks}; nearest 1)"
+    return None if pipe.chunks == 1 else f"one chunk a rank (found {pipe.chunks}; nearest 1)"
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """An entry of the table. Functions take (ranks, micro-batches, chunks).
+    """An entry of the table.
 
-    `refuse` gives the broken constraint with its nearest feasible value, or None. `makespan` and `peak` are closed
-    forms in units of one chunk's forward with backward twice as long: the time of the whole, and for each rank the
-    most chunk activations that are alive at once.
+    `refuse` gives the broken constraint with its nearest feasible value ("micro-batches a multiple of 4 (found 6;
+    nearest 8)"), or None. `makespan` and `peak` are closed forms at unit cost (F = B = W = 1 of one chunk, BW = 2, no
+    hops): the time of the whole, and for each rank the most chunk activations that are alive at once, each from its F
+    to its W or BW. A form that holds for a part of the legal pipes alone gives None elsewhere.
     """
 
-    order: Callable[[int, int, int], Order]
-    place: Callable[[int, int], tuple[int, ...]] = linear
-    refuse: Callable[[int, int, int], str | None] = always
-    makespan: Callable[[int, int, int], float] | None = None
-    peak: Callable[[int, int, int], list[int]] | None = None
+    order: Callable[[Pipe], Order]
+    place: Callable[[Pipe], Place] = linear
+    refuse: Callable[[Pipe], str | None] = single_chunk
+    makespan: Callable[[Pipe], float | None] | None = None
+    peak: Callable[[Pipe], list[int] | None] | None = None
+    chunks: tuple[int, ...] = (1,)  # what the search tries
+    groups: Callable[[Pipe], tuple[int, ...]] = lambda pipe: (0,)  # the `group` values that the search tries
+    limits: Callable[[Pipe], tuple[int, ...]] = lambda pipe: (0,)  # the `limit` values that the search tries
+    timed: bool = False  # whether the order looks at `pipe.times`: the search then fills them in from the profile
