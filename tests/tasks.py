@@ -80,7 +80,7 @@ def _bodies_as_predicted(trainer: Trainer) -> None:
     assert trainer.watch
     for block, op, watch in trainer.watch:
         body = lower_block(block, trainer.shape, trainer.plan.recompute)
-        program = body.backward if op == "BW" else body.forward
+        program = body.program(op)
         assert watch.order == [i.op for i in program.ranks[0]]
         predicted = memory(program, lambda r, i: 0)[0].get("device", [])
         assert watch.series == predicted, (block.kind, op, list(zip(watch.order, watch.series, predicted, strict=True)))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from autotune.planners.lower.body import TENSOR, Body, lower_block
+from autotune.planners.lower.body import PROGRAMS, Body, lower_block
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.shape import Shape
 from autotune.planners.lower.stage import canonical
@@ -18,7 +18,7 @@ from autotune.planners.simulate import memory
 from autotune.planners.validate import validate
 from autotune.spec.graph import Block, blocks
 from autotune.spec.model import ModelSpec
-from autotune.spec.program import Program
+from autotune.spec.program import TENSOR, Program
 
 MODELS = {
     "llama": ModelSpec("llama", "LlamaForCausalLM", 16, 2, 4, 4, 4, 24, 32, tied=True),
@@ -66,7 +66,7 @@ def ops(program: Program) -> Counter[str]:
 @every
 def test_bodies_are_sound(name: str, kind: str) -> None:
     for _block, _shape, _policy, body in cases(name, kind):
-        for program in (body.forward, body.backward):
+        for program in map(body.program, PROGRAMS):
             kept = replace(program, facts={"leaves": True})
             validate(kept)
             validate(kept, inline=True)
@@ -94,6 +94,29 @@ def test_every_weight_gets_one_gradient(name: str, kind: str) -> None:
         inputs = Counter(i.part for i in body.backward.ranks[0] if i.op.endswith(".dgrad"))
         passing = {"embedding", "add", *(["cross_entropy"] if kind == "logits" else [])}
         assert inputs == {index: 1 for index, node in enumerate(block.nodes) if node.op not in passing}
+
+
+@every
+def test_a_split_backward_is_a_partition_of_the_whole(name: str, kind: str) -> None:
+    """B and W together run the whole backward's instructions once; W has every weight gradient, and what nothing but
+    a weight gradient reads. What B leaves is what W starts with, and W leaves nothing."""
+    for _block, _shape, _policy, body in cases(name, kind):
+        bare = [[i._replace(frees=()) for i in body.program(op).ranks[0]] for op in ("BW", "B", "W")]
+        assert Counter(bare[0]) == Counter(bare[1] + bare[2])
+        assert not any(i.op.endswith(".wgrad") for i in bare[1])
+        read = {name for i in bare[2] for name in i.reads}
+        for instruction in bare[2]:
+            assert instruction.op.endswith(".wgrad") or read & set(instruction.writes), instruction
+        incoming = {f"d.{body.output}"} if body.late_gradient else set()
+        assert left(body.input_gradient) == {
+            *body.kept,
+            *body.made,
+            *incoming,
+            *([body.gradient] * bool(body.gradient)),
+        }
+        assert set(body.weight_gradient.live[0]) == {*body.kept, *body.made, *incoming}
+        assert left(body.weight_gradient) == set()
+        assert set(body.kept) <= set(body.saved) and not set(body.made) & set(body.saved)
 
 
 def saved_bytes(model: ModelSpec, kind: str, policy: str, shape: Shape) -> int:

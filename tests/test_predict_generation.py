@@ -12,7 +12,7 @@ import pytest
 from autotune.planners.costs.generate import PassCosts
 from autotune.planners.lower.generate import ID, inference_body, lower_generation, pass_sizes
 from autotune.planners.lower.shape import generation_shape
-from autotune.planners.lower.stage import stage_blocks
+from autotune.planners.lower.stage import cut_of, stage_blocks
 from autotune.planners.predict import Predictor, predict
 from autotune.planners.predict_generation import contexts, predict_generation, weights
 from autotune.planners.simulate import memory, simulate
@@ -88,7 +88,7 @@ def test_what_a_forward_needs_beside_its_input_and_output(llama: ModelSpec) -> N
     for plan in (Plan(), Plan(tensor=2), Plan(pipeline=4)):
         for queries, keys in ((1024, 1024), (1, 1100)):
             shape = generation_shape(plan, WORK, queries, keys)
-            for s, blocks in enumerate(stage_blocks(llama, plan.pipeline)):
+            for s, blocks in enumerate(stage_blocks(llama, cut_of(plan, llama))):
                 size, most, held = pass_sizes(plan, llama, WORK, queries, keys)[s], 0, 0
                 for block in blocks:
                     body = inference_body(block, shape)
@@ -144,7 +144,7 @@ def test_the_cost_table_prices_what_is_done(llama: ModelSpec, h100: Profile) -> 
     assert by_label["1SEND0>1+0"].sent == 8 * ID
     assert by_label["0SEND0>0+1"].sent == 8 * llama.hidden * 2
     seconds, one = predictor.pricer(4).seconds, 8 * llama.kv_heads // 2 * llama.head_dim * 2
-    block = stage_blocks(llama, 2)[1][0]
+    block = stage_blocks(llama, cut_of(Plan(pipeline=2), llama))[1][0]
     body = inference_body(block, costs.shape)
     inside = costs.bodies.price(block, body, body.forward, costs.shape)
     appended = costs.block(block).kinds["memory"] - inside.kinds["memory"]

@@ -13,7 +13,7 @@ import pytest
 
 from autotune.planners.feasible import why_not
 from autotune.planners.lower.train import lower_training
-from autotune.planners.schedules import SCHEDULES
+from autotune.planners.schedules import SCHEDULES, Pipe
 from autotune.planners.schedules.interleaved import warm_up
 from autotune.planners.simulate import memory, simulate
 from autotune.planners.validate import validate
@@ -68,7 +68,7 @@ def test_makespan_and_bubble(schedule: str, p: int, m: int, v: int) -> None:
     assert form is not None
     line = run(schedule, p, m, v)
     ideal = 3 * m * v
-    assert line.makespan == form(p, m, v) == ideal + 3 * (p - 1)
+    assert line.makespan == form(Pipe(p, m, v)) == ideal + 3 * (p - 1)
     assert [line.busy(rank) for rank in range(p)] == [ideal] * p
     # As a share of the whole and as a ratio to the ideal: (p-1)/(m+p-1) and (p-1)/(v m).
     assert line.idle_share == pytest.approx(float(Fraction(p - 1, m * v + p - 1)), abs=1e-12)
@@ -82,11 +82,11 @@ def test_peak_activations_of_each_rank(schedule: str, p: int, m: int, v: int) ->
     assert form is not None
     lowered = program(schedule, p, m, v)
     ones = tuple(
-        {name: Buffer(int(name.startswith("a.")), persistent=b.persistent) for name, b in held.items()}
+        {name: Buffer(int(name.startswith("k.")), persistent=b.persistent) for name, b in held.items()}
         for held in lowered.buffers
     )
     walked = memory(replace(lowered, buffers=ones), lambda rank, instruction: 0)
-    assert [max(tiers["device"]) for tiers in walked] == form(p, m, v)
+    assert [max(tiers["device"]) for tiers in walked] == form(Pipe(p, m, v))
 
 
 def test_the_peaks_that_papers_state() -> None:
@@ -94,28 +94,28 @@ def test_the_peaks_that_papers_state() -> None:
     peaks = {name: entry.peak for name, entry in SCHEDULES.items()}
     for p, m, v in [(2, 8, 2), (4, 16, 2), (4, 32, 3), (8, 64, 4)]:
         assert peaks["gpipe"] and peaks["1f1b"] and peaks["interleaved-1f1b"]
-        assert peaks["gpipe"](p, m, 1) == [m] * p
-        assert peaks["1f1b"](p, m, 1) == [p - s for s in range(p)]
-        assert peaks["interleaved-1f1b"](p, m, v)[0] == p * v + p - 1
+        assert peaks["gpipe"](Pipe(p, m, 1)) == [m] * p
+        assert peaks["1f1b"](Pipe(p, m, 1)) == [p - s for s in range(p)]
+        assert peaks["interleaved-1f1b"](Pipe(p, m, v))[0] == p * v + p - 1
 
 
 @pytest.mark.parametrize(("schedule", "p", "m", "v"), CASES)
 def test_order(schedule: str, p: int, m: int, v: int) -> None:
     """Each stage and item once forward and once backward, on the rank of the stage, forward first."""
     entry = SCHEDULES[schedule]
-    order, place = entry.order(p, m, v), entry.place(p, v)
-    assert len(order) == p and len(place) == p * v and Counter(place) == dict.fromkeys(range(p), v)
+    order, place = entry.order(Pipe(p, m, v)), entry.place(Pipe(p, m, v))
+    assert len(order) == p and len(place) == p * v and Counter(r for (r,) in place) == dict.fromkeys(range(p), v)
     assert Counter(s for steps in order for s in steps) == Counter(
         (op, stage, item) for op in ("F", "BW") for stage in range(p * v) for item in range(m)
     )
     for rank, steps in enumerate(order):
-        assert all(place[step.stage] == rank for step in steps)
+        assert all(place[step.stage] == (rank,) for step in steps)
         at = {step: position for position, step in enumerate(steps)}
         assert all(at[s] < at[s._replace(op="BW")] for s in steps if s.op == "F")
 
 
 def before_first_backward(schedule: str, p: int, m: int, v: int) -> list[int]:
-    order = SCHEDULES[schedule].order(p, m, v)
+    order = SCHEDULES[schedule].order(Pipe(p, m, v))
     return [next(i for i, step in enumerate(steps) if step.op == "BW") for steps in order]
 
 
@@ -124,7 +124,7 @@ def test_warm_up_and_alternation_of_1f1b(p: int, m: int) -> None:
     """A rank runs min(m, p-s-1) forwards, then pairs, then the backwards that are left."""
     assert before_first_backward("1f1b", p, m, 1) == [min(m, p - s) for s in range(p)]
     assert before_first_backward("gpipe", p, m, 1) == [m] * p
-    for s, steps in enumerate(SCHEDULES["1f1b"].order(p, m, 1)):
+    for s, steps in enumerate(SCHEDULES["1f1b"].order(Pipe(p, m, 1))):
         warm = min(m, p - s - 1)
         ops = [step.op for step in steps]
         assert ops == ["F"] * warm + ["F", "BW"] * (m - warm) + ["BW"] * warm
@@ -134,7 +134,7 @@ def test_warm_up_and_alternation_of_1f1b(p: int, m: int) -> None:
 def test_warm_up_of_interleaved(p: int, k: int, v: int) -> None:
     """min(m v, 2(p-r-1) + (v-1)p) forwards before the steady pairs (Megatron-LM, 2104.04473)."""
     m = p * k
-    for rank, steps in enumerate(SCHEDULES["interleaved-1f1b"].order(p, m, v)):
+    for rank, steps in enumerate(SCHEDULES["interleaved-1f1b"].order(Pipe(p, m, v))):
         warm = min(m * v, 2 * (p - rank - 1) + (v - 1) * p)
         assert warm_up(rank, p, m, v) == warm
         ops = [step.op for step in steps]
@@ -209,5 +209,5 @@ def test_every_program_is_sound(schedule: str, p: int, m: int, v: int) -> None:
     ],
 )
 def test_what_a_schedule_refuses(schedule: str, p: int, m: int, v: int, hint: str) -> None:
-    reason = SCHEDULES[schedule].refuse(p, m, v)
+    reason = SCHEDULES[schedule].refuse(Pipe(p, m, v))
     assert reason is not None and hint in reason

@@ -18,7 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from autotune.planners.costs.works import flops, model_flops, works
-from autotune.planners.lower.body import TENSOR, lower_block
+from autotune.planners.lower.body import lower_block
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.shape import Shape
 from autotune.runners.reference import init_weight, init_weights, reference_gradients
@@ -28,7 +28,7 @@ from autotune.spec.families import load_model
 from autotune.spec.graph import Block, blocks, parameters
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
-from autotune.spec.program import Program
+from autotune.spec.program import TENSOR, Program
 from autotune.spec.work import Attention, Collective, Matmul, Memory
 from autotune.spec.workload import Workload
 from tests.tasks import random_batch
@@ -69,15 +69,15 @@ def declared(block: Block, program: Program, shape: Shape, policy: str) -> tuple
     return linear, attention
 
 
-def executed(model: ModelSpec, workload: Workload, plan: Plan) -> tuple[Trainer, dict[tuple[Block, int], Any]]:
+def executed(model: ModelSpec, workload: Workload, plan: Plan) -> tuple[Trainer, dict[tuple[Block, str], Any]]:
     """One training step in this process, every body counted by itself."""
     torch.set_num_threads(1)
     load = lambda index, weight: init_weight(weight, 0, DTYPES[workload.precision])  # noqa: E731
     trainer = Trainer.build(plan, model, workload, 0, torch.device("cpu"), load)
-    counts: dict[tuple[Block, int], Any] = defaultdict(list)
+    counts: dict[tuple[Block, str], Any] = defaultdict(list)
     run = trainer.run
 
-    def counted(block: Block, which: int, *rest: Any) -> Any:
+    def counted(block: Block, which: str, *rest: Any) -> Any:
         with counter() as count:
             values = run(block, which, *rest)
         counts[block, which].append(by_kind(count))
@@ -104,7 +104,7 @@ def test_bodies_do_the_declared_flops(name: str, policy: str) -> None:
         whole = Fraction(2 * sequence, sequence + 1)
         for (block, which), found in counts.items():
             body = lower_block(block, trainer.shape, policy)
-            linear, attended = declared(block, (body.forward, body.backward)[which], trainer.shape, policy)
+            linear, attended = declared(block, body.program(which), trainer.shape, policy)
             assert found == [(linear, attended * whole)] * 2, (block.kind, which, precision, attention)
 
 

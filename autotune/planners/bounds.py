@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from autotune.planners.costs.step import StepCosts
-from autotune.planners.lower.train import micro_batches, stage_sizes, state_bytes
+from autotune.planners.lower.train import state_bytes
+from autotune.planners.lower.traits import micro_batches, pipe_of, place_of, stage_sizes
 from autotune.planners.predict import Predictor
-from autotune.planners.schedules import SCHEDULES
+from autotune.planners.schedules import SCHEDULES, held
 from autotune.spec.plan import Plan
 from autotune.spec.work import Collective, Optimizer
 
-StageTimes = tuple[tuple[float, float], ...]  # (forward, backward) seconds of each stage
+StageTimes = tuple[tuple[float, float, float], ...]  # seconds of each stage: forward, least backward, least drain
 
 
 @dataclass
@@ -29,6 +30,8 @@ class Bounder:
     def stages(self, plan: Plan) -> tuple[StageTimes, StepCosts]:
         key = (
             plan.stages,
+            plan.layers,
+            SCHEDULES[plan.schedule].splits,
             plan.tensor,
             plan.micro_batch,
             plan.recompute,
@@ -39,26 +42,38 @@ class Bounder:
         if key not in self._stages:
             p = self.predictor
             costs = StepCosts(plan, p.model, p.workload, p.profile, p.bodies(plan))
-            times = tuple((costs.stage(s, False).seconds, costs.stage(s, True).seconds) for s in range(plan.stages))
-            self._stages[key] = (times, costs)
+            splits = SCHEDULES[plan.schedule].splits
+            self._stages[key] = (tuple(self._times(costs, s, splits) for s in range(plan.stages)), costs)
         return self._stages[key]
+
+    def _times(self, costs: StepCosts, stage: int, splits: bool) -> tuple[float, float, float]:
+        """Forward, backward, and what a gradient needs to pass: B alone where the schedule splits."""
+        whole = costs.stage(stage, "BW").seconds
+        forward = costs.stage(stage, "F").seconds
+        if not splits:
+            return forward, whole, whole
+        first = costs.stage(stage, "B").seconds
+        return forward, min(whole, first + costs.stage(stage, "W").seconds), min(whole, first)
 
     def time(self, plan: Plan) -> float:
         """Seconds that no execution of the plan's step can undercut, under the cost model."""
         times, costs = self.stages(plan)
         items = micro_batches(plan, self.predictor.workload)
-        place = SCHEDULES[plan.schedule].place(plan.pipeline, plan.chunks)
+        place = place_of(plan, items)
         updates = self.updates(plan, costs)
-        best = fill = drain = 0.0
-        for stage in range(plan.pipeline):  # the first stage on each rank
-            rank = place[stage]
-            own = [s for s, owner in enumerate(place) if owner == rank]
-            busy = items * sum(times[s][0] + times[s][1] for s in own)
+        fill, drain = [0.0], [0.0]  # seconds before a stage's first micro-batch comes, and after its last gradient left
+        for forward, _, back in times:
+            fill.append(fill[-1] + forward)
+            drain.append(drain[-1] + back)
+        best = 0.0
+        for rank in range(plan.pipeline):
+            own = held(place, rank)
+            # A stage that two directions hold does half of the micro-batches on either rank.
+            busy = sum((items // len(place[s])) * (times[s][0] + times[s][1]) for s in own)
             update = sum(updates[s][1] for s in own)
             wait = updates[own[0]][0] if len(own) == 1 else 0.0
-            best = max(best, fill + busy + update + wait, fill + busy + drain)
-            fill += times[stage][0]
-            drain += times[stage][1]
+            start = min(fill[s] for s in own)
+            best = max(best, start + busy + update + wait, start + busy + min(drain[s] for s in own))
         return best
 
     def updates(self, plan: Plan, costs: StepCosts) -> list[tuple[float, float]]:
@@ -86,13 +101,14 @@ class Bounder:
         """Bytes that the fullest rank allocates at least: its states, and the activations that its order keeps."""
         sizes = stage_sizes(plan, self.predictor.model, self.predictor.workload)  # nothing need be priced for this
         schedule = SCHEDULES[plan.schedule]
-        place = schedule.place(plan.pipeline, plan.chunks)
-        items = micro_batches(plan, self.predictor.workload)
-        alive = schedule.peak(plan.pipeline, items, plan.chunks) if schedule.peak else [1] * plan.pipeline
+        pipe = pipe_of(plan, micro_batches(plan, self.predictor.workload))
+        place = schedule.place(pipe)
+        alive = (schedule.peak(pipe) if schedule.peak else None) or [1] * plan.pipeline
+        shards = plan.data if plan.zero else 1
         least = []
         for rank in range(plan.pipeline):
-            own = [sizes[s] for s, owner in enumerate(place) if owner == rank]
-            shards = plan.data if plan.zero else 1
+            own = [sizes[s] for s in held(place, rank)]
             states = sum(sum(state_bytes(z.parameters, self.predictor.workload.precision, shards)) for z in own)
-            least.append(states + alive[rank] * min(z.saved + z.inputs for z in own))
+            activation = min(min(z.saved, z.kept + z.made) if schedule.splits else z.saved for z in own)
+            least.append(states + alive[rank] * (activation + min(z.inputs for z in own)))
         return max(least)

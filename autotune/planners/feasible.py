@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from autotune.planners.lower.recompute import RECOMPUTE
+from autotune.planners.lower.stage import partition
+from autotune.planners.lower.traits import pipe_of
 from autotune.planners.schedules import SCHEDULES
+from autotune.planners.schedules.times import parse_times
 from autotune.spec.errors import nearest_divisor, nearest_name
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
@@ -28,6 +31,22 @@ def _tensor(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None
     return found
 
 
+def _texts(plan: Plan, model: ModelSpec) -> str | None:
+    """What is wrong with the axes that are written as text."""
+    try:
+        parse_times(plan.times, plan.stages)
+    except ValueError as error:
+        return f"times must be {error}"
+    if not plan.layers:
+        return None
+    even = ",".join(map(str, partition(model.layers, plan.stages)))
+    counts = [int(n) if n.isdecimal() else 0 for n in plan.layers.split(",")]
+    if len(counts) != plan.stages or sum(counts) != model.layers or min(counts) < 1:
+        whole = f"{plan.stages} positive numbers that add up to layers {model.layers}"
+        return f"layers must be {whole} (found {plan.layers!r}; nearest {even!r})"
+    return None
+
+
 def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:
     replica = plan.data * plan.micro_batch
     found = [_divides("data x micro_batch", replica, workload.global_batch, "global_batch")]
@@ -35,8 +54,10 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
     if schedule is None:
         near = nearest_name(plan.schedule, SCHEDULES)
         return [*found, f"schedule {plan.schedule!r} is unknown (nearest {near or '1f1b'})"]
+    if reason := _texts(plan, model):
+        return [*found, reason]
     if found[0] is None:
-        reason = schedule.refuse(plan.pipeline, workload.global_batch // replica, plan.chunks)
+        reason = schedule.refuse(pipe_of(plan, workload.global_batch // replica))
         found.append(reason and f"schedule {plan.schedule} needs {reason}")
     if plan.stages > model.layers:
         found.append(f"pipeline x chunks must be at most layers {model.layers} (found {plan.stages})")
@@ -53,7 +74,8 @@ def _generation(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | 
     found = [_divides("data x micro_batch", plan.data * plan.micro_batch, workload.batch, "batch")]
     if plan.pipeline > model.layers:
         found.append(f"pipeline must be at most layers {model.layers} (found {plan.pipeline})")
-    for axis, plain in (("zero", 0), ("recompute", "none"), ("chunks", 1), ("sequence_parallel", False)):
+    for axis in ("zero", "recompute", "chunks", "layers", "group", "limit", "times", "sequence_parallel"):
+        plain = getattr(Plan(), axis)
         if getattr(plan, axis) != plain:
             found.append(f"{axis} has no meaning when generating (found {getattr(plan, axis)!r}; nearest {plain!r})")
     return found

@@ -14,7 +14,7 @@ from autotune.planners.costs.works import works
 from autotune.planners.lower.body import lower_block
 from autotune.planners.lower.generate import block_shape, inference_body
 from autotune.planners.lower.shape import generation_shape, training_shape
-from autotune.planners.lower.stage import canonical_stages
+from autotune.planners.lower.stage import canonical_stages, cut_of
 from autotune.planners.lower.train import lower_training
 from autotune.planners.predict import Predictor
 from autotune.spec.machine import Profile, Sample
@@ -27,7 +27,7 @@ def step_works(predictor: Predictor, plan: Plan) -> set[Work]:
     shape = training_shape(plan, predictor.workload)
     bodies = predictor.bodies(plan)
     found: set[Work] = set()
-    for block in {b for stage in canonical_stages(predictor.model, plan.stages) for b in stage}:
+    for block in {b for stage in canonical_stages(predictor.model, cut_of(plan, predictor.model)) for b in stage}:
         body = lower_block(block, shape, plan.recompute)
         for instruction in (*body.forward.ranks[0], *body.backward.ranks[0]):
             found.update(works(block, body, instruction, shape, bodies.level))
@@ -46,7 +46,7 @@ def pass_works(predictor: Predictor, plan: Plan) -> set[Work]:
     found: set[Work] = set()
     for queries, keys in ((workload.prompt_length, workload.prompt_length), (1, first), (1, last)):
         whole = generation_shape(plan, workload, queries, keys)
-        for block in {b for stage in canonical_stages(predictor.model, plan.pipeline) for b in stage}:
+        for block in {b for stage in canonical_stages(predictor.model, cut_of(plan, predictor.model)) for b in stage}:
             shape = block_shape(block, whole)
             body = inference_body(block, whole)
             for instruction in body.forward.ranks[0]:

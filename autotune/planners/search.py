@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
+from autotune.planners.advice import PricedAdvice
 from autotune.planners.bounds import Bounder
 from autotune.planners.measured import measure_best
 from autotune.planners.parent import follower
@@ -85,9 +86,10 @@ def search(
     global _WORKER
     began = time.monotonic()
     predictor = _WORKER = Predictor(question.model, question.workload, question.profile)
-    space = Enumeration(question)
+    bounder = Bounder(predictor)
+    space = Enumeration(question, PricedAdvice(bounder))
     allowed = limit_bytes(question)
-    queue, bounded = _bounded(question, predictor, space, allowed)
+    queue, bounded = _bounded(question, bounder, space, allowed)
     lowest = queue[0][0] if queue else 0.0
     progress(f"{space.structures} structures, {len(queue)} feasible; best bound {lowest:.6g}")
     state = _State(question)
@@ -135,10 +137,9 @@ def search(
 Queue = list[tuple[float, int, Plan]]
 
 
-def _bounded(question: Question, predictor: Predictor, space: Enumeration, allowed: int) -> tuple[Queue, int]:
+def _bounded(question: Question, bounder: Bounder, space: Enumeration, allowed: int) -> tuple[Queue, int]:
     """A heap of feasible plans by their bound. Without a bound for the objective (generation), all tie at 0."""
     queue: Queue = []
-    bounder = Bounder(predictor)
     train = question.workload.kind == "train"
     bounded = 0
     for number, plan in enumerate(space):

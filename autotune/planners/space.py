@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import product
+from typing import Protocol
 
 from autotune.planners.feasible import why_not
 from autotune.planners.lower.recompute import RECOMPUTE
+from autotune.planners.lower.traits import pipe_of
 from autotune.planners.schedules import SCHEDULES
 from autotune.spec.machine import Profile
 from autotune.spec.plan import Plan
@@ -40,7 +42,6 @@ def axis_values(question: Question) -> dict[str, Values]:
         "pipeline": degrees,
         "micro_batch": tuple(d for d in divisors(sequences) if not train or d & (d - 1) == 0),
         "schedule": tuple(SCHEDULES) if train else (DEFAULTS["schedule"],),
-        "chunks": (1, 2, 4) if train else (1,),
         "recompute": tuple(RECOMPUTE) if train else ("none",),
         "attention": backends(question.profile),
         "zero": (0, 1) if train else (0,),
@@ -49,10 +50,33 @@ def axis_values(question: Question) -> dict[str, Values]:
     return {axis: tuple(question.axes.get(axis, choices)) for axis, choices in everything.items()}
 
 
+INNER = ("chunks", "layers", "group", "limit", "times")  # axes whose choices hang on the plan so far
+
+
+class Advice(Protocol):
+    """What an enumeration asks about a plan that is complete but for its inner axes."""
+
+    def cuts(self, plan: Plan) -> tuple[str, ...]:
+        """The `layers` worth trying."""
+
+    def times(self, plan: Plan) -> str:
+        """The relative durations of the plan's stages."""
+
+
+class Plain:
+    """No advice: the even cut, equal times."""
+
+    def cuts(self, plan: Plan) -> tuple[str, ...]:
+        return ("",)
+
+    def times(self, plan: Plan) -> str:
+        return ""
+
+
 def canonical(plan: Plan) -> bool:
     """Whether a plan is the one that stands for those that differ from it only where it makes no difference."""
     alone = plan.pipeline == 1
-    return not (alone and (plan.schedule != "1f1b" or plan.chunks != 1))
+    return not (alone and plan.stages == 1 and plan.schedule != "1f1b")
 
 
 def generalise(reason: str) -> str:
@@ -63,8 +87,9 @@ def generalise(reason: str) -> str:
 class Enumeration:
     """Iterates over the feasible plans of a question; `infeasible` counts the others by reason."""
 
-    def __init__(self, question: Question) -> None:
+    def __init__(self, question: Question, advice: Advice | None = None) -> None:
         self.question = question
+        self.advice = advice or Plain()
         self.values = axis_values(question)
         self.structures = 0
         self.infeasible: Counter[str] = Counter()
@@ -83,15 +108,40 @@ class Enumeration:
                 continue
             for choice in product(*(self.values[n] for n in rest)):
                 axes: Mapping[str, object] = dict(zip(rest, choice, strict=True))
-                plan = Plan(data, tensor, pipeline, **axes)  # type: ignore[arg-type]
-                if not canonical(plan) and not self._keep_all:
-                    continue
-                self.structures += 1
-                reason = why_not(model, workload, plan, devices)
-                if reason is None:
-                    yield plan
-                else:
-                    self.reject(reason)
+                outer = Plan(data, tensor, pipeline, **axes)  # type: ignore[arg-type]
+                for plan in self.inner(outer):
+                    if not canonical(plan) and not self._keep_all:
+                        continue
+                    self.structures += 1
+                    reason = why_not(model, workload, plan, devices)
+                    if reason is None:
+                        yield plan
+                    else:
+                        self.reject(reason)
+
+    def inner(self, plan: Plan) -> Iterator[Plan]:
+        """The plan with every choice of its inner axes: the recipe's, or what its schedule and the advice offer."""
+        given, schedule = self.question.axes, SCHEDULES.get(plan.schedule)
+        if schedule is None or self.question.workload.kind != "train":
+            for choice in product(*map(self._given, INNER)):
+                axes: Mapping[str, object] = dict(zip(INNER, choice, strict=True))
+                yield replace(plan, **axes)  # type: ignore[arg-type]
+            return
+        items = max(1, self.question.workload.global_batch // (plan.data * plan.micro_batch))
+        for chunks in given.get("chunks", schedule.chunks):
+            chunked = replace(plan, chunks=chunks)  # type: ignore[arg-type]
+            if chunked.stages > self.question.model.layers or schedule.refuse(pipe := pipe_of(chunked, items)):
+                yield chunked  # refused as it is: its inner choices would be refused for the same reason
+                continue
+            groups, limits = given.get("group", schedule.groups(pipe)), given.get("limit", schedule.limits(pipe))
+            for cut in given.get("layers", self.advice.cuts(chunked)):
+                placed = replace(chunked, layers=cut)  # type: ignore[arg-type]
+                times = given.get("times", (self.advice.times(placed),) if schedule.timed else ("",))
+                for group, limit, each in product(groups, limits, times):
+                    yield replace(placed, group=group, limit=limit, times=each)  # type: ignore[arg-type]
+
+    def _given(self, axis: str) -> Values:
+        return tuple(self.question.axes.get(axis, (DEFAULTS[axis],)))
 
     def reject(self, reason: str) -> None:
         """Counts one plan as infeasible; `examples` keeps the first full reason of each kind."""

@@ -13,11 +13,10 @@ from typing import NamedTuple
 import torch.distributed as dist
 from torch import Tensor
 
-from autotune.planners.lower.body import TENSOR
 from autotune.runners.ops import OPERATIONS, Env
 from autotune.spec.graph import Block
 from autotune.spec.opset import OPS
-from autotune.spec.program import Instruction, Program
+from autotune.spec.program import TENSOR, Instruction, Program
 
 Values = dict[str, Tensor]
 

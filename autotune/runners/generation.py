@@ -19,7 +19,7 @@ from autotune.planners.feasible import why_not
 from autotune.planners.lower.expand import expand
 from autotune.planners.lower.generate import inference_body, lower_generation
 from autotune.planners.lower.shape import Shape, generation_shape
-from autotune.planners.lower.stage import stage_blocks
+from autotune.planners.lower.stage import cut_of, stage_blocks
 from autotune.runners.body import Call, Values, Watch, compile_body, run_body
 from autotune.runners.data import batch, open_corpus
 from autotune.runners.interpreter import Interpreter, Operation, Started, Trace
@@ -114,7 +114,7 @@ class Generator:
         sizes = (prompt, prompt), (1, prompt + 1)
         programs = [expand(lower_generation(plan, model, workload, *size), plan) for size in sizes]
         mesh = Mesh.build(plan, programs[1], rank, device)
-        blocks = stage_blocks(model, plan.pipeline)[mesh.pipeline]
+        blocks = stage_blocks(model, cut_of(plan, model))[mesh.pipeline]
         state = StageState.build(
             blocks,
             load,

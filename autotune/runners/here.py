@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from autotune.planners.lower.shape import training_shape
-from autotune.planners.lower.stage import canonical_stages
+from autotune.planners.lower.stage import canonical_stages, cut_of
 from autotune.planners.predict import Predictor
 from autotune.planners.refine import refined, unmeasured
 from autotune.profiles_db.profiling import measure, profile_machine
@@ -66,7 +66,7 @@ def _bodies(question: Question, plans: Sequence[Plan], progress: Callable[[str],
     for plan in plans:
         ranks = predictor.ranks(plan.world) if cpu else 1
         shape = training_shape(plan, question.workload)
-        for block in {b for stage in canonical_stages(question.model, plan.stages) for b in stage}:
+        for block in {b for stage in canonical_stages(question.model, cut_of(plan, question.model)) for b in stage}:
             mark = f"bodies.{digest([block, shape, plan.recompute, ranks])[:16]}"
             if mark not in profile.sources:
                 wanted.setdefault(ranks, {})[mark] = Piece(block, shape, plan.recompute)

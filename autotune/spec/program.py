@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 COMPUTE = "compute"  # the lane that every rank has
+TENSOR, DATA = "tensor", "data"  # lanes named after an axis of the mesh: what is on them meets along that axis
 DEVICE = "device"  # the tier that every buffer is in unless it says otherwise
 TIERS = (DEVICE, "peer", "host", "disk")
 

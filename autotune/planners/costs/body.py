@@ -55,17 +55,14 @@ class BodyCosts:
     profile: Profile
     pricer: Pricer
     level: int = 0
-    _known: dict[tuple[Block, Shape, str], tuple[Cost, Cost]] = field(default_factory=dict)
+    _known: dict[tuple[Block, Shape, str, str], Cost] = field(default_factory=dict)
 
-    def of(self, block: Block, shape: Shape, policy: str) -> tuple[Cost, Cost]:
-        """(forward, backward) of one block; a block without names (see lower.stage.canonical) is priced once."""
-        key = (block, shape, policy)
+    def of(self, block: Block, shape: Shape, policy: str, op: str) -> Cost:
+        """What one block does in an F, BW, B or W; a block without names (see lower.stage.canonical) is priced once."""
+        key = (block, shape, policy, op)
         if key not in self._known:
             body = lower_block(block, shape, policy)
-            self._known[key] = (
-                self.price(block, body, body.forward, shape),
-                self.price(block, body, body.backward, shape),
-            )
+            self._known[key] = self.price(block, body, body.program(op), shape)
         return self._known[key]
 
     def price(self, block: Block, body: Body, program: Program, shape: Shape) -> Cost:

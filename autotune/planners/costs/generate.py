@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from autotune.planners.costs.body import NOTHING, BodyCosts, Cost
 from autotune.planners.lower.generate import ID, block_shape, counted_blocks, inference_body, pass_sizes
 from autotune.planners.lower.shape import Shape, generation_shape
+from autotune.planners.lower.stage import cut_of
 from autotune.spec.graph import Block
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
@@ -76,7 +77,7 @@ class PassCosts:
     def forward(self, stage: int) -> Cost:
         """The bodies of a stage's blocks; in a prefill the last rows are copied out for the head."""
         total = NOTHING
-        for block, count in counted_blocks(self.model, self.plan.pipeline, stage).items():
+        for block, count in counted_blocks(self.model, cut_of(self.plan, self.model), stage).items():
             total += self.block(block).times(count)
             if block.kind == "head" and self.queries > 1:
                 rows = self.shape.batch * self.model.hidden * self.shape.width

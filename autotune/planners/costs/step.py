@@ -9,9 +9,11 @@ from typing import ClassVar
 
 from autotune.planners.costs.body import NOTHING, BodyCosts, Cost
 from autotune.planners.costs.price import Pricer
+from autotune.planners.lower.body import PROGRAMS
 from autotune.planners.lower.shape import training_shape
-from autotune.planners.lower.stage import Sizes, canonical_stages, stage_blocks
-from autotune.planners.lower.train import partial_weights, stage_sizes, state_bytes
+from autotune.planners.lower.stage import Sizes, canonical_stages, cut_of, stage_blocks
+from autotune.planners.lower.train import state_bytes
+from autotune.planners.lower.traits import micro_batches, partial_weights, place_of, stage_sizes
 from autotune.spec.machine import Profile
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
@@ -37,7 +39,8 @@ class StepCosts:
     def __post_init__(self) -> None:
         self.sizes = self.sizes or stage_sizes(self.plan, self.model, self.workload)
         self.shape = training_shape(self.plan, self.workload)
-        self.stages = canonical_stages(self.model, self.plan.stages)
+        self.place = place_of(self.plan, micro_batches(self.plan, self.workload))
+        self.stages = canonical_stages(self.model, cut_of(self.plan, self.model))
 
     @property
     def pricer(self) -> Pricer:
@@ -48,7 +51,7 @@ class StepCosts:
         if key not in self._known:
             op, stage = key
             pieces = self.pieces(op, stage)
-            self._known[key] = self.piece(*pieces) if pieces else self.stage(stage, BODIES[op])
+            self._known[key] = self.piece(*pieces) if pieces else self.stage(stage, op)
         return self._known[key]
 
     def seconds(self, rank: int, instruction: Instruction) -> float:
@@ -59,13 +62,14 @@ class StepCosts:
 
     def transient(self, rank: int, instruction: Instruction) -> int:
         size = self.sizes[instruction.stage]
-        return {"F": size.forward, "BW": size.backward}.get(instruction.op, 0)
+        name = PROGRAMS.get(instruction.op)
+        return int(getattr(size, name)) if name else 0
 
-    def stage(self, stage: int, backward: bool) -> Cost:
-        """The bodies of a stage's blocks, one after another."""
+    def stage(self, stage: int, op: str) -> Cost:
+        """The bodies of a stage's blocks for one F, BW, B or W, one after another."""
         total = NOTHING
         for block, count in Counter(self.stages[stage]).items():
-            total += self.bodies.of(block, self.shape, self.plan.recompute)[backward].times(count)
+            total += self.bodies.of(block, self.shape, self.plan.recompute, op).times(count)
         return total
 
     def pieces(self, op: str, stage: int) -> tuple[Work, ...]:
@@ -104,16 +108,22 @@ class StepCosts:
         return Memory("fill", size, "fp32" if self.workload.precision == "bf16" else self.workload.precision)
 
     def tie(self, stage: int) -> Work:
-        """The tied embedding's gradient, summed over the two ranks that hold it."""
-        width = 4 if self.workload.precision == "bf16" else 8 if self.workload.precision == "fp64" else 4
+        """The tied embedding's gradient, summed over the two ranks that hold it, or on the one that holds both."""
+        width = 8 if self.workload.precision == "fp64" else 4
         size = self.model.vocab * self.model.hidden // self.plan.tensor * width
+        if self.place[0] == self.place[-1]:
+            return Memory("accumulate", 3 * size, self.workload.precision)
         return Collective("all_reduce", size, 2, self.pricer.level(self.plan.world))
+
+    def sync(self, stage: int) -> Work:
+        """A stage's gradients, summed over the two directions that hold it."""
+        size = state_bytes(self.sizes[stage].parameters, self.workload.precision, 1)[1]
+        return Collective("all_reduce", size, len(self.place[stage]), self.pricer.level(self.plan.world))
 
     def partial(self, stage: int) -> Work:
         """The gradients of weights that every tensor rank holds whole."""
-        weights = (
-            w for block in stage_blocks(self.model, self.plan.stages)[stage] for w in partial_weights(block, self.plan)
-        )
+        plan, blocks = self.plan, stage_blocks(self.model, cut_of(self.plan, self.model))[stage]
+        weights = (w for block in blocks for w in partial_weights(block, plan.tensor, plan.sequence_parallel))
         size = sum(w.size for w in weights) * (8 if self.workload.precision == "fp64" else 4)
         return Collective("all_reduce", size, self.plan.tensor, self.bodies.level)
 
@@ -123,9 +133,9 @@ PIECES: dict[str, Callable[[StepCosts, int], tuple[Work, ...]]] = {
     "RECV": lambda c, s: (c.hop(s),),
     "SUM_PARTIAL": lambda c, s: (c.partial(s),),
     "TIE": lambda c, s: (c.tie(s),),
+    "SYNC": lambda c, s: (c.sync(s),),
     "ALL_REDUCE": lambda c, s: (c.over_data("all_reduce", s, 1),),
     "REDUCE_SCATTER": lambda c, s: (c.over_data("reduce_scatter", s, 1),),
     "ALL_GATHER": lambda c, s: (c.over_data("all_gather", s, 0),),
     "OPT": lambda c, s: (c.optimizer(s), c.clear(s)),
 }
-BODIES = {"F": False, "BW": True}  # the instructions that run a stage's bodies, and whether backward

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from autotune.planners.lower.body import NO_NODE, TENSOR, Body, lower_block
+from autotune.planners.lower.body import NO_NODE, Body, lower_block
 from autotune.planners.lower.shape import Shape
 from autotune.spec.graph import Block, Node, blocks
 from autotune.spec.model import ModelSpec
-from autotune.spec.program import Instruction, Program
+from autotune.spec.program import TENSOR, Instruction, Program
 from autotune.spec.work import BYTES, Attention, Collective, Matmul, Memory, Work
 
 Rule = Callable[[Node, Shape], tuple[Work, ...]]

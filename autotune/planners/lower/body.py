@@ -13,26 +13,47 @@ from functools import lru_cache
 
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.shape import Shape
+from autotune.planners.lower.split import halve
 from autotune.spec.graph import Block, Node
 from autotune.spec.opset import OPS
-from autotune.spec.program import Buffer, Instruction, Program
+from autotune.spec.program import TENSOR, Buffer, Instruction, Program
 
-TENSOR = "tensor"  # the lane of collectives over the tensor ranks
 NO_NODE = -1  # the `part` of an instruction that belongs to no node
 
 
 @dataclass(frozen=True)
 class Body:
-    """A block's forward and backward for one shape. `saved` is what the forward leaves for the backward."""
+    """A block's forward and backward for one shape. `saved` is what the forward leaves for the backward.
+
+    The backward comes whole and in two halves (see lower.split): the input gradient leaves `kept` (of `saved`) and
+    `made` for the weight gradient, which also reads the gradient of the block's output where `late_gradient` says so.
+    """
 
     forward: Program
     backward: Program
+    input_gradient: Program
+    weight_gradient: Program
     saved: tuple[str, ...]  # buffer names, the block's own input left out
     saved_bytes: int
     output: str
     output_bytes: int
     sizes: Mapping[str, int]  # bytes of every value, those that live outside included
     gradient: str  # the buffer in which the backward leaves the gradient of the block's input ("": it has none)
+    kept: tuple[str, ...] = ()
+    made: tuple[str, ...] = ()
+    late_gradient: bool = False
+
+    def program(self, op: str) -> Program:
+        """The program that an outer instruction runs."""
+        program: Program = getattr(self, PROGRAMS[op])
+        return program
+
+    def bytes_of(self, names: tuple[str, ...]) -> int:
+        return sum(self.sizes[name] for name in names)
+
+
+# Which program of a block each outer instruction runs.
+PROGRAMS = {"F": "forward", "BW": "backward", "B": "input_gradient", "W": "weight_gradient"}
 
 
 @dataclass
@@ -268,7 +289,9 @@ def _lower(block: Block, shape: Shape, policy: str, loss: bool, train: bool) -> 
     if not train:
         forward = _program(with_frees(listing, given | {output}), values.size, given, set())
         nothing = Program(((),), ({},))
-        return Body(forward, nothing, (), 0, output, values.size[output], dict(values.size), "")
+        return Body(
+            forward, nothing, nothing, nothing, (), 0, output, values.size[output], dict(values.size), gradient=""
+        )
     saved = saved_values(block, listing, policy)
     writer = _Backward(block, listing, values, saved | given)
     if output != "loss":
@@ -279,18 +302,27 @@ def _lower(block: Block, shape: Shape, policy: str, loss: bool, train: bool) -> 
     last = writer.gradient(source) if source != "tokens" else None
     kept = tuple(sorted(saved - given))
     forward = _program(with_frees(listing, saved | given | {output}), values.size, given, set())
-    keep = given | ({last} if last else set())
-    live = saved | ({f"d.{output}"} if output != "loss" else set())
-    backward = _program(with_frees(writer.out, keep), values.size, given, live)
+    result = {last} if last else set()
+    coming = {f"d.{output}"} if output != "loss" else set()
+    backward = _program(with_frees(writer.out, given | result), values.size, given, saved | coming)
+    halves = halve(writer.out, last, f"d.{output}", saved - given)
+    between = halves.kept | halves.made | (coming if halves.gradient else set())
+    first = with_frees(list(halves.inputs), given | result | between)
+    second = with_frees(list(halves.weights), given)
     return Body(
         forward,
         backward,
+        _program(first, values.size, given, saved | coming),
+        _program(second, values.size, given, set(between)),
         kept,
         sum(values.size[n] for n in kept),
         output,
         values.size[output],
         dict(values.size),
         last or "",
+        tuple(sorted(halves.kept)),
+        tuple(sorted(halves.made)),
+        halves.gradient,
     )
 
 

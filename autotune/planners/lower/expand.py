@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from autotune.planners.lower.body import TENSOR
-from autotune.planners.lower.train import DATA
 from autotune.spec.plan import Plan
-from autotune.spec.program import Instruction, Program
+from autotune.spec.program import DATA, TENSOR, Instruction, Program
 
 Axes = dict[str, tuple[int, ...]]
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from autotune.planners.lower.body import Body, lower_block
 from autotune.planners.lower.shape import Shape, generation_shape
-from autotune.planners.lower.stage import canonical_stages, local_parameters, stage_blocks
+from autotune.planners.lower.stage import Cut, canonical_stages, cut_of, local_parameters, stage_blocks
 from autotune.planners.passes.communicate import communicate
 from autotune.planners.simulate import memory
 from autotune.spec.graph import Block
@@ -50,9 +50,9 @@ def block_shape(block: Block, shape: Shape) -> Shape:
 
 
 @lru_cache(maxsize=256)
-def counted_blocks(model: ModelSpec, stages: int, stage: int) -> Mapping[Block, int]:
+def counted_blocks(model: ModelSpec, cut: Cut, stage: int) -> Mapping[Block, int]:
     """The different blocks of a stage in order, and how many of each it has."""
-    return Counter(canonical_stages(model, stages)[stage])
+    return Counter(canonical_stages(model, cut)[stage])
 
 
 def cache_bytes(plan: Plan, model: ModelSpec, workload: Workload, layers: int) -> int:
@@ -62,20 +62,20 @@ def cache_bytes(plan: Plan, model: ModelSpec, workload: Workload, layers: int) -
 
 
 @lru_cache(maxsize=4096)
-def _transient(model: ModelSpec, stages: int, stage: int, shape: Shape) -> tuple[int, int]:
+def _transient(model: ModelSpec, cut: Cut, stage: int, shape: Shape) -> tuple[int, int]:
     """(bytes beyond input and output, bytes of the output) of a forward through a stage.
 
     While a block runs its input stays; the stage's own input is counted by the outer program.
     """
     most = held = 0
-    for block in counted_blocks(model, stages, stage):
+    for block in counted_blocks(model, cut, stage):
         body = inference_body(block, shape)
         if block.kind == "head" and shape.queries > 1:  # the last rows are copied out before the head runs
             rows = body.sizes["x"]
             most, held = max(most, held + rows), rows
         peak = max(memory(body.forward, lambda rank, instruction: 0)[0].get("device", ()), default=0)
         # A layer follows the embedding, a stage's input, or another layer.
-        again = body.output_bytes if counted_blocks(model, stages, stage)[block] > 1 else 0
+        again = body.output_bytes if counted_blocks(model, cut, stage)[block] > 1 else 0
         most = max(most, max(held, again) + peak)
         held = body.output_bytes
     return max(0, most - held), held
@@ -85,10 +85,10 @@ def _transient(model: ModelSpec, stages: int, stage: int, shape: Shape) -> tuple
 def pass_sizes(plan: Plan, model: ModelSpec, workload: Workload, queries: int, keys: int) -> tuple[Pass, ...]:
     """The bytes of every stage of a pass over `queries` new tokens a sequence."""
     shape = generation_shape(plan, workload, queries, keys)
-    found = []
-    for s, blocks in enumerate(stage_blocks(model, plan.pipeline)):
+    found, cut = [], cut_of(plan, model)
+    for s, blocks in enumerate(stage_blocks(model, cut)):
         layers = sum(block.kind == "layer" for block in blocks)
-        transient, output = _transient(model, plan.pipeline, s, shape)
+        transient, output = _transient(model, cut, s, shape)
         inputs = shape.tokens * model.hidden * shape.width if s else 0
         cache = cache_bytes(plan, model, workload, layers)
         found.append(Pass(local_parameters(blocks, plan.tensor), cache, inputs, output, transient))

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from autotune.planners.lower.body import Body, lower_block
+from autotune.planners.lower.body import PROGRAMS, Body, lower_block
 from autotune.planners.lower.shape import Shape
 from autotune.planners.simulate import memory
 from autotune.spec.graph import Block, Node, Weight, blocks
 from autotune.spec.model import ModelSpec
+from autotune.spec.plan import Plan
 from autotune.spec.program import Program
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Where the list of layers is cut: how many each stage has. `ends`: the outer stages hold embedding and head."""
+
+    layers: tuple[int, ...]
+    ends: bool = True
+
+    @property
+    def stages(self) -> int:
+        return len(self.layers)
+
+
+@dataclass(frozen=True)
 class Sizes:
-    """Bytes of one micro-batch through one stage, on one tensor rank; `parameters` in elements."""
+    """Bytes of one micro-batch through one stage, on one tensor rank; `parameters` in elements.
+
+    The last six are of a backward in two halves: see lower.split.
+    """
 
     parameters: int
     saved: int  # what a forward leaves for its backward, the stage's own input left out
@@ -23,6 +40,11 @@ class Sizes:
     inputs: int  # the boundary activation received (0 at the first stage)
     forward: int  # transient bytes of a forward beyond what it leaves
     backward: int  # transient bytes of a backward beyond what it starts and ends with
+    kept: int = 0  # the part of `saved` that the weight gradient needs
+    made: int = 0  # what the input gradient leaves for the weight gradient
+    input_gradient: int = 0  # transient bytes
+    weight_gradient: int = 0  # transient bytes
+    late_gradient: bool = False  # whether the weight gradient reads the gradient of the stage's output
 
 
 @lru_cache(maxsize=1024)
@@ -35,18 +57,29 @@ def partition(layers: int, stages: int) -> tuple[int, ...]:
     return tuple(share)
 
 
+@lru_cache(maxsize=1024)
+def _cut(layers: int, stages: int, given: str) -> Cut:
+    return Cut(tuple(map(int, given.split(","))) if given else partition(layers, stages))
+
+
+def cut_of(plan: Plan, model: ModelSpec) -> Cut:
+    """The cut of a plan: its own `layers`, or the even one."""
+    return _cut(model.layers, plan.stages, plan.layers)
+
+
 @lru_cache(maxsize=256)
-def stage_blocks(model: ModelSpec, stages: int) -> tuple[tuple[Block, ...], ...]:
+def stage_blocks(model: ModelSpec, cut: Cut) -> tuple[tuple[Block, ...], ...]:
     """The blocks of every stage: the embedding joins the first, the head the last."""
     embed, *layers, head = blocks(model)
-    cut: list[tuple[Block, ...]] = []
+    held: list[tuple[Block, ...]] = []
     at = 0
-    for count in partition(model.layers, stages):
-        cut.append(tuple(layers[at : at + count]))
+    for count in cut.layers:
+        held.append(tuple(layers[at : at + count]))
         at += count
-    cut[0] = (embed, *cut[0])
-    cut[-1] = (*cut[-1], head)
-    return tuple(cut)
+    if cut.ends:
+        held[0] = (embed, *held[0])
+        held[-1] = (*held[-1], head)
+    return tuple(held)
 
 
 _ONE: dict[Block, Block] = {}  # one object for all equal blocks: comparing them is then looking once
@@ -67,8 +100,8 @@ def canonical(block: Block) -> Block:
 
 
 @lru_cache(maxsize=256)
-def canonical_stages(model: ModelSpec, stages: int) -> tuple[tuple[Block, ...], ...]:
-    return tuple(tuple(map(canonical, stage)) for stage in stage_blocks(model, stages))
+def canonical_stages(model: ModelSpec, cut: Cut) -> tuple[tuple[Block, ...], ...]:
+    return tuple(tuple(map(canonical, stage)) for stage in stage_blocks(model, cut))
 
 
 def local_parameters(stage: tuple[Block, ...], tensor: int) -> int:
@@ -86,32 +119,52 @@ def _peak(program: Program) -> int:
 
 
 @lru_cache(maxsize=8192)
-def body_peaks(block: Block, shape: Shape, policy: str) -> tuple[int, int]:
-    """The most bytes alive inside one block's forward and backward, its input left out."""
+def body_peaks(block: Block, shape: Shape, policy: str) -> Mapping[str, int]:
+    """The most bytes alive inside each of a block's programs (by outer operation), its input left out."""
     body = lower_block(block, shape, policy)
-    return _peak(body.forward), _peak(body.backward)
+    return {op: _peak(body.program(op)) for op in PROGRAMS}
 
 
 @lru_cache(maxsize=8192)
-def sizes(model: ModelSpec, stages: int, stage: int, shape: Shape, policy: str) -> Sizes:
+def sizes(model: ModelSpec, cut: Cut, stage: int, shape: Shape, policy: str) -> Sizes:
     """The bytes of one stage. Inside it, the output of one block is the kept input of the next."""
-    held = canonical_stages(model, stages)[stage]
+    held = canonical_stages(model, cut)[stage]
     bodies: list[Body] = [lower_block(block, shape, policy) for block in held]
     peaks = [body_peaks(block, shape, policy) for block in held]
-    forward = backward = resident = 0
-    for body, (forth, back) in zip(bodies, peaks, strict=True):
-        forward = max(forward, resident + forth)
-        backward = max(backward, resident + back)
-        resident += body.saved_bytes + body.output_bytes
-    last = bodies[-1].output != "loss"
-    output = bodies[-1].output_bytes if last else 0
-    saved = resident - bodies[-1].output_bytes
+    inner = [body.output_bytes for body in bodies[:-1]]  # activations between blocks; their gradients are as large
+    resident = sum(body.saved_bytes for body in bodies) + sum(inner)
+    output = bodies[-1].output_bytes if bodies[-1].output != "loss" else 0
     inputs = bodies[0].sizes["x"] if stage else 0
+    kept = [body.bytes_of(body.kept) for body in bodies]
+    late = [body.late_gradient for body in bodies]
+    # What a block leaves for W: what B made, and the gradient of its output where that lies inside the stage.
+    made = [
+        body.bytes_of(body.made) + (size if waits else 0)
+        for body, size, waits in zip(bodies, [*inner, 0], late, strict=True)
+    ]
+    forward = backward = first = second = 0
+    for i in range(len(bodies)):
+        earlier = sum(b.saved_bytes for b in bodies[:i]) + sum(inner[:i])
+        later = sum(kept[i + 1 :]) + sum(inner[i:]) + sum(made[i + 1 :])
+        forward = max(forward, earlier + peaks[i]["F"])
+        backward = max(backward, earlier + peaks[i]["BW"])
+        # B: blocks after this one have left what W needs, with the inputs between them; those before wait whole.
+        first = max(first, earlier + later + peaks[i]["B"])
+        # W goes from the last block to the first as B does.
+        before = sum(kept[:i]) + sum(made[:i]) + sum(inner[:i])
+        second = max(second, before + peaks[i]["W"])
+    started = resident + output + inputs
+    given = output if late[-1] else 0
     return Sizes(
-        local_parameters(stage_blocks(model, stages)[stage], shape.tensor),
-        saved,
+        local_parameters(stage_blocks(model, cut)[stage], shape.tensor),
+        resident,
         output,
         inputs,
-        max(0, forward - saved - output),
-        max(0, backward - saved - output - inputs),
+        max(0, forward - resident - output),
+        max(0, backward - started),
+        sum(kept) + sum(inner),
+        sum(made),
+        max(0, first - started - sum(made)),
+        max(0, second - sum(kept) - sum(inner) - sum(made) - given),
+        late[-1],
     )

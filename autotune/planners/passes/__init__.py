@@ -1,1 +1,17 @@
-"""Passes: each takes a program and gives a program, complete in one respect more."""
+"""Passes: each takes a program and gives a program, complete in one respect more. PASSES is their fixed order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from autotune.planners.lower.traits import Traits
+from autotune.planners.passes.communicate import communicate
+from autotune.planners.passes.update import update
+from autotune.spec.program import Program
+
+Pass = Callable[[Program, Traits], Program]
+
+PASSES: dict[str, Pass] = {
+    "communicate": lambda program, traits: communicate(program),
+    "update": update,
+}

@@ -1,0 +1,52 @@
+"""Advice for an enumeration: what the machine's prices say about a plan's inner axes.
+
+An order that is made for a machine is made from the relative durations of its stages. They are rounded to two digits
+and written into the plan, so that the program depends on nothing but the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from autotune.planners.bounds import Bounder
+from autotune.planners.costs.step import StepCosts
+from autotune.planners.schedules.times import Times
+from autotune.spec.plan import Plan
+from autotune.spec.program import Instruction
+
+SCALE = 100.0  # a mean forward is written as this
+
+
+@dataclass
+class PricedAdvice:
+    """Asks a bounder, which has the stages of most plans priced already."""
+
+    bounder: Bounder
+    _times: dict[Plan, str] = field(default_factory=dict)
+
+    def cuts(self, plan: Plan) -> tuple[str, ...]:
+        return ("",)
+
+    def times(self, plan: Plan) -> str:
+        """Durations of F, B, W of each stage and of a hop, relative to the mean forward."""
+        key = replace(plan, schedule="1f1b", zero=0, group=0, limit=0, times="")
+        if key not in self._times:
+            _, costs = self.bounder.stages(plan)
+            self._times[key] = str(relative(costs, plan))
+        return self._times[key]
+
+
+def relative(costs: StepCosts, plan: Plan) -> Times:
+    """The stages' prices as an order sees them."""
+    columns = [[costs.stage(s, op).seconds for s in range(plan.stages)] for op in ("F", "B", "W")]
+    unit = sum(columns[0]) / len(columns[0]) / SCALE
+    hop = costs.seconds(0, Instruction("SEND", 0)) if plan.pipeline > 1 else 0.0
+    forward, first, second = (_rounded(column, unit) for column in columns)
+    return Times(forward, first, second, float(f"{hop / unit:.2g}"))
+
+
+def _rounded(seconds: Sequence[float], unit: float) -> tuple[float, ...]:
+    """Two digits each; one number where all are equal. Never nothing: a stage without weights still has a W."""
+    values = tuple(max(1.0, float(f"{s / unit:.2g}")) for s in seconds)
+    return values[:1] if len(set(values)) == 1 else values

@@ -1,0 +1,88 @@
+"""Traits: all that the lists of a training program depend on. Plans that share them share the program's outline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from autotune.planners.lower.shape import training_shape
+from autotune.planners.lower.stage import Cut, Sizes, cut_of, sizes, stage_blocks
+from autotune.planners.schedules import SCHEDULES, Pipe, Place
+from autotune.planners.schedules.times import parse_times
+from autotune.spec.graph import Block, Weight
+from autotune.spec.model import ModelSpec
+from autotune.spec.plan import Plan
+from autotune.spec.workload import Workload
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What passes look at. A plan becomes traits once; no pass sees the plan, the model or a size."""
+
+    schedule: str
+    pipe: Pipe
+    data: int  # 1, or 2 for any number of replicas
+    zero: int
+    tied: bool
+    partial: tuple[bool, ...]  # [stage] whether tensor ranks must sum some gradients (see partial_weights)
+    late: tuple[bool, ...]  # [stage] whether W reads the gradient of the stage's output
+
+    @property
+    def place(self) -> Place:
+        return SCHEDULES[self.schedule].place(self.pipe)
+
+
+def micro_batches(plan: Plan, workload: Workload) -> int:
+    """Micro-batches that one replica runs in a step."""
+    return workload.global_batch // (plan.data * plan.micro_batch)
+
+
+def pipe_of(plan: Plan, items: int) -> Pipe:
+    """What the plan's schedule is asked for. `plan.times` must be sound (see planners.feasible)."""
+    return Pipe(plan.pipeline, items, plan.chunks, plan.group, plan.limit, parse_times(plan.times, plan.stages))
+
+
+def place_of(plan: Plan, items: int) -> Place:
+    """The pipeline ranks that hold each stage."""
+    return SCHEDULES[plan.schedule].place(pipe_of(plan, items))
+
+
+def stage_sizes(plan: Plan, model: ModelSpec, workload: Workload) -> tuple[Sizes, ...]:
+    """The bytes of every stage of a plan."""
+    cut, shape = cut_of(plan, model), training_shape(plan, workload)
+    return tuple(sizes(model, cut, s, shape, plan.recompute) for s in range(plan.stages))
+
+
+def partial_weights(block: Block, tensor: int, sequence_parallel: bool) -> tuple[Weight, ...]:
+    """Weights that every tensor rank holds whole but sees only a part of the work for, its heads or its tokens.
+
+    Their gradients are partial sums (Megatron-LM all-reduces them after the last backward).
+    """
+    return tuple(
+        weight
+        for node in block.nodes
+        if tensor > 1 and (node.split == "heads" or (sequence_parallel and not node.split))
+        for weight in node.weights
+        if weight.shard is None
+    )
+
+
+@lru_cache(maxsize=1024)
+def _sums_partial(model: ModelSpec, cut: Cut, tensor: int, sequence_parallel: bool) -> tuple[bool, ...]:
+    """Of each stage, whether it has such weights."""
+    return tuple(
+        any(partial_weights(block, tensor, sequence_parallel) for block in stage) for stage in stage_blocks(model, cut)
+    )
+
+
+def traits(plan: Plan, model: ModelSpec, workload: Workload) -> Traits:
+    """The traits of a feasible plan."""
+    return Traits(
+        plan.schedule,
+        pipe_of(plan, micro_batches(plan, workload)),
+        min(plan.data, 2),
+        plan.zero,
+        model.tied,
+        _sums_partial(model, cut_of(plan, model), plan.tensor, plan.sequence_parallel),
+        tuple(size.late_gradient for size in stage_sizes(plan, model, workload)),
+    )

@@ -1,0 +1,81 @@
+"""The update pass: gradients are summed over whoever holds a part of them, and every stage takes its optimizer step.
+
+A sum starts as soon as the stage's last backward on this rank is issued, so that it hides behind what is left to do
+(eager synchronisation: BitPipe, 2410.19367; Chimera, 2107.06925, section 3.2). What depends on another rank's progress
+comes at the end instead: a host that waits for it would keep this rank from the work that the other one waits for.
+"""
+
+from __future__ import annotations
+
+from autotune.planners.lower.traits import Traits
+from autotune.planners.schedules import held
+from autotune.spec.program import COMPUTE, DATA, TENSOR, Instruction, Program
+
+
+def update(program: Program, traits: Traits) -> Program:
+    """Adds SUM_PARTIAL (over tensor ranks), SYNC (over a stage's replicas), TIE, the data ranks' sums, and OPT."""
+    place = traits.place
+    ends = (place[0], place[-1]) if traits.tied and traits.pipe.stages > 1 else ()
+    ranks = []
+    for rank, listing in enumerate(program.ranks):
+        stages = held(place, rank)
+        last = {name: at for at, i in enumerate(listing) for name in i.writes if name[0] == "g"}
+        eager: dict[int, list[Instruction]] = {}
+        tail: list[Instruction] = []
+        for stage in stages:
+            waits = len(place[stage]) > 1 or (bool(ends) and stage in (0, len(place) - 1))
+            early = _sums(stage, place[stage], traits)
+            data = _over_data(stage, traits)
+            eager[last.get(f"g.{stage}", len(listing) - 1)] = early + ([] if waits else data)
+            tail += data if waits else []
+        tie = _tie(stages, ends, len(place) - 1) if ends else []
+        out: list[Instruction] = []
+        for at, instruction in enumerate(listing):
+            out.append(instruction)
+            out += eager.get(at, ())
+        out += tie + tail
+        for stage in stages:
+            out += _step(stage, traits)
+        ranks.append(tuple(out))
+    return Program(tuple(ranks), program.buffers, program.live, program.facts)
+
+
+def _sums(stage: int, owners: tuple[int, ...], traits: Traits) -> list[Instruction]:
+    """Over tensor ranks, and over the stage's replicas: each stage on a lane of its own, since the two ranks may finish
+    their stages in another order."""
+    g = (f"g.{stage}",)
+    found = []
+    if traits.partial[stage]:
+        found.append(Instruction("SUM_PARTIAL", stage, lane=TENSOR, reads=g, writes=g))
+    if len(owners) > 1:
+        lane, meet, peers = f"replica:{stage}", f"sync.{stage}", tuple(sorted(owners))
+        found.append(Instruction("SYNC", stage, lane=lane, reads=g, writes=g, meet=meet, peers=peers))
+    return found
+
+
+def _over_data(stage: int, traits: Traits) -> list[Instruction]:
+    if traits.data == 1:
+        return []
+    g = (f"g.{stage}",)
+    return [Instruction("REDUCE_SCATTER" if traits.zero else "ALL_REDUCE", stage, lane=DATA, reads=g, writes=g)]
+
+
+def _step(stage: int, traits: Traits) -> list[Instruction]:
+    """The optimizer step; with ZeRO-1 each data rank updates its share and all gather the rest."""
+    w, g, o = f"w.{stage}", f"g.{stage}", f"o.{stage}"
+    step = Instruction("OPT", stage, reads=(g, w), writes=(w, o, g))
+    if traits.data == 1 or not traits.zero:
+        return [step]
+    return [step, Instruction("ALL_GATHER", stage, lane=DATA, reads=(w,), writes=(w,))]
+
+
+def _tie(stages: tuple[int, ...], ends: tuple[tuple[int, ...], ...], last: int) -> list[Instruction]:
+    """Tied embeddings in two stages: their gradients are summed before either is updated, here or between two ranks."""
+    mine = [stage for stage in (0, last) if stage in stages]
+    if not mine:
+        return []
+    g = tuple(f"g.{stage}" for stage in mine)
+    if len(mine) == 2:  # both ends on one rank; replicas have been summed before
+        return [Instruction("TIE", 0, lane=COMPUTE, reads=g, writes=g)]
+    peers = tuple(sorted({*ends[0], *ends[1]}))
+    return [Instruction("TIE", mine[0], lane="tie", reads=g, writes=g, meet="tie", peers=peers)]

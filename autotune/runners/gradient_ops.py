@@ -1,0 +1,101 @@
+"""What follows the backwards: gradients summed over whoever holds a part of them, and the optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from autotune.planners.lower.traits import partial_weights
+from autotune.runners.interpreter import Started
+from autotune.spec.program import Instruction
+
+if TYPE_CHECKING:
+    from autotune.runners.training import Trainer
+
+Store = Mapping[str, Any]
+
+
+def all_reduce(trainer: Trainer, instruction: Instruction, values: Store) -> Started:
+    """A stage's gradients over the data ranks."""
+    grad = trainer.states[instruction.stage].grad
+    return Started((grad,), dist.all_reduce(grad, group=trainer.mesh.axes["data"], async_op=True))
+
+
+def reduce_scatter(trainer: Trainer, instruction: Instruction, values: Store) -> Started:
+    """A stage's gradients over the data ranks, each summing its own shard (ZeRO-1)."""
+    state = trainer.states[instruction.stage]
+    mine = state.grad[state.shard]
+    work = dist.reduce_scatter_tensor(mine, state.grad, group=trainer.mesh.axes["data"], async_op=True)
+    return Started((state.grad,), work)
+
+
+def all_gather(trainer: Trainer, instruction: Instruction, values: Store) -> Started:
+    """A stage's new weights, every data rank's shard of them."""
+    state = trainer.states[instruction.stage]
+    mine = state.weight[state.shard]
+    work = dist.all_gather_into_tensor(state.weight, mine, group=trainer.mesh.axes["data"], async_op=True)
+    return Started((state.weight,), work)
+
+
+def sync(trainer: Trainer, instruction: Instruction, values: Store) -> Started:
+    """A stage's gradients over the two directions that hold it."""
+    group = trainer.mesh.lanes[instruction.lane, instruction.peers]
+    grad = trainer.states[instruction.stage].grad
+    return Started((grad,), dist.all_reduce(grad, group=group, async_op=True))
+
+
+def sum_partial(trainer: Trainer, instruction: Instruction, values: Store) -> tuple[Any, ...]:
+    """Gradients of weights held whole by every tensor rank, each of which saw only its heads or its tokens."""
+    state, plan = trainer.states[instruction.stage], trainer.plan
+    parts = [
+        state.grads[block.index, weight.name]
+        for block in state.blocks
+        for weight in partial_weights(block, plan.tensor, plan.sequence_parallel)
+    ]
+    flat = torch.cat([part.reshape(-1) for part in parts])
+    dist.all_reduce(flat, group=trainer.mesh.axes["tensor"])
+    for part, summed in zip(parts, torch.split(flat, [p.numel() for p in parts]), strict=True):
+        part.copy_(summed.view_as(part))
+    return (state.grad,)
+
+
+def _embedding_gradient(trainer: Trainer, stage: int) -> Tensor:
+    """Of the first stage the embedding's, of the last the head's: one tensor under two names."""
+    state = trainer.states[stage]
+    block = state.blocks[0 if stage == 0 else -1]
+    name = next(w.name for w in block.weights() if w.name in ("embed.weight", "lm_head.weight"))
+    return state.grads[block.index, name]
+
+
+def tie(trainer: Trainer, instruction: Instruction, values: Store) -> Started | tuple[Any, ...]:
+    """Tied embeddings in two stages: the sum of both gradients, in both; here or between two ranks."""
+    stages = [int(name.partition(".")[2]) for name in instruction.reads]
+    grads = tuple(trainer.states[stage].grad for stage in stages)
+    first = _embedding_gradient(trainer, stages[0])
+    if len(stages) == 2:
+        second = _embedding_gradient(trainer, stages[1])
+        second.copy_(first.add_(second))
+        return grads
+    group = trainer.mesh.lanes[instruction.lane, instruction.peers]
+    return Started(grads, dist.all_reduce(first, group=group, async_op=True))
+
+
+def update(trainer: Trainer, instruction: Instruction, values: Store) -> tuple[Any, ...]:
+    state = trainer.states[instruction.stage]
+    state.update(trainer.workload.learning_rate, trainer.workload.weight_decay)
+    return tuple(values[name] for name in instruction.writes)
+
+
+OPERATIONS = {
+    "ALL_REDUCE": all_reduce,
+    "REDUCE_SCATTER": reduce_scatter,
+    "ALL_GATHER": all_gather,
+    "SYNC": sync,
+    "SUM_PARTIAL": sum_partial,
+    "TIE": tie,
+    "OPT": update,
+}
