@@ -108,7 +108,7 @@ def test_what_is_remembered_stays_within_its_bound(monkeypatch: pytest.MonkeyPat
         lower_training(Plan(pipeline=8), MODEL, Workload(sequence_length=8, global_batch=items))
         lower_training(*SMALL[:1], MODEL, SMALL[1])
         held = [sum(map(len, outline.ranks)) for outline in train._outlines.values()]
-        assert sum(held) <= 5_000 and list(train._outlines)[-1][2] == 32
+        assert sum(held) <= 5_000 and list(train._outlines)[-1].pipe.items == 32
     assert len(train._outlines) < 12
     first = lower_training(SMALL[0], MODEL, SMALL[1])
     assert lower_training(SMALL[0], MODEL, SMALL[1]).ranks is first.ranks

@@ -63,6 +63,8 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
         found.append(f"pipeline x chunks must be at most layers {model.layers} (found {plan.stages})")
     if plan.recompute not in RECOMPUTE:
         found.append(f"recompute {plan.recompute!r} is unknown (nearest {nearest_name(plan.recompute, RECOMPUTE)})")
+    if not 0 <= plan.offload <= 100:
+        found.append(f"offload must be a percentage (found {plan.offload}; nearest {min(100, max(0, plan.offload))})")
     if plan.zero not in (0, 1):
         found.append(f"zero must be 0 or 1 (found {plan.zero}; nearest 1)")
     if plan.zero and plan.data == 1:
@@ -74,7 +76,7 @@ def _generation(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | 
     found = [_divides("data x micro_batch", plan.data * plan.micro_batch, workload.batch, "batch")]
     if plan.pipeline > model.layers:
         found.append(f"pipeline must be at most layers {model.layers} (found {plan.pipeline})")
-    for axis in ("zero", "recompute", "chunks", "layers", "group", "limit", "times", "sequence_parallel"):
+    for axis in ("zero", "recompute", "chunks", "layers", "group", "limit", "times", "offload", "sequence_parallel"):
         plain = getattr(Plan(), axis)
         if getattr(plan, axis) != plain:
             found.append(f"{axis} has no meaning when generating (found {getattr(plan, axis)!r}; nearest {plain!r})")

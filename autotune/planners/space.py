@@ -45,6 +45,7 @@ def axis_values(question: Question) -> dict[str, Values]:
         "recompute": tuple(RECOMPUTE) if train else ("none",),
         "attention": backends(question.profile),
         "zero": (0, 1) if train else (0,),
+        "offload": (0, 50, 100) if train else (0,),
         "sequence_parallel": (False, True) if train else (False,),
     }
     return {axis: tuple(question.axes.get(axis, choices)) for axis, choices in everything.items()}

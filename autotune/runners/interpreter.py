@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 
 from autotune.spec.errors import RunError
-from autotune.spec.program import COMPUTE, Instruction, Program
+from autotune.spec.program import COMPUTE, DEVICE, Instruction, Program
 
 RUN_AHEAD = 3
 
@@ -105,14 +105,20 @@ class Interpreter:
                     self._keep(name, value, instruction)
                 self.values[name] = value
             if trace is not None and held is not None:
-                new = {str(i): value for i, value in enumerate(made) if id(value) not in held[1]}
+                new = {
+                    n: v
+                    for n, v in zip(instruction.writes, made, strict=True)
+                    if id(v) not in held[1] and self._here(n)
+                }
                 trace.memory.append(held[0] + counted(new))
             made = ()
             for name in instruction.frees:
-                # A message may still be on its way: keep what it reads until the step ends, and do not stop here.
+                # A message may still be on its way: keep what it reads until the step ends, and do not stop here. On
+                # CUDA the allocator has heard of both streams and needs no help.
                 value = self.values.pop(name)
                 if name in pending:
-                    flying.append((*pending.pop(name), value))
+                    flying.append((*pending.pop(name), None if self.streams else value))
+                value = None
         for name in list(pending):
             settle(name)
         for handle, position, _ in flying:
@@ -162,9 +168,9 @@ class Interpreter:
             handle = _Recorded(event, self.device)
             # Each side may free what the other still uses: the allocator must hear of both streams.
             for user, values in ((stream, [view[n] for n in instruction.reads]), (compute, made)):
-                for value in values if isinstance(values, list | tuple) else values.values:
-                    if isinstance(value, torch.Tensor):
-                        value.record_stream(user)
+                for tensor in tensors(values.values if isinstance(values, Started) else values):
+                    if tensor.is_cuda:
+                        tensor.record_stream(user)
         if handle is not None:
             for name in (*instruction.writes, *instruction.reads):
                 pending[name] = (handle, position)
@@ -172,7 +178,12 @@ class Interpreter:
 
     def _held(self) -> dict[str, Any]:
         """The store and the older versions beside it."""
-        return {**self.values, **{f"{name} before": list(kept) for name, kept in self.history.items()}}
+        here = {name: value for name, value in self.values.items() if self._here(name)}
+        return {**here, **{f"{name} before": list(kept) for name, kept in self.history.items()}}
+
+    def _here(self, name: str) -> bool:
+        """Whether a buffer is in the device's memory."""
+        return self.program.buffers[self.rank][name].tier == DEVICE if name in self.program.buffers[self.rank] else True
 
     def _keep(self, name: str, value: Any, instruction: Instruction) -> None:
         """A version more of a buffer that is read late; the value at the start is the first."""
@@ -231,17 +242,19 @@ class _Clock:
 def counted(values: Mapping[str, Any]) -> int:
     """Bytes of all distinct tensors that the store's values hold, each at the size of its view or storage."""
     seen: dict[int, int] = {}
-
-    def walk(value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            pointer = value.untyped_storage().data_ptr()
-            seen[pointer] = max(seen.get(pointer, 0), value.nbytes)
-        elif isinstance(value, Mapping):
-            for item in value.values():
-                walk(item)
-        elif isinstance(value, list | tuple):
-            for item in value:
-                walk(item)
-
-    walk(dict(values))
+    for tensor in tensors(list(values.values())):
+        pointer = tensor.untyped_storage().data_ptr()
+        seen[pointer] = max(seen.get(pointer, 0), tensor.nbytes)
     return sum(seen.values())
+
+
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor in a value of the store: in lists, tuples and mappings, however deep."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors(item)

@@ -17,7 +17,7 @@ from autotune.planners.lower.stage import cut_of, stage_blocks
 from autotune.planners.lower.train import lower_training
 from autotune.planners.lower.traits import micro_batches, place_of
 from autotune.planners.schedules import held
-from autotune.runners import gradient_ops, message_ops, stage_ops
+from autotune.runners import gradient_ops, message_ops, stage_ops, tier_ops
 from autotune.runners.body import Call, Values, Watch, compile_body, run_body
 from autotune.runners.interpreter import Interpreter, Operation
 from autotune.runners.mesh import Mesh
@@ -33,6 +33,7 @@ from autotune.spec.workload import Workload
 OPERATIONS: dict[str, Callable[..., Any]] = {
     **stage_ops.OPERATIONS,
     **message_ops.OPERATIONS,
+    **tier_ops.OPERATIONS,
     **gradient_ops.OPERATIONS,
 }
 Batch = tuple[Tensor, Tensor]  # tokens and targets, int64 [sequences of this replica, sequence length]

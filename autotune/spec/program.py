@@ -21,9 +21,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 COMPUTE = "compute"  # the lane that every rank has
+H2D, D2H = "h2d", "d2h"  # copies from the host and to it
 TENSOR, DATA = "tensor", "data"  # lanes named after an axis of the mesh: what is on them meets along that axis
 DEVICE = "device"  # the tier that every buffer is in unless it says otherwise
-TIERS = (DEVICE, "peer", "host", "disk")
+HOST = "host"
+TIERS = (DEVICE, "peer", HOST, "disk")
 
 
 class Instruction(NamedTuple):

@@ -18,7 +18,7 @@ from autotune.spec.machine import Profile
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.program import Instruction
-from autotune.spec.work import Collective, Memory, Optimizer, Work
+from autotune.spec.work import Collective, Copy, Memory, Optimizer, Work
 from autotune.spec.workload import Workload
 
 
@@ -50,8 +50,7 @@ class StepCosts:
         key = (instruction.op, instruction.stage)
         if key not in self._known:
             op, stage = key
-            pieces = self.pieces(op, stage)
-            self._known[key] = self.piece(*pieces) if pieces else self.stage(stage, op)
+            self._known[key] = self.piece(*self.pieces(op, stage)) if op in PIECES else self.stage(stage, op)
         return self._known[key]
 
     def seconds(self, rank: int, instruction: Instruction) -> float:
@@ -75,6 +74,11 @@ class StepCosts:
     def pieces(self, op: str, stage: int) -> tuple[Work, ...]:
         """The primitives of an instruction outside the bodies."""
         return PIECES[op](self, stage) if op in PIECES else ()
+
+    def move(self, direction: str, stage: int) -> Work:
+        """A chunk activation to the host or back; a CPU's device memory is the host's."""
+        direction = "h2h" if self.profile.inline else direction
+        return Copy(direction, self.sizes[stage].saved)
 
     def piece(self, *works: Work) -> Cost:
         """A few primitives in a row as a cost."""
@@ -137,5 +141,9 @@ PIECES: dict[str, Callable[[StepCosts, int], tuple[Work, ...]]] = {
     "ALL_REDUCE": lambda c, s: (c.over_data("all_reduce", s, 1),),
     "REDUCE_SCATTER": lambda c, s: (c.over_data("reduce_scatter", s, 1),),
     "ALL_GATHER": lambda c, s: (c.over_data("all_gather", s, 0),),
+    "OFFLOAD": lambda c, s: (c.move("d2h", s),),
+    "RELOAD": lambda c, s: (c.move("h2d", s),),
+    "RELEASE": lambda c, s: (),
+    "MARK": lambda c, s: (),
     "OPT": lambda c, s: (c.optimizer(s), c.clear(s)),
 }

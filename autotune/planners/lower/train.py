@@ -6,7 +6,7 @@ them, and with them everything that has been found out about their order. See pa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from autotune.planners.lower.stage import Sizes
@@ -17,11 +17,11 @@ from autotune.planners.resolve import Shared, uncollected
 from autotune.planners.schedules import SCHEDULES, Place
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
-from autotune.spec.program import Buffer, Instruction, Program
+from autotune.spec.program import HOST, Buffer, Instruction, Program
 from autotune.spec.work import BYTES
 from autotune.spec.workload import Workload
 
-TEMPORARY = "xakbd"  # first letters of the buffers that live within a step
+TEMPORARY = "xakbdht"  # first letters of the buffers that live within a step
 
 
 def state_bytes(parameters: int, precision: str, shards: int) -> tuple[int, int, int]:
@@ -50,7 +50,9 @@ def _kinds(plan: Plan, sizes: tuple[Sizes, ...], w: Workload) -> Mapping[str, Bu
         parts = state_bytes(size.parameters, w.precision, shards)
         kinds |= {f"{n}.{s}": Buffer(b, persistent=True) for n, b in zip("wgo", parts, strict=True)}
         kinds |= {f"x.{s + 1}": Buffer(size.output), f"d.{s - 1}": Buffer(size.inputs), f"b.{s}": Buffer(size.made)}
-        kinds |= {f"a.{s}": Buffer(size.saved - size.kept), f"k.{s}": Buffer(size.kept)}
+        early, late = size.saved - size.kept, size.kept
+        kinds |= {f"a.{s}": Buffer(early), f"k.{s}": Buffer(late), f"t.{s}": Buffer()}
+        kinds |= {f"ha.{s}": Buffer(early, HOST), f"hk.{s}": Buffer(late, HOST)}
     return kinds
 
 
@@ -78,24 +80,21 @@ def outline(key: Traits) -> Outline:
     return found
 
 
-def _declared(ranks: list[list[Instruction]]) -> tuple[dict[str, Buffer], ...]:
-    """A buffer for every name; the size comes later."""
+def _declared(ranks: Sequence[tuple[Instruction, ...]]) -> Program:
+    """The lists with a buffer for every name that they read or write; the sizes come later."""
     found = []
     for listing in ranks:
         names = dict.fromkeys(name for i in listing for name in (*i.reads, *i.writes))
         found.append({name: Buffer(persistent=name[0] not in TEMPORARY or "." not in name) for name in names})
-    return tuple(found)
+    return Program(tuple(ranks), tuple(found))
 
 
 def _draw(key: Traits) -> Outline:
     listed = compute(SCHEDULES[key.schedule].order(key.pipe), key)
-    program = Program(tuple(map(tuple, listed)), _declared(listed))
+    program = _declared(tuple(map(tuple, listed)))
     for apply in PASSES.values():
-        program = apply(program, key)
-    kinds = tuple(
-        {name: kind_of(name) for name in dict.fromkeys(n for i in listing for n in (*i.reads, *i.writes))}
-        for listing in program.ranks
-    )
+        program = _declared(apply(program, key).ranks)
+    kinds = tuple({name: kind_of(name) for name in buffers} for buffers in program.buffers)
     return Outline(Shared(program.ranks), kinds, key.place)
 
 

@@ -26,6 +26,7 @@ class Traits:
     tied: bool
     partial: tuple[bool, ...]  # [stage] whether tensor ranks must sum some gradients (see partial_weights)
     late: tuple[bool, ...]  # [stage] whether W reads the gradient of the stage's output
+    offload: int = 0  # percent of a rank's chunk activations that move to the host
 
     @property
     def place(self) -> Place:
@@ -85,4 +86,5 @@ def traits(plan: Plan, model: ModelSpec, workload: Workload) -> Traits:
         model.tied,
         _sums_partial(model, cut_of(plan, model), plan.tensor, plan.sequence_parallel),
         tuple(size.late_gradient for size in stage_sizes(plan, model, workload)),
+        plan.offload,
     )

@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 from autotune.planners.lower.traits import Traits
 from autotune.planners.passes.communicate import communicate
+from autotune.planners.passes.offload import offload
 from autotune.planners.passes.update import update
 from autotune.spec.program import Program
 
 Pass = Callable[[Program, Traits], Program]
 
 PASSES: dict[str, Pass] = {
+    "offload": offload,
     "communicate": lambda program, traits: communicate(program),
     "update": update,
 }

@@ -1,0 +1,80 @@
+"""The offload pass: activations that wait long for their backward are moved to the host and back.
+
+PipeOffload (2503.01328): of every rank's chunk activations, the plan's share is moved, those first that the order
+keeps longest. A move out (OFFLOAD, on the lane d2h) starts when the forward has ended; RELEASE gives the memory back
+once the copy is out, `WINDOW` compute steps later, so that a copy longer than those steps costs no memory unseen:
+it costs time instead. A move back (RELOAD, on the lane h2d) starts `WINDOW` steps before the backward: a token that
+compute writes there (MARK) says when. Where a forward and its backward are closer than twice that, nothing moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from autotune.planners.lower.traits import Traits
+from autotune.spec.program import COMPUTE, D2H, H2D, Instruction, Program
+
+WINDOW = 2  # compute steps that a copy may take before it is waited for
+MOVED = "ak"  # first letters of the buffers that a move takes along; a host copy's name begins with "h"
+
+
+class Wait(NamedTuple):
+    """A chunk activation of one rank: the positions of its forward and of the backward that first reads it."""
+
+    stage: int
+    item: int
+    forward: int
+    backward: int
+
+    @property
+    def span(self) -> int:
+        return self.backward - self.forward
+
+
+def waits(listing: Iterable[Instruction]) -> list[Wait]:
+    """Every chunk activation that a rank keeps."""
+    forwards: dict[tuple[int, int], int] = {}
+    found = []
+    for position, i in enumerate(listing):
+        if i.op == "F":
+            forwards[i.stage, i.item] = position
+        elif i.op in ("B", "BW"):
+            found.append(Wait(i.stage, i.item, forwards[i.stage, i.item], position))
+    return found
+
+
+def chosen(listing: tuple[Instruction, ...], percent: int) -> list[Wait]:
+    """The share of a rank's chunk activations that moves: the longest waits, the earliest of equal ones."""
+    all_waits = waits(listing)
+    count = len(all_waits) * percent // 100
+    longest = sorted(all_waits, key=lambda w: (-w.span, w.forward))[:count]
+    return [w for w in longest if w.span > 2 * WINDOW]
+
+
+def offload(program: Program, traits: Traits) -> Program:
+    """Adds OFFLOAD, RELEASE and RELOAD. It runs before messages are added: every position is a compute step."""
+    if not traits.offload:
+        return program
+    ranks = []
+    for listing in program.ranks:
+        after: dict[int, list[Instruction]] = {}  # behind the step at this position
+        before: dict[int, list[Instruction]] = {}
+        for wait in chosen(listing, traits.offload):
+            s, m = wait.stage, wait.item
+            device = tuple(f"{letter}.{s}.{m}" for letter in MOVED)
+            host = tuple(f"h{name}" for name in device)
+            after.setdefault(wait.forward, []).append(Instruction("OFFLOAD", s, m, lane=D2H, reads=device, writes=host))
+            release = Instruction("RELEASE", s, m, lane=COMPUTE, reads=host, frees=device)
+            after.setdefault(wait.forward + WINDOW, []).append(release)
+            token = f"t.{s}.{m}"
+            mark = Instruction("MARK", s, m, writes=(token,))
+            reload = Instruction("RELOAD", s, m, lane=H2D, reads=(*host, token), writes=device, frees=(*host, token))
+            before.setdefault(wait.backward - WINDOW, []).extend((mark, reload))
+        out: list[Instruction] = []
+        for position, instruction in enumerate(listing):
+            out += before.get(position, ())
+            out.append(instruction)
+            out += after.get(position, ())
+        ranks.append(tuple(out))
+    return Program(tuple(ranks), program.buffers, program.live, program.facts)

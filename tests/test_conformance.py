@@ -1,0 +1,95 @@
+"""Every schedule of the table, with every pass that is legal on it, gives the serial loss and gradients.
+
+A schedule joins by being in the table: plans are drawn at random over ranks, micro-batches, chunks, uneven layers,
+recompute, offload, replicas and the schedule's own axes.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from autotune.planners.feasible import why_not
+from autotune.planners.lower.traits import micro_batches, pipe_of, place_of
+from autotune.planners.schedules import SCHEDULES
+from autotune.spec.model import ModelSpec
+from autotune.spec.plan import Plan
+from autotune.spec.workload import Workload
+from tests.equal import assert_equal
+from tests.pool import Pool
+
+TIED = ModelSpec("deep-llama", "LlamaForCausalLM", 16, 9, 4, 4, 4, 24, 32, tied=True)
+OPEN = ModelSpec("deep-qwen", "Qwen3ForCausalLM", 24, 10, 8, 4, 4, 32, 40, qkv_bias=True, qk_norm=True)
+EACH = 4  # plans a schedule
+
+
+def uneven(draw: random.Random, layers: int, stages: int) -> str:
+    """A cut at random, each stage with at least one layer."""
+    cuts = sorted(draw.sample(range(1, layers), stages - 1))
+    return ",".join(str(b - a) for a, b in zip([0, *cuts], [*cuts, layers], strict=True))
+
+
+def draw_plan(draw: random.Random, name: str) -> tuple[ModelSpec, Plan, Workload] | None:
+    """One plan at random, or None where it is not legal."""
+    entry, model = SCHEDULES[name], draw.choice([TIED, OPEN])
+    pipeline = draw.choice([2, 2, 3, 4])
+    data = draw.choice([1, 2]) if pipeline == 2 else 1
+    chunks = draw.choice(entry.chunks)
+    items = draw.choice([1, 2, 3, 4, 5, 6, 8])
+    stages = pipeline * chunks
+    if stages > model.layers:
+        return None
+    plan = Plan(
+        data,
+        1,
+        pipeline,
+        1,
+        name,
+        chunks,
+        draw.choice(["none", "selective", "full"]),
+        "math",
+        draw.choice([0, 1]) if data > 1 else 0,
+        offload=draw.choice([0, 50, 100]),
+        layers=draw.choice(["", uneven(draw, model.layers, stages)]),
+        times=draw.choice(["", "20,24,11,2"]) if entry.timed else "",
+    )
+    work = Workload(sequence_length=8, global_batch=items * data, precision="fp64", learning_rate=1e-2)
+    pipe = pipe_of(plan, items)
+    if entry.refuse(pipe):
+        return None
+    plan = replace(plan, group=draw.choice(entry.groups(pipe)), limit=draw.choice(entry.limits(pipe)))
+    return (model, plan, work) if why_not(model, work, plan, plan.world) is None else None
+
+
+def plans(name: str) -> list[Any]:
+    draw, found = random.Random(name), []
+    for _ in range(2000):
+        drawn = draw_plan(draw, name)
+        if drawn is not None and drawn not in found:
+            found.append(drawn)
+        if len(found) == EACH:
+            break
+    assert len(found) == EACH, f"{name}: no legal plans of a small pipeline"
+    return [pytest.param(*case, id=f"{name}-{i}") for i, case in enumerate(found)]
+
+
+@pytest.mark.parametrize(("model", "plan", "work"), [case for name in SCHEDULES for case in plans(name)])
+def test_every_schedule_equals_the_serial_reference(pool: Pool, model: ModelSpec, plan: Plan, work: Workload) -> None:
+    assert_equal(pool, model, plan, work)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_what_a_schedule_says_of_itself(name: str) -> None:
+    """Its placement holds every stage on as many ranks as its order uses, and `splits` says what the order does."""
+    for case in plans(name):
+        _, plan, work = case.values
+        items = micro_batches(plan, work)
+        pipe = pipe_of(plan, items)
+        order, place = SCHEDULES[name].order(pipe), place_of(plan, items)
+        assert {(step.stage, rank) for rank, steps in enumerate(order) for step in steps} == {
+            (stage, rank) for stage, ranks in enumerate(place) for rank in ranks
+        } or any(len(ranks) > 1 for ranks in place)
+        assert any(step.op == "W" for steps in order for step in steps) == SCHEDULES[name].splits
