@@ -1,8 +1,8 @@
 """DualPipe (DeepSeek-V3, 2412.19437, section 3.2.1): two replicas, micro-batches from both ends, split backwards.
 
-Bubble (P/2-1)(F&B + BW - 3W), where F&B is an overlapped pair that starts and ends as one. Here the pair runs
-as a forward and then a backward, and what the forward gives leaves before the backward: (P/2-1)(F + B - W) where F = B >= W,
-with B the input gradient alone. Weights twice, P+1 activations a rank. P even; m even, at least 2P.
+Bubble (P/2-1)(F&B + BW - 3W), where F&B is an overlapped pair that starts and ends as one. Here the pair runs as a
+forward and then a backward, and what the forward gives leaves before the backward: (P/2-1)(F + B - W) where
+F = B >= W, with B the input gradient alone. Weights twice, P+1 activations a rank. P even; m even, at least 2P.
 """
 
 from __future__ import annotations
