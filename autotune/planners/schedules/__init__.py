@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from autotune.planners.schedules import gpipe, interleaved, one_f_one_b
+from autotune.planners.schedules import bitpipe, chimera, dualpipe, dualpipe_v, gpipe, interleaved, one_f_one_b
 from autotune.planners.schedules.schedule import Order, Pipe, Place, Schedule, Step, held, linear, wave
 
 SCHEDULES: dict[str, Schedule] = {
     "gpipe": gpipe.SCHEDULE,
     "1f1b": one_f_one_b.SCHEDULE,
     "interleaved-1f1b": interleaved.SCHEDULE,
+    "chimera": chimera.SCHEDULE,
+    "bitpipe": bitpipe.SCHEDULE,
+    "dualpipe": dualpipe.SCHEDULE,
+    "dualpipe-v": dualpipe_v.SCHEDULE,
 }
 
 __all__ = ["SCHEDULES", "Order", "Pipe", "Place", "Schedule", "Step", "held", "linear", "wave"]
