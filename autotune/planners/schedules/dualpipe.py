@@ -45,6 +45,7 @@ SCHEDULE = Schedule(
     order,
     place=place,
     refuse=refuse,
+    splits=True,
     makespan=lambda pipe: 3.0 * pipe.items + pipe.ranks // 2 - 1,
     peak=lambda pipe: [pipe.ranks + 1] * pipe.ranks,
 )

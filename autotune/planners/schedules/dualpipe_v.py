@@ -29,6 +29,7 @@ SCHEDULE = Schedule(
     order,
     place=wave,
     refuse=refuse,
+    splits=True,
     makespan=lambda pipe: 6.0 * pipe.items + pipe.ranks - 1,
     peak=lambda pipe: [2 * pipe.ranks + 1] * pipe.ranks,
     chunks=(2,),
