@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,5 +23,9 @@ Pins = Annotated[
         metavar="AXIS=VALUE",
         help="Take this plan, not the locked one; repeatable. Other axes are as by default, data fills the devices.",
     ),
+]
+Order = Annotated[
+    Path | None,
+    typer.Option("--order", metavar="FILE", help="Take this pipeline order: one line a rank, like 0F0 0F1 0BW0 0BW1."),
 ]
 Top = Annotated[int, typer.Option("--limit", min=1, metavar="N", help="How many to list.")]

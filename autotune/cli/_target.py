@@ -137,6 +137,33 @@ def _locked(lock: Lock, file: Path, text: str, recipe: Recipe, store: Store) -> 
     return Target(text, lock.plan, recipe.model(), work, lock.devices, profile, recipe, lock, file)
 
 
+def with_order(target: Target, file: Path) -> Target:
+    """The target with the pipeline order that a file holds, checked as it would be before it runs.
+
+    Raises UsageError where the file cannot be read, and for an order that is not sound, with the place.
+    """
+    from autotune.planners.feasible import why_not
+    from autotune.planners.lower.train import lower_training
+    from autotune.planners.validate import validate
+
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (getattr(error, "strerror", None) or "not a text file").lower()
+        problem = Problem(str(file), "", reason, "a text file with one line a rank")
+        raise UsageError("cannot read the order", problems=[problem]) from error
+    stages = 1 + max((int(n) for n in re.findall(r"\b(\d+)F\d", text)), default=0)
+    chunks = -(-stages // target.plan.pipeline)
+    plan = replace(target.plan, schedule="given", order=text, chunks=chunks, group=0, limit=0, times="")
+    if reason := why_not(target.model, target.workload, plan, target.devices):
+        raise UsageError(f"{file}: {reason}")
+    try:
+        validate(lower_training(plan, target.model, target.workload))
+    except UsageError as error:
+        raise UsageError(f"{file}: {error.message}") from error
+    return replace(target, plan=plan)
+
+
 def pinned(pins: Sequence[str], devices: int) -> Plan:
     """The plan of AXIS=VALUE pins: other axes as a plan's defaults, and data what fills `devices` unless pinned."""
     from autotune.spec.plan import Plan

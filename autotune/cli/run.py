@@ -22,6 +22,7 @@ def run(
     target: arguments.Target,
     overrides: arguments.Overrides = None,
     pins: arguments.Pins = None,
+    order: arguments.Order = None,
     nproc: Annotated[
         int | None, typer.Option("--nproc", min=1, metavar="N", help="Workers; as many as the plan has.")
     ] = None,
@@ -42,13 +43,14 @@ def run(
     """
     from autotune.cli._drawing import check_picture, write_picture
     from autotune.cli._execution import execute
-    from autotune.cli._target import find_target
+    from autotune.cli._target import find_target, with_order
     from autotune.cli._views import run_lines
 
     if trace:
         check_picture(trace)
     with opened() as store:
         found = find_target(target, overrides or [], pins or [], store)
+        found = with_order(found, order) if order else found
         ran = execute(found, store, nproc=nproc, steps=steps, warmup=warmup, launches=launches, check=check)
         if ran is None:  # not rank 0 of a world that torchrun or Slurm started: rank 0 answers for all
             return

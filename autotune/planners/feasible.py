@@ -12,6 +12,20 @@ from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.workload import Workload
 
+# Axes that have no meaning when generating.
+TRAINING_AXES = (
+    "zero",
+    "recompute",
+    "chunks",
+    "layers",
+    "group",
+    "limit",
+    "times",
+    "order",
+    "offload",
+    "sequence_parallel",
+)
+
 
 def _divides(what: str, value: int, of: int, whole: str) -> str | None:
     if value >= 1 and of % value == 0:
@@ -59,6 +73,8 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
     if found[0] is None:
         reason = schedule.refuse(pipe_of(plan, workload.global_batch // replica))
         found.append(reason and f"schedule {plan.schedule} needs {reason}")
+    if plan.order and plan.schedule != "given":
+        found.append(f"order needs schedule given (found {plan.schedule})")
     if plan.stages > model.layers:
         found.append(f"pipeline x chunks must be at most layers {model.layers} (found {plan.stages})")
     if plan.recompute not in RECOMPUTE:
@@ -76,7 +92,18 @@ def _generation(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | 
     found = [_divides("data x micro_batch", plan.data * plan.micro_batch, workload.batch, "batch")]
     if plan.pipeline > model.layers:
         found.append(f"pipeline must be at most layers {model.layers} (found {plan.pipeline})")
-    for axis in ("zero", "recompute", "chunks", "layers", "group", "limit", "times", "offload", "sequence_parallel"):
+    for axis in (
+        "zero",
+        "recompute",
+        "chunks",
+        "layers",
+        "group",
+        "limit",
+        "times",
+        "order",
+        "offload",
+        "sequence_parallel",
+    ):
         plain = getattr(Plan(), axis)
         if getattr(plan, axis) != plain:
             found.append(f"{axis} has no meaning when generating (found {getattr(plan, axis)!r}; nearest {plain!r})")

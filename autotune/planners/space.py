@@ -18,6 +18,7 @@ from autotune.spec.plan import Plan
 from autotune.spec.prediction import Question
 
 Values = tuple[object, ...]
+SEARCHED = tuple(name for name, entry in SCHEDULES.items() if entry.searched)
 DEFAULTS = {f.name: f.default for f in fields(Plan)}
 
 
@@ -41,7 +42,7 @@ def axis_values(question: Question) -> dict[str, Values]:
         "tensor": degrees,
         "pipeline": degrees,
         "micro_batch": tuple(d for d in divisors(sequences) if not train or d & (d - 1) == 0),
-        "schedule": tuple(SCHEDULES) if train else (DEFAULTS["schedule"],),
+        "schedule": SEARCHED if train else (DEFAULTS["schedule"],),
         "recompute": tuple(RECOMPUTE) if train else ("none",),
         "attention": backends(question.profile),
         "zero": (0, 1) if train else (0,),
@@ -51,7 +52,7 @@ def axis_values(question: Question) -> dict[str, Values]:
     return {axis: tuple(question.axes.get(axis, choices)) for axis, choices in everything.items()}
 
 
-INNER = ("chunks", "layers", "group", "limit", "times")  # axes whose choices hang on the plan so far
+INNER = ("chunks", "layers", "group", "limit", "times", "order")  # axes whose choices hang on the plan so far
 
 
 class Advice(Protocol):
@@ -130,7 +131,8 @@ class Enumeration:
             return
         items = max(1, self.question.workload.global_batch // (plan.data * plan.micro_batch))
         for chunks in given.get("chunks", schedule.chunks):
-            chunked = replace(plan, chunks=chunks)  # type: ignore[arg-type]
+            first: Mapping[str, object] = {axis: self._given(axis)[0] for axis in ("group", "limit", "order")}
+            chunked = replace(plan, chunks=chunks, **first)  # type: ignore[arg-type]
             if chunked.stages > self.question.model.layers or schedule.refuse(pipe := pipe_of(chunked, items)):
                 yield chunked  # refused as it is: its inner choices would be refused for the same reason
                 continue
@@ -138,8 +140,8 @@ class Enumeration:
             for cut in given.get("layers", self.advice.cuts(chunked)):
                 placed = replace(chunked, layers=cut)  # type: ignore[arg-type]
                 times = given.get("times", (self.advice.times(placed),) if schedule.timed else ("",))
-                for group, limit, each in product(groups, limits, times):
-                    yield replace(placed, group=group, limit=limit, times=each)  # type: ignore[arg-type]
+                for group, limit, each, order in product(groups, limits, times, self._given("order")):
+                    yield replace(placed, group=group, limit=limit, times=each, order=order)  # type: ignore[arg-type]
 
     def _given(self, axis: str) -> Values:
         return tuple(self.question.axes.get(axis, (DEFAULTS[axis],)))

@@ -26,6 +26,7 @@ class Plan:
     attention: str = "sdpa"  # attention backend, a key of runners.ops.attention.BACKENDS
     zero: int = 0  # 0: replicated optimizer states; 1: sharded over data
     sequence_parallel: bool = False  # Megatron's: norms and residuals sharded over the tensor ranks by sequence
+    order: str = ""  # the schedule "given": a line a rank, `0F0 0F1 0BW0` (planners.schedules.text)
     offload: int = 0  # percent of a rank's chunk activations that wait on the host for their backward
     layers: str = ""  # layers of each stage, "5,6,6,5"; "": as even as can be
     group: int = 0  # micro-batches of a scheduling unit, for schedules with such; 0: the schedule's own choice
@@ -68,8 +69,13 @@ class Plan:
         """One line a person can read: only what differs from the defaults, degrees always."""
         mesh = f"dp{self.data} tp{self.tensor} pp{self.pipeline} mb{self.micro_batch}"
         rest = [
-            f"{f.name}={getattr(self, f.name)}"
+            f"{f.name}={_short(getattr(self, f.name))}"
             for f in fields(self)
             if f.name not in ("data", "tensor", "pipeline", "micro_batch") and getattr(self, f.name) != f.default
         ]
         return " ".join([mesh, *rest])
+
+
+def _short(value: object) -> object:
+    """A value that fits into a line: a long text by its digest."""
+    return digest(value)[:10] if isinstance(value, str) and (len(value) > 24 or "\n" in value) else value

@@ -40,7 +40,8 @@ def micro_batches(plan: Plan, workload: Workload) -> int:
 
 def pipe_of(plan: Plan, items: int) -> Pipe:
     """What the plan's schedule is asked for. `plan.times` must be sound (see planners.feasible)."""
-    return Pipe(plan.pipeline, items, plan.chunks, plan.group, plan.limit, parse_times(plan.times, plan.stages))
+    times = parse_times(plan.times, plan.stages)
+    return Pipe(plan.pipeline, items, plan.chunks, plan.group, plan.limit, times, plan.order)
 
 
 def place_of(plan: Plan, items: int) -> Place:

@@ -38,6 +38,7 @@ class Pipe:
     group: int = 0  # micro-batches that a scheduling unit takes together (GIS-H, ZeroPP)
     limit: int = 0  # chunk activations that a rank may hold (orders searched under a memory limit)
     times: Times = field(default=UNIT)  # relative durations, for orders made for a machine
+    order: str = ""  # an order written out (schedules.text)
 
     @property
     def stages(self) -> int:
@@ -84,4 +85,5 @@ class Schedule:
     chunks: tuple[int, ...] = (1,)  # what the search tries
     groups: Callable[[Pipe], tuple[int, ...]] = lambda pipe: (0,)  # the `group` values that the search tries
     limits: Callable[[Pipe], tuple[int, ...]] = lambda pipe: (0,)  # the `limit` values that the search tries
+    searched: bool = True  # whether a search tries it unasked
     timed: bool = False  # whether the order looks at `pipe.times`: the search then fills them in from the profile
