@@ -38,7 +38,17 @@ def state_bytes(parameters: int, precision: str, shards: int) -> tuple[int, int,
 
 def kind_of(name: str) -> str:
     """What the size of a buffer depends on: its name without the micro-batch."""
-    return name.rpartition(".")[0] if name.count(".") == 2 else name
+    kind, dot, _ = name.rpartition(".")
+    return kind if dot and "." in kind else name
+
+
+def _kinds_of(listing: Sequence[Instruction]) -> dict[str, str]:
+    """The kind of every buffer that a rank's list names."""
+    names: dict[str, None] = {}
+    for instruction in listing:
+        names.update(dict.fromkeys(instruction.writes))
+        names.update(dict.fromkeys(instruction.reads))
+    return {name: kind_of(name) for name in names}
 
 
 def _kinds(plan: Plan, sizes: tuple[Sizes, ...], w: Workload) -> Mapping[str, Buffer]:
@@ -80,21 +90,23 @@ def outline(key: Traits) -> Outline:
     return found
 
 
-def _declared(ranks: Sequence[tuple[Instruction, ...]]) -> Program:
-    """The lists with a buffer for every name that they read or write; the sizes come later."""
-    found = []
-    for listing in ranks:
-        names = dict.fromkeys(name for i in listing for name in (*i.reads, *i.writes))
-        found.append({name: Buffer(persistent=name[0] not in TEMPORARY or "." not in name) for name in names})
-    return Program(tuple(ranks), tuple(found))
+class _Declared(dict[str, Buffer]):
+    """Buffers of one rank by name, each there as soon as it is asked for; the sizes come later."""
+
+    def __missing__(self, name: str) -> Buffer:
+        buffer = self[name] = PERSISTENT if name[0] not in TEMPORARY or "." not in name else PASSING
+        return buffer
+
+
+PERSISTENT, PASSING = Buffer(persistent=True), Buffer()
 
 
 def _draw(key: Traits) -> Outline:
     listed = compute(SCHEDULES[key.schedule].order(key.pipe), key)
-    program = _declared(tuple(map(tuple, listed)))
+    program = Program(tuple(map(tuple, listed)), tuple(_Declared() for _ in listed))
     for apply in PASSES.values():
-        program = _declared(apply(program, key).ranks)
-    kinds = tuple({name: kind_of(name) for name in buffers} for buffers in program.buffers)
+        program = apply(program, key)
+    kinds = tuple(map(_kinds_of, program.ranks))
     return Outline(Shared(program.ranks), kinds, key.place)
 
 
