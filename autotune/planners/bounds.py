@@ -103,7 +103,8 @@ class Bounder:
         schedule = SCHEDULES[plan.schedule]
         pipe = pipe_of(plan, micro_batches(plan, self.predictor.workload))
         place = schedule.place(pipe)
-        alive = (schedule.peak(pipe) if schedule.peak else None) or [1] * plan.pipeline
+        known = schedule.peak(pipe) if schedule.peak and not plan.offload else None
+        alive = known or [1] * plan.pipeline  # what may wait on the host is not counted
         shards = plan.data if plan.zero else 1
         least = []
         for rank in range(plan.pipeline):

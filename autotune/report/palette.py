@@ -39,6 +39,9 @@ KNOWN: dict[str, Colour] = {
     "ALL_REDUCE": Colour("#332288", "#8f83e0"),
     "REDUCE_SCATTER": Colour("#2d8f80", "#44aa99"),
     "ALL_GATHER": Colour("#9c8426", "#ddcc77"),
+    "SYNC": Colour("#5a4fcf", "#a59cf5"),
+    "OFFLOAD": Colour("#b8505f", "#dd7788"),
+    "RELOAD": Colour("#3f8fb0", "#88ccee"),
     "TIE": Colour("#882255", "#c9669a"),
 }
 
