@@ -37,7 +37,7 @@ class Bounder:
             plan.recompute,
             plan.attention,
             plan.sequence_parallel,
-            min(plan.world, self.predictor.profile.device.count or plan.world),
+            self.predictor.ranks(plan.world),
         )
         if key not in self._stages:
             p = self.predictor
@@ -65,7 +65,8 @@ class Bounder:
         for forward, _, back in times:
             fill.append(fill[-1] + forward)
             drain.append(drain[-1] + back)
-        best = 0.0
+        best = work = 0.0
+        capacity = self.predictor.capacity(plan)
         for rank in range(plan.pipeline):
             own = held(place, rank)
             # A stage that two directions hold does half of the micro-batches on either rank.
@@ -73,8 +74,9 @@ class Bounder:
             update = sum(updates[s][1] for s in own)
             wait = updates[own[0]][0] if len(own) == 1 else 0.0
             start = min(fill[s] for s in own)
+            work += busy + update
             best = max(best, start + busy + update + wait, start + busy + min(drain[s] for s in own))
-        return best
+        return max(best, work / capacity) if capacity else best
 
     def updates(self, plan: Plan, costs: StepCosts) -> list[tuple[float, float]]:
         """(collectives over the replicas, optimizer) seconds of each stage."""

@@ -39,7 +39,14 @@ class Predictor:
 
     def ranks(self, world: int) -> int:
         """Workers that share a node."""
-        return min(world, self.profile.device.count or world)
+        most = min(world, self.profile.device.count or world)
+        # Workers beyond a processor's cores share them: the simulator says when, so prices are those of full cores.
+        return min(most, self.profile.device.cores) if self.profile.inline and self.profile.device.cores else most
+
+    def capacity(self, plan: Plan) -> float | None:
+        """How many pipeline ranks, with all their data and tensor peers, can compute at once at full speed."""
+        cores = self.profile.device.cores
+        return cores / (plan.data * plan.tensor) if self.profile.inline and cores and plan.world > cores else None
 
     def pricer(self, world: int) -> Pricer:
         """Prices at the number of workers that share a node."""
@@ -51,7 +58,7 @@ class Predictor:
     def bodies(self, plan: Plan) -> BodyCosts:
         pricer = self.pricer(plan.world)
         level = pricer.level(plan.tensor)
-        key = (min(plan.world, self.profile.device.count or plan.world), level)
+        key = (self.ranks(plan.world), level)
         if key not in self._bodies:
             self._bodies[key] = BodyCosts(self.profile, pricer, level)
         return self._bodies[key]
@@ -62,7 +69,7 @@ class Predictor:
             return self._generation(plan)
         costs = StepCosts(plan, self.model, self.workload, self.profile, self.bodies(plan))
         program = lower_training(plan, self.model, self.workload)
-        line = simulate(program, costs, resolved=resolve(program, self.profile.inline))
+        line = simulate(program, costs, resolved=resolve(program, self.profile.inline), capacity=self.capacity(plan))
         slowest = max(range(program.world), key=lambda r: line.busy(r))
         total = NOTHING
         for instruction in program.ranks[slowest]:

@@ -13,7 +13,8 @@ from operator import add
 from typing import NamedTuple, Protocol, TypeVar, cast
 
 from autotune.planners.resolve import Resolved, Shared, resolve, uncollected
-from autotune.spec.program import DEVICE, Instruction, Program
+from autotune.planners.sharing import shared_sweep
+from autotune.spec.program import COMPUTE, DEVICE, Instruction, Program
 from autotune.spec.timeline import Span, Timeline
 
 T = TypeVar("T")
@@ -143,18 +144,36 @@ def _alike(listing: tuple[Instruction, ...]) -> tuple[tuple[int, ...], tuple[int
     return tuple(like.index(k) for k in range(len(number))), tuple(like)
 
 
+def _computes(program: Program, resolved: Resolved) -> list[bool]:
+    """Of every event whether it takes a core."""
+    found = [False] * resolved.events
+    for listing, events in zip(program.ranks, resolved.event, strict=True):
+        for instruction, number in zip(listing * resolved.steps, events, strict=True):
+            found[number] = instruction.lane == COMPUTE
+    return found
+
+
 def simulate(
-    program: Program, costs: Costs, *, inline: bool = False, resolved: Resolved | None = None, steps: int = 1
+    program: Program,
+    costs: Costs,
+    *,
+    inline: bool = False,
+    resolved: Resolved | None = None,
+    steps: int = 1,
+    capacity: float | None = None,
 ) -> Timeline:
-    """The predicted timeline of `steps` steps in a row (memory and bytes sent are those of one)."""
+    """The predicted timeline of `steps` steps in a row (memory and bytes sent are those of one).
+
+    `capacity`: how many ranks can compute at once at full speed; None: all of them, each has a device of its own.
+    """
     resolved = resolved or resolve(program, inline, steps)
     with uncollected():
-        spans, held, sent = _timed(program, costs, resolved)
+        spans, held, sent = _timed(program, costs, resolved, capacity)
     return Timeline("predicted", program, spans, held, sent)
 
 
 def _timed(
-    program: Program, costs: Costs, resolved: Resolved
+    program: Program, costs: Costs, resolved: Resolved, capacity: float | None
 ) -> tuple[tuple[Span, ...], list[dict[str, list[int]]], tuple[int, ...]]:
     duration = [0.0] * resolved.events
     sent: list[int] = []
@@ -166,7 +185,10 @@ def _timed(
                 duration[number] = seconds
         sent.append(sum(price[2] for price in prices))
         held.append(_held(program, rank, [price[1] for price in prices]))
-    start, end = sweep(resolved, duration)
+    if capacity is None or capacity >= program.world:
+        start, end = sweep(resolved, duration)
+    else:
+        start, end = shared_sweep(resolved, duration, _computes(program, resolved), capacity)
     spans: list[Span] = []
     for rank, events in enumerate(resolved.event):
         positions = list(range(len(program.ranks[rank]))) * resolved.steps

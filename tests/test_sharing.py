@@ -1,0 +1,63 @@
+"""Ranks that share processors: against the longest path, against hand-worked cases, and against small time steps."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from autotune.planners.lower.train import lower_training
+from autotune.planners.resolve import Resolved, resolve
+from autotune.planners.sharing import shared_sweep
+from autotune.planners.simulate import simulate, sweep
+from autotune.spec.plan import Plan
+from autotune.spec.workload import Workload
+from tests.test_closed_forms import DEEP, UnitCosts
+
+
+def graph(waits: list[list[int]]) -> Resolved:
+    """Events in topological order already."""
+    return Resolved(range(len(waits)), waits, ((*range(len(waits)),),), 1)
+
+
+def test_two_share_one_core_and_the_rest_is_free() -> None:
+    """3 and 1 start together on one core: at half speed the short one ends at 2, then the long one has 2 left: 4."""
+    start, end = shared_sweep(graph([[], []]), [3.0, 1.0], [True, True], 1.0)
+    assert (start, end) == ([0.0, 0.0], [4.0, 2.0])
+
+
+def test_what_takes_no_core_takes_its_own_time() -> None:
+    """A message of 1 runs beside two computes of 2 on one core; a third compute starts when it has arrived."""
+    resolved = graph([[], [], [], [2]])
+    start, end = shared_sweep(resolved, [2.0, 2.0, 1.0, 1.0], [True, True, False, True], 1.0)
+    assert start[3] == 1.0 and end[2] == 1.0
+    # From 1 on three share a core: the third needs 1 at a third, until 4; 2 x 1.5 - 1 x 2 = 1 is left of the others.
+    assert end[3] == pytest.approx(4.0) and end[:2] == pytest.approx([5.0, 5.0])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_enough_cores_are_the_longest_path_and_fewer_never_faster(seed: int) -> None:
+    draw = random.Random(seed)
+    waits = [sorted(draw.sample(range(n), min(n, draw.choice([0, 1, 2])))) for n in range(40)]
+    duration = [draw.choice([0.0, 0.5, 1.0, 2.0]) for _ in waits]
+    compute = [draw.random() < 0.7 for _ in waits]
+    free = sweep(graph(waits), duration)
+    assert shared_sweep(graph(waits), duration, compute, 40.0) == (pytest.approx(free[0]), pytest.approx(free[1]))
+    last = max(free[1])
+    for capacity in (8.0, 4.0, 2.0, 1.0, 0.5):
+        end = max(shared_sweep(graph(waits), duration, compute, capacity)[1])
+        assert end >= last - 1e-9
+        busy = sum(d for d, c in zip(duration, compute, strict=True) if c)
+        assert end >= busy / capacity - 1e-9
+        last = end
+
+
+def test_a_pipeline_on_half_as_many_cores() -> None:
+    """Of 4 ranks on 2 cores the bubbles cost little: they are the time in which others run at full speed."""
+    program = lower_training(Plan(pipeline=4), DEEP, Workload(sequence_length=4, global_batch=8))
+    alone = simulate(program, UnitCosts()).makespan
+    shared = simulate(program, UnitCosts(), resolved=resolve(program), capacity=2.0)
+    assert alone == 3 * (8 + 3)
+    work = 4 * 3 * 8 / 2
+    assert work < shared.makespan < 1.25 * work
+    assert shared.peaks == simulate(program, UnitCosts()).peaks
