@@ -56,13 +56,16 @@ class Interpreter:
     values: dict[str, Any]
     device: torch.device
     hooks: Mapping[str, Callable[[Instruction, Mapping[str, Any]], None]] = field(default_factory=dict)
+    host_lanes: frozenset[str] = frozenset()  # lanes that the host serves even on CUDA: messages through its memory
     streams: dict[str, Any] = field(default_factory=dict)
     history: dict[str, deque[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda":
             self.streams = {
-                lane: torch.cuda.Stream(self.device) for lane in self.program.lanes(self.rank) if lane != COMPUTE
+                lane: torch.cuda.Stream(self.device)
+                for lane in self.program.lanes(self.rank)
+                if lane != COMPUTE and lane not in self.host_lanes
             }
         lags: dict[str, int] = {}
         for instruction in self.program.ranks[self.rank]:

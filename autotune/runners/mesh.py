@@ -43,10 +43,10 @@ class Mesh:
                 if rank in members:
                     mesh.axes[axis] = group
         for lane, members in sorted({(i.lane, i.peers) for _, _, i in program if i.peers}):
-            group = _group(members, _few_blocks(device) if lane.startswith("pipe") else None)
+            group = _group(members, _few_blocks(device) if lane.startswith("pipe") and not staged(device) else None)
             if rank in members:
                 mesh.lanes[lane, members] = group
-        if device.type == "cuda":
+        if not staged(device):
             mesh.connect()
         return mesh
 
@@ -56,6 +56,8 @@ class Mesh:
         NCCL makes them at first use, and stops the host until the device is free to do so: two ranks that wait in
         messages of one lane while they meet for the first time on another would never come back.
         """
+        if self.device.type != "cuda":
+            return
         one = torch.ones(1, device=self.device)
         for group in (g for g in self.axes.values() if g is not None):
             dist.all_reduce(one, group=group)
@@ -73,6 +75,11 @@ class Mesh:
         if self.axes["tensor"] is not None:
             dist.all_reduce(tensor, REDUCTIONS[how], group=self.axes["tensor"])
         return tensor
+
+
+def staged(device: torch.device) -> bool:
+    """Whether messages of CUDA tensors go through the host: several ranks share a device, and gloo joins them."""
+    return device.type == "cuda" and dist.get_backend() == "gloo"
 
 
 def _group(members: Members, options: Any = None) -> dist.ProcessGroup:
@@ -94,6 +101,7 @@ def barrier(device: torch.device) -> None:
     """All ranks have come here, and this device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    if device.type == "cuda" and not staged(device):
         dist.barrier(device_ids=[device.index])
     else:
         dist.barrier()

@@ -20,7 +20,7 @@ from autotune.planners.schedules import held
 from autotune.runners import gradient_ops, message_ops, stage_ops, tier_ops
 from autotune.runners.body import Call, Values, Watch, compile_body, run_body
 from autotune.runners.interpreter import Interpreter, Operation
-from autotune.runners.mesh import Mesh
+from autotune.runners.mesh import Mesh, staged
 from autotune.runners.ops import Env
 from autotune.runners.rope import tables
 from autotune.runners.state import Loader, StageState
@@ -95,7 +95,9 @@ class Trainer:
         for block in (b for state in states.values() for b in state.blocks):
             body = lower_block(block, shape, plan.recompute)
             trainer.calls |= {(block, op): compile_body(block, body.program(op)) for op in used}
-        trainer.interpreter = Interpreter(program, rank, trainer.operations(), trainer.initial(), device)
+        by_host = frozenset(i.lane for i in program.ranks[rank] if i.peers) if staged(device) else frozenset()
+        initial = trainer.initial()
+        trainer.interpreter = Interpreter(program, rank, trainer.operations(), initial, device, host_lanes=by_host)
         return trainer
 
     def initial(self) -> dict[str, Any]:

@@ -31,9 +31,14 @@ def join(job: Job) -> tuple[int, torch.device]:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     if job.device == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)))
+        local, count = int(os.environ.get("LOCAL_RANK", rank)), torch.cuda.device_count()
+        device = torch.device("cuda", local % count)
         torch.cuda.set_device(device)
-        dist.init_process_group("cuda:nccl,cpu:gloo", rank=rank, world_size=world, timeout=TIMEOUT, device_id=device)
+        if here > count:  # NCCL refuses two ranks on one device: gloo carries messages through the host (no speed)
+            dist.init_process_group("gloo", rank=rank, world_size=world, timeout=TIMEOUT)
+        else:
+            both = "cuda:nccl,cpu:gloo"
+            dist.init_process_group(both, rank=rank, world_size=world, timeout=TIMEOUT, device_id=device)
     else:
         device = torch.device("cpu")
         keep_heap()
