@@ -37,6 +37,7 @@ class Pipe:
     chunks: int = 1
     group: int = 0  # micro-batches that a scheduling unit takes together (GIS-H, ZeroPP)
     limit: int = 0  # chunk activations that a rank may hold (orders searched under a memory limit)
+    kept: float = 1.0  # share of a chunk activation that is alive from B to W: what the limit counts for it
     times: Times = field(default=UNIT)  # relative durations, for orders made for a machine
 
     @property
