@@ -1,7 +1,8 @@
 """Zero Bubble's automatic schedule: the order made for a machine's times under a memory limit (2401.10241, section 3).
 
 All choices of the paper's heuristic are tried, and ZB-H1 and ZB-H2 where they are within the limit; the order whose
-longest rank takes least is kept. A limit of p activations gives the paper's ZB-1p, one of 2p its ZB-2p.
+longest rank takes least is kept. A limit of p activations gives the paper's ZB-1p, one of 2p its ZB-2p. As a tighter
+limit now and then gives the better order, p and 2p are tried too when the limit is above them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ CHOICES = tuple(Choices(*way) for way in product((False, True), repeat=3))
 
 def order(pipe: Pipe) -> Order:
     limit = pipe.limit or pipe.ranks
-    found = [laid_out(pipe, limit, choices) for choices in CHOICES]
+    limits = {limit, min(limit, pipe.ranks), min(limit, 2 * pipe.ranks)}
+    found = [laid_out(pipe, tried, choices) for tried in sorted(limits) for choices in CHOICES]
     found += [known for known in (h1(pipe), h2(pipe)) if max(peaks(known, pipe.kept)) <= limit]
 
     def cost(candidate: Order) -> tuple[float, float, float]:

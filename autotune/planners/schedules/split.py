@@ -16,7 +16,7 @@ Placement = Literal["immediate", "fill", "end"]
 
 
 def split(order: Order, placement: Placement, pipe: Pipe) -> Order:
-    """The order with B and W for each BW. `fill` alone looks at the pipe: at its times, no W there delays any F or B."""
+    """The order with B and W for each BW. `fill` alone looks at the pipe: at its times, its W delay no F and no B."""
     if placement == "immediate":
         return [[part for step in steps for part in _parts(step)] for steps in order]
     urgent = [[step._replace(op="B") if step.op == "BW" else step for step in steps] for steps in order]
