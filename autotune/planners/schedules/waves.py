@@ -61,7 +61,7 @@ class Board:
         self.ends[op][rank].append(self.clock[rank])
 
     def put_after_weights(self, op: str, rank: int) -> None:
-        """A F or B, after the weight gradients that there is time for until its inputs are there."""
+        """An F or a B, after the weight gradients that there is time for until its inputs are there."""
         ready = self.ready(op, rank)
         while self.pending(rank) and ready > self.clock[rank]:
             wait = ready - self.clock[rank]
@@ -81,8 +81,8 @@ class Board:
             first_b = turn + sum(times.of("B", later) + times.hop for later in range(rank + 1, p))
             for count in range(above):
                 begin = max(self.clock[rank], self.ready("F", rank))
-                late = begin if self.choices.early else begin + times.of("F", rank)
-                fits = count < most and (late < first_b - _CLOSE if self.choices.early else late <= first_b + _CLOSE)
+                room = first_b - begin
+                fits = count < most and room > (0 if self.choices.early else times.of("F", rank) - 2 * _CLOSE) + _CLOSE
                 if self.full(rank) or (count >= least and not fits):
                     break
                 self.put("F", rank, begin)
