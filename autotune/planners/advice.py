@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import ceil
 
 from autotune.planners.bounds import Bounder
 from autotune.planners.costs.step import StepCosts
@@ -43,7 +44,13 @@ def relative(costs: StepCosts, plan: Plan) -> Times:
     unit = sum(columns[0]) / len(columns[0]) / SCALE
     hop = costs.seconds(0, Instruction("SEND", 0)) if plan.pipeline > 1 else 0.0
     forward, first, second = (_rounded(column, unit) for column in columns)
-    return Times(forward, first, second, float(f"{hop / unit:.2g}"))
+    return Times(forward, first, second, float(f"{hop / unit:.2g}"), _kept(costs))
+
+
+def _kept(costs: StepCosts) -> float:
+    """The share of a chunk activation that is alive from B to W, of the stage that keeps most; up to whole tenths."""
+    shares = [(z.kept + z.made + z.inputs) / max(1, z.saved + z.inputs) for z in costs.sizes]
+    return min(1.0, ceil(10 * max(shares)) / 10)
 
 
 def _rounded(seconds: Sequence[float], unit: float) -> tuple[float, ...]:

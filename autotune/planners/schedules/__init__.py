@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from autotune.planners.schedules import bitpipe, chimera, dualpipe, dualpipe_v, gpipe, interleaved, one_f_one_b, text
+from autotune.planners.schedules import (
+    automatic,
+    bitpipe,
+    chimera,
+    dualpipe,
+    dualpipe_v,
+    gpipe,
+    interleaved,
+    one_f_one_b,
+    text,
+    two_stage,
+    zero_bubble,
+    zero_bubble_v,
+)
 from autotune.planners.schedules.schedule import Order, Pipe, Place, Schedule, Step, held, linear, wave
 
 SCHEDULES: dict[str, Schedule] = {
@@ -14,6 +27,15 @@ SCHEDULES: dict[str, Schedule] = {
     "bitpipe": bitpipe.SCHEDULE,
     "dualpipe": dualpipe.SCHEDULE,
     "dualpipe-v": dualpipe_v.SCHEDULE,
+    "zb-h1": zero_bubble.H1,
+    "zb-h2": zero_bubble.H2,
+    "zb-auto": automatic.SCHEDULE,
+    "zb-v": zero_bubble_v.SCHEDULE,
+    "2bp-gpipe": two_stage.GPIPE,
+    "2bp-1f1b": two_stage.ONE_F_ONE_B,
+    "2bp-interleaved": two_stage.INTERLEAVED,
+    "2bp-1f1b-fill": two_stage.ONE_F_ONE_B_FILL,
+    "2bp-interleaved-fill": two_stage.INTERLEAVED_FILL,
 }
 
 __all__ = ["SCHEDULES", "Order", "Pipe", "Place", "Schedule", "Step", "held", "linear", "wave"]

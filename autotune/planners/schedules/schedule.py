@@ -44,6 +44,11 @@ class Pipe:
     def stages(self) -> int:
         return self.ranks * self.chunks
 
+    @property
+    def kept(self) -> float:
+        """The share of a chunk activation that is alive from B to W: what a limit counts for it."""
+        return self.times.kept
+
 
 def linear(pipe: Pipe) -> Place:
     """Stage s on rank s mod p: Megatron's placement, with one chunk or many."""
