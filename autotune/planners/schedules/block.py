@@ -1,7 +1,7 @@
-"""Building blocks: the steps of a few micro-batches at fixed slots, repeated every `period` slots (2405.15362, section 3).
+"""Building blocks: steps of a few micro-batches at fixed slots, repeated every `period` slots (2405.15362, section 3).
 
-Any schedule with a steady state is one block repeated. What the block says of one micro-batch tells the memory of the
-whole: a rank holds at most ceil(lifespan / period) activations of each of its chunks.
+Any schedule with a steady state is one block repeated, and how long the block keeps an activation tells what the whole
+holds: at most ceil(lifespan / period) of each chunk.
 """
 
 from __future__ import annotations
@@ -59,18 +59,35 @@ def collision(block: Block) -> str | None:
     return None
 
 
-def lifespan_peak(block: Block) -> list[int]:
-    """For each rank, the most chunk activations that repeating the block can hold at once.
+def weighted(block: Block) -> Block:
+    """The block with a W for each B, in the first slot after it that the rank's repeated steps leave free."""
+    lists = []
+    for slots in block.ranks:
+        taken = {at % block.period for slot in slots for at in range(slot.at, slot.at + SLOTS[slot.op])}
+        weights = []
+        for slot in sorted((slot for slot in slots if slot.op == "B"), key=lambda slot: slot.at):
+            at = next(at for at in range(slot.at + 1, slot.at + 1 + block.period) if at % block.period not in taken)
+            taken.add(at % block.period)
+            weights.append(Slot("W", slot.stage, slot.item, at))
+        lists.append([*slots, *weights])
+    return Block(lists, block.period, block.items)
 
-    Each lives from its F to the end of its W or BW; of one that lives for l slots, ceil(l / period) copies overlap.
+
+def lifespan_peak(block: Block) -> list[int]:
+    """For each rank, the most chunk activations that it holds when the block repeats for ever (section 3.2).
+
+    One that lives for l slots, from its F to the end of its W or BW, overlaps with its own repetitions: there are
+    floor(l / period) at any time and one more in l mod period of the slots. The sum is largest in one of the slots.
     """
     found = []
     for slots in block.ranks:
         begin = {(slot.stage, slot.item): slot.at for slot in slots if slot.op == "F"}
-        spans = [
-            slot.at + SLOTS[slot.op] - begin[slot.stage, slot.item] for slot in slots if slot.op in ("W", "BW")
-        ]
-        found.append(sum(-(-span // block.period) for span in spans))
+        alive = [0] * block.period
+        for op, stage, item, at in slots:
+            if op in ("W", "BW"):
+                for slot in range(begin[stage, item], at + SLOTS[op]):
+                    alive[slot % block.period] += 1
+        found.append(max(alive))
     return found
 
 
