@@ -15,8 +15,8 @@ from autotune.planners.schedules.schedule import Pipe, Schedule, wave
 
 PERIOD = 6  # F, B and W of two chunks
 
-# (rank, ranks) -> the slots of F, F, B and B, in the order in which a micro-batch comes by. The gaps keep the steps of a
-# rank apart modulo the period.
+# (rank, ranks) -> the slots of F, F, B and B, in the order in which a micro-batch comes by. The gaps keep the steps of
+# a rank apart modulo the period.
 Offsets = Callable[[int, int], tuple[int, int, int, int]]
 
 

@@ -1,4 +1,4 @@
-"""A repeated building block of F and B on a grid of unit slots: W's in what is free, squeezing, the order that results."""
+"""A repeated building block of F and B on a grid of unit slots: W's in free slots, squeezing, the resulting order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a building block to an order: repeat, squeeze, fill the idle slots of both ends, squeeze (2405.15362, section 3).
+"""From a building block to an order: repeat, squeeze, use idle slots of both ends, squeeze (2405.15362, section 3).
 
 The block holds F and B alone, one micro-batch a period; W goes wherever a slot is free and a B is done. The steady
 middle keeps the block's order, which is what bounds the memory; only the warm-up (before the first rank's first
