@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from autotune.planners.schedules import SCHEDULES, Pipe
@@ -77,7 +79,7 @@ def test_hanayo_hands_over_where_the_wave_turns_without_a_message() -> None:
     assert [rank for (rank,) in place] == [0, 1, 2, 2, 1, 0, 0, 1, 2, 2, 1, 0]
     pipe = Pipe(3, 1, 4)
     order = SCHEDULES["hanayo"].order(pipe)
-    hops = sum(a != b for a, b in zip(place, place[1:], strict=False))
+    hops = sum(a != b for a, b in pairwise(place))
     assert hops == 8
     far = Pipe(3, 1, 4, times=type(pipe.times)(hop=10.0))
     assert timed(order, far).makespan - timed(order, pipe).makespan == 2 * hops * 10
