@@ -59,7 +59,7 @@ def draw_plan(draw: random.Random, name: str) -> tuple[ModelSpec, Plan, Workload
     )
     work = Workload(sequence_length=8, global_batch=items * data, precision="fp64", learning_rate=1e-2)
     pipe = pipe_of(plan, items)
-    if entry.refuse(pipe):
+    if entry.refuse(pipe) or not entry.groups(pipe):
         return None
     plan = replace(plan, group=draw.choice(entry.groups(pipe)), limit=draw.choice(entry.limits(pipe)))
     return (model, plan, work) if why_not(model, work, plan, plan.world) is None else None

@@ -5,17 +5,22 @@ from __future__ import annotations
 from autotune.planners.schedules import (
     automatic,
     bitpipe,
+    breadth_first,
     chimera,
     dualpipe,
     dualpipe_v,
+    gis,
     gpipe,
+    hanayo,
     interleaved,
     one_f_one_b,
     text,
     two_stage,
     zero_bubble,
     zero_bubble_v,
+    zeropp,
 )
+from autotune.planners.schedules import controllable_memory as v
 from autotune.planners.schedules.schedule import Order, Pipe, Place, Schedule, Step, held, linear, wave
 
 SCHEDULES: dict[str, Schedule] = {
@@ -36,6 +41,14 @@ SCHEDULES: dict[str, Schedule] = {
     "2bp-interleaved": two_stage.INTERLEAVED,
     "2bp-1f1b-fill": two_stage.ONE_F_ONE_B_FILL,
     "2bp-interleaved-fill": two_stage.INTERLEAVED_FILL,
+    "breadth-first": breadth_first.SCHEDULE,
+    "gis": gis.GIS,
+    "gis-h": gis.GIS_H,
+    "v-min": v.V_MIN,
+    "v-half": v.V_HALF,
+    "v-zb": v.V_ZB,
+    "hanayo": hanayo.SCHEDULE,
+    "zeropp": zeropp.SCHEDULE,
 }
 
 __all__ = ["SCHEDULES", "Order", "Pipe", "Place", "Schedule", "Step", "held", "linear", "wave"]
