@@ -37,7 +37,9 @@ def _moves(found: Sweep, tried: set[tuple[int, Word]]) -> Iterator[Words]:
     for rank, first, last in _blocks(critical(found)):
         word = found.words[rank]
         targets = [(first + 1, first), (last, last - 1)]
-        targets += [(at, last) for at in range(last - 1, first - 1, -1)] + [(at, first) for at in range(first + 2, last + 1)]
+        targets += [(at, last) for at in range(last - 1, first - 1, -1)] + [
+            (at, first) for at in range(first + 2, last + 1)
+        ]
         for at, to in targets:
             if word[at] == word[to]:
                 continue

@@ -142,9 +142,7 @@ def pipeline(
     def away(a: int, b: int) -> float:
         return 0.0 if ranks[a] == ranks[b] else hop
 
-    before: list[tuple[tuple[int, float], ...]] = [
-        ((s - 1, away(s - 1, s)),) if s else () for s in range(stages)
-    ]
+    before: list[tuple[tuple[int, float], ...]] = [((s - 1, away(s - 1, s)),) if s else () for s in range(stages)]
     for s in range(stages):
         own = ((s, 0.0),)
         before.append(own if s == stages - 1 else (*own, (stages + s + 1, away(s + 1, s))))
