@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import combinations
+from itertools import combinations, pairwise
 from random import Random
 
 import pytest
@@ -15,7 +15,7 @@ from autotune.planners.solvers.partition import evenness, partition
 def cuts(layers: int, stages: int) -> Iterator[tuple[int, ...]]:
     for ends in combinations(range(1, layers), stages - 1):
         edges = (0, *ends, layers)
-        yield tuple(b - a for a, b in zip(edges, edges[1:], strict=False))
+        yield tuple(b - a for a, b in pairwise(edges))
 
 
 def stage_loads(costs: list[float], cut: tuple[int, ...], first: float, last: float) -> list[Fraction]:
@@ -98,7 +98,7 @@ def test_a_heavy_head_takes_layers_off_the_last_stage() -> None:
 def test_what_is_wrong_is_said() -> None:
     with pytest.raises(ValueError, match=r"1 to 3 stages for 3 layers \(found 4; nearest 3\)"):
         partition([1.0] * 3, 4)
-    with pytest.raises(ValueError, match="2 bytes over a stage's limit .*each 2 more"):
+    with pytest.raises(ValueError, match=r"2 bytes over a stage's limit .*each 2 more"):
         partition([1.0] * 4, 2, memory=[6, 1, 1, 1], limits=[4, 4])
     assert partition([1.0] * 4, 2, memory=[6, 1, 1, 1], limits=[6, 6]) == (1, 3)
     with pytest.raises(ValueError, match="not negative"):
@@ -108,6 +108,6 @@ def test_what_is_wrong_is_said() -> None:
 def test_a_deep_model_is_cut_at_once() -> None:
     """126 layers in 64 stages with a heavy head: exact, and no stage above the head's own."""
     cut = partition([1.0] * 126, 64, first=0.5, last=2.5)
-    assert sum(cut) == 126 and cut[-1] == 1 and max(cut) == 3 or max(cut) == 2
+    assert sum(cut) == 126 and cut[-1] == 1
     ends = [sum(cut[:s]) for s in range(65)]
     assert max(ends[s + 1] - ends[s] + (0.5 if s == 0 else 0) + (2.5 if s == 63 else 0) for s in range(64)) == 3.5

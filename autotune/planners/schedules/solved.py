@@ -30,14 +30,14 @@ def place(pipe: Pipe) -> Place:
     return wave(pipe) if pipe.chunks > 1 else linear(pipe)
 
 
-def shop(pipe: Pipe, where: Place, longest_rank: bool = False) -> Shop:
+def shop(pipe: Pipe, where: Place, longest_rank: bool = False, kept: float = 1.0) -> Shop:
     """The pipe as the solvers see it. ValueError for a limit that no order meets, or a stage on several ranks."""
     if any(len(ranks) != 1 for ranks in where):
         raise ValueError(f"each stage on one rank (found {where})")
     of = pipe.times.of
     forward, back, weight = (tuple(of(kind, s) for s in range(pipe.stages)) for kind in KINDS)
     ranks = tuple(ranks[0] for ranks in where)
-    return pipeline(ranks, forward, back, weight, pipe.times.hop, pipe.items, pipe.limit, longest_rank)
+    return pipeline(ranks, forward, back, weight, pipe.times.hop, pipe.items, pipe.limit, longest_rank, kept)
 
 
 def words(order: Order, stages: int) -> Words:
@@ -47,13 +47,18 @@ def words(order: Order, stages: int) -> Words:
 
 
 @lru_cache(maxsize=256)
-def _solution(pipe: Pipe, where: Place, longest_rank: bool, seeds: tuple[Words, ...]) -> Solution:
-    return solve(shop(pipe, where, longest_rank), seeds)
+def _solution(pipe: Pipe, where: Place, longest_rank: bool, kept: float, seeds: tuple[Words, ...]) -> Solution:
+    return solve(shop(pipe, where, longest_rank, kept), seeds)
 
 
-def solved(pipe: Pipe, where: Place, longest_rank: bool = False, seeds: tuple[Words, ...] = ()) -> Solved:
-    """Solves for the makespan, or for the longest rank; not worse than any of the seeds that keep the limit."""
-    found = _solution(pipe, where, longest_rank, seeds)
+def solved(
+    pipe: Pipe, where: Place, longest_rank: bool = False, kept: float = 1.0, seeds: tuple[Words, ...] = ()
+) -> Solved:
+    """Solves for the makespan, or for the longest rank; not worse than any of the seeds that keep the limit.
+
+    `kept`: the part of a chunk activation that W still needs when B is over.
+    """
+    found = _solution(pipe, where, longest_rank, kept, seeds)
     order: Order = []
     for word in found.words:
         done: dict[int, int] = {}

@@ -1,7 +1,8 @@
 """List scheduling: whenever a rank is free it takes what is most due, or waits a little for what is more due.
 
 Due dates are periodic: the k-th execution of a letter is due k cycles after its first, a cycle being the least time
-between micro-batches that work and slots allow (cf. the repeated building block of 2405.15362). A rule shifts them: forwards early or late, weight gradients into gaps or in time.
+between micro-batches that work and slots allow (cf. the repeated building block of 2405.15362). A rule shifts them:
+forwards early or late, weight gradients into gaps or in time.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ class Rule:
     patience: float = 0.0
     early: float = FAR  # how many cycles before it is due a forward may start
     stretch: float = 1.0  # of the first half of the forward path and of the backward path: longer stays, looser
+    pace: float = 1.0  # the due dates' cycle over the shop's: where the letters do not fit into the least cycle
     drain: bool = False  # a full rank with a forward at hand frees a slot before it goes on with backwards
 
 
 def due(shop: Shop, rule: Rule) -> list[list[float]]:
     """[letter][micro-batch] -> when it is due."""
-    cycle, stages = shop.cycle, shop.stages
+    cycle, stages = shop.cycle * rule.pace, shop.stages
     slow = {*range(stages // 2), *range(stages + stages // 2, 2 * stages)} if stages > shop.ranks else set()
     first = [0.0] * shop.letters
     for letter in shop.topological:
@@ -48,14 +50,14 @@ def dispatch(shop: Shop, rule: Rule) -> tuple[Words, float]:
 
     Decisions are made in order of time, so what is in progress elsewhere, and when it will arrive, is known.
     """
-    dates, patience, drain, early = due(shop, rule), rule.patience, rule.drain, rule.early * shop.cycle
+    dates, patience, drain, early = due(shop, rule), rule.patience, rule.drain, rule.early * shop.cycle * rule.pace
     stages, items, limit, far = shop.stages, shop.items, shop.limit, float("inf")
     rank_of, seconds, before, after = shop.rank, shop.seconds, shop.before, shop.after
     near = 1e-9 * shop.scale
     ended: list[list[float]] = [[] for _ in range(shop.letters)]
     head = [far if before[letter] else 0.0 for letter in range(shop.letters)]  # when its next execution can start
     forwards = [[l for l in letters if l < stages] for letters in shop.of_rank]
-    clock, freed = [0.0] * shop.ranks, [0] * shop.ranks
+    clock, freed, frees = [0.0] * shop.ranks, [0.0] * shop.ranks, shop.frees
     words: list[list[int]] = [[] for _ in range(shop.ranks)]
     events = [(0.0, rank_of[letter]) for letter in range(shop.letters) if not before[letter]]
     while events:
@@ -101,8 +103,7 @@ def dispatch(shop: Shop, rule: Rule) -> tuple[Words, float]:
         k = len(mine)
         words[rank].append(best)
         clock[rank] = end
-        if best >= 2 * stages:
-            freed[rank] += 1
+        freed[rank] += frees[best]
         heappush(events, (end, rank))
         head[best] = far
         if k < items:

@@ -46,7 +46,7 @@ class _Search:
         self.visited = 0
         self.ended: list[list[float]] = [[] for _ in range(shop.letters)]
         self.clock = [0.0] * shop.ranks
-        self.freed = [0] * shop.ranks
+        self.freed = [0.0] * shop.ranks
         self.words: list[list[int]] = [[] for _ in range(shop.ranks)]
         self.left = list(shop.work)
         self.forwards = [[l for l in letters if l < shop.stages] for letters in shop.of_rank]
@@ -83,14 +83,14 @@ class _Search:
 
     def _run(self, letter: int, start: float, ban: int) -> None:
         shop, rank = self.shop, self.shop.rank[letter]
-        before, seconds, frees = self.clock[rank], shop.seconds[letter], letter >= 2 * shop.stages
+        before, seconds, freed = self.clock[rank], shop.seconds[letter], self.freed[rank]
         self.clock[rank] = start + seconds
         self.ended[letter].append(start + seconds)
         self.words[rank].append(letter)
         self.left[rank] -= seconds
-        self.freed[rank] += frees
+        self.freed[rank] += shop.frees[letter]
         self.visit(ban)
-        self.freed[rank] -= frees
+        self.freed[rank] = freed
         self.left[rank] += seconds
         self.words[rank].pop()
         self.ended[letter].pop()

@@ -4,14 +4,14 @@ The recurrence is PipeDream's (1806.03377, section 3.2) without replication: the
 s stages takes some n layers and then the best cut of the rest into s - 1. GPipe's partitioner by cost (1811.06965,
 section 2.2) minimises the variance of the stages; that decides here between cuts whose largest stages are equal.
 
-Seconds are turned into integers (a float is one over a power of two), so equal costs tie exactly and nothing is rounded.
+Seconds are turned into integers (a float's denominator is a power of two): equal costs tie, nothing is rounded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 LABELS = 200_000  # load vectors of ranks that are looked at before the search for the best rank gives up
 
@@ -56,7 +56,8 @@ def partition(
         raise ValueError(f"costs that are not negative (found {min(*costs, first, last):g})")
     if len(memory) not in (0, layers) or len(limits) != (stages if memory else 0):
         raise ValueError(
-            f"bytes of {layers} layers and limits of {stages} stages, or neither (found {len(memory)} and {len(limits)})"
+            f"bytes of {layers} layers and limits of {stages} stages, or neither "
+            f"(found {len(memory)} and {len(limits)})"
         )
     if len(ranks) not in (0, stages):
         raise ValueError(f"the rank of each of {stages} stages (found {len(ranks)})")
@@ -188,7 +189,7 @@ def evenness(
 ) -> float:
     """The largest stage's time (with `ranks` the largest rank's) over the mean: 1 where all are equal."""
     ends = list(accumulate(cut, initial=0))
-    loads = [sum(costs[i:j]) for i, j in zip(ends, ends[1:], strict=False)]
+    loads = [sum(costs[i:j]) for i, j in pairwise(ends)]
     loads[0] += first
     loads[-1] += last
     if ranks:

@@ -20,7 +20,8 @@ def ramp(shop: Shop, slope: float, backlog: bool) -> Words:
     for rank in range(p):
         (stage,) = (l for l in shop.of_rank[rank] if l < shop.stages)
         warm = max(1, min(limit, 1 + ceil(slope * (p - 1 - stage))))
-        most = min(limit, max(1, 1 + ceil(slope * (p - 1)))) - warm if backlog else 0
+        most = min(limit, max(1, 1 + ceil(slope * (p - 1)))) - warm
+        most = int(most / max(shop.kept, 1e-6) + 1e-6) if backlog else 0
         words.append(_word(stage, shop.stages, m, warm, most))
     return tuple(words)
 

@@ -27,7 +27,8 @@ class Shop:
     """Letters with durations, what precedes what, and who takes and frees the rank's slots.
 
     A letter is kind x stages + stage, kind 0, 1, 2 for F, B, W. `before[l]` are pairs of a letter and the delay after
-    its end. `limit` slots a rank (0: no limit): F takes one when it starts, W frees one when it ends. `offset[r]` is
+    its end. `limit` slots a rank (0: no limit): F takes one when it starts, of which `kept` stays from the end of B
+    to the end of W. `offset[r]` is
     taken off a rank's last end before the maximum over ranks is taken: all zero for the makespan, each rank's first
     start for the longest rank (Zero Bubble's metric), since every rank's first start is the same in all orders.
     """
@@ -38,6 +39,7 @@ class Shop:
     items: int
     limit: int
     offset: tuple[float, ...]  # [rank]
+    kept: float = 1.0  # the part of a slot that W still needs when B is over
 
     @property
     def letters(self) -> int:
@@ -100,10 +102,15 @@ class Shop:
         return tuple(self.items * sum(self.seconds[l] for l in letters) for letters in self.of_rank)
 
     @cached_property
+    def frees(self) -> tuple[float, ...]:
+        """[letter] -> the slots that its end frees."""
+        return (0.0,) * self.stages + (1.0 - self.kept,) * self.stages + (self.kept,) * self.stages
+
+    @cached_property
     def stay(self) -> tuple[float, ...]:
-        """[rank] -> how long one micro-batch holds its slots at least, summed over the rank's stages."""
-        w = 2 * self.stages
-        held = [self.head[w + s] + self.seconds[w + s] - self.head[s] for s in range(self.stages)]
+        """[rank] -> slots times how long one micro-batch holds them at least, summed over the rank's stages."""
+        w, kept = 2 * self.stages, self.kept
+        held = [self.head[w + s] + kept * self.seconds[w + s] - self.head[s] for s in range(self.stages)]
         return tuple(sum(held[l] for l in letters if l < self.stages) for letters in self.of_rank)
 
     @cached_property
@@ -126,6 +133,7 @@ def pipeline(
     items: int,
     limit: int = 0,
     longest_rank: bool = False,
+    kept: float = 1.0,
 ) -> Shop:
     """The shop of a pipeline whose stage s is on rank ranks[s]; durations of each stage, `hop` between two ranks.
 
@@ -154,11 +162,12 @@ def pipeline(
         items=items,
         limit=limit,
         offset=(0.0,) * count,
+        kept=kept,
     )
     if not longest_rank:
         return shop
     offset = tuple(min(shop.head[l] for l in letters) for letters in shop.of_rank)
-    return Shop(shop.rank, shop.seconds, shop.before, items, limit, offset)
+    return Shop(shop.rank, shop.seconds, shop.before, items, limit, offset, kept)
 
 
 def least_peak(ranks: Sequence[int]) -> int:
@@ -170,15 +179,15 @@ def least_peak(ranks: Sequence[int]) -> int:
     return max(list(ranks).count(rank) for rank in set(ranks))
 
 
-def may_take(own: int, counts: Sequence[int], freed: int, limit: int) -> bool:
+def may_take(own: int, counts: Sequence[int], freed: float, limit: int) -> bool:
     """Whether a rank may start one more F of a stage without a deadlock to come.
 
-    `counts` forwards were started of the rank's stages, `own` of them of the stage in question, and `freed` weight
-    gradients have ended in all. Exact, given micro-batches in order: let j be the oldest micro-batch that lacks a
+    `counts` forwards were started of the rank's stages, `own` of them of the stage in question, and `freed` slots have
+    been freed again in all. Exact, given micro-batches in order: let j be the oldest micro-batch that lacks a
     forward on this rank. What j and younger ones hold can be freed only after j's backward, so j's missing forwards
     must fit beside it; and while they do on every rank, the oldest can always be finished, which frees what it held.
     """
     total, oldest = sum(counts), min(counts)
-    if total - freed >= limit:
+    if total - freed > limit - 1 + 1e-6:
         return False
     return own == oldest or total - oldest * len(counts) + 1 + list(counts).count(oldest) <= limit

@@ -6,14 +6,14 @@ Deterministic: budgets count steps, never seconds, so equal shops give equal wor
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
 
 from autotune.planners.solvers.bound import bound
-from autotune.planners.solvers.dispatch import FAR, Rule, dispatch
+from autotune.planners.solvers.dispatch import Rule, dispatch
 from autotune.planners.solvers.exact import branch_and_bound
 from autotune.planners.solvers.improve import improve
 from autotune.planners.solvers.ramp import ramp
+from autotune.planners.solvers.rules import rules
 from autotune.planners.solvers.shop import Shop, Words
 from autotune.planners.solvers.sweep import Sweep, fits, sweep
 
@@ -22,10 +22,11 @@ from autotune.planners.solvers.sweep import Sweep, fits, sweep
 class Budget:
     """How much is tried: steps placed by list scheduling and by local search, and nodes of branch and bound."""
 
-    dispatched: int = 60_000
+    dispatched: int = 120_000
     swept: int = 120_000
-    exact_steps: int = 45  # shops with more steps in all are left to the heuristic
-    nodes: int = 20_000
+    sweeps: int = 200  # of one shop
+    exact_steps: int = 40  # shops with more steps in all are left to the heuristic
+    nodes: int = 6_000
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,7 @@ def heuristic(shop: Shop, seeds: Iterable[Words], budget: Budget, floor: float) 
         swept = sweep(shop, words) if fits(shop, words) else None
         if swept is not None:
             found.append(swept)
-    for number, rule in enumerate(rules(shop)):
-        if number and number * shop.steps > budget.dispatched:
-            break
+    for rule in screened(shop, budget.dispatched):
         words, _ = dispatch(shop, rule)
         swept = sweep(shop, words)
         assert swept is not None  # list scheduling follows time
@@ -75,7 +74,7 @@ def heuristic(shop: Shop, seeds: Iterable[Words], budget: Budget, floor: float) 
         if swept.value <= floor + near:
             return swept
     found.sort(key=lambda one: one.value)  # stable: among equals the first
-    best, sweeps = found[0], budget.swept // shop.steps
+    best, sweeps = found[0], min(budget.sweeps, budget.swept // shop.steps)
     for start in found[:3]:
         better, spent = improve(shop, start, sweeps, floor)
         sweeps -= spent
@@ -90,13 +89,15 @@ def _ramps(shop: Shop) -> Iterator[Words]:
             yield ramp(shop, slope, backlog=True)
 
 
-def rules(shop: Shop) -> Iterator[Rule]:
-    """Rules to try, the likeliest first."""
-    tight = bool(shop.limit)
-    for early, patience in product((FAR, 1.0) if tight else (FAR,), (0.0, 0.5)):
-        for forward, weight in ((0.0, FAR), (-FAR, FAR), (0.0, 2.0), (0.0, 0.0)):
-            yield Rule(forward, weight, patience, early, 1.0, drain=early < FAR)
-    for stretch, early, weight in product((2.0, 1.0), (0.0, 0.5, 1.0), (2.0, FAR, 0.0)):
-        yield Rule(0.0, weight, 0.0, early, stretch, drain=True)
-    for forward, drain in product((1.0, -1.0, -FAR), (False, True)):
-        yield Rule(forward, 2.0, 0.5, FAR, 1.0, drain)
+def screened(shop: Shop, dispatched: int) -> list[Rule]:
+    """The rules to try. Where the budget does not allow all, half of it finds the best with fewer micro-batches."""
+    every = rules(shop)
+    if len(every) * shop.steps <= dispatched:
+        return every
+    affordable = max(1, dispatched // 2 // shop.steps)
+    items = dispatched // 2 // (len(every) * shop.letters)
+    if not 1 <= items < shop.items:
+        return every[:affordable]
+    short = replace(shop, items=items)
+    values = [dispatch(short, rule)[1] for rule in every]
+    return [every[n] for n in sorted(range(len(every)), key=lambda n: (values[n], n))[:affordable]]

@@ -59,19 +59,19 @@ def sweep(shop: Shop, words: Words) -> Sweep | None:
 
 
 def fits(shop: Shop, words: Words) -> bool:
-    """Whether no rank holds more than the limit: a slot is taken where F stands and freed where W stands."""
+    """Whether no rank holds more than the limit: a slot is taken where F stands and freed where B and W stand."""
     if not shop.limit:
         return True
-    stages = shop.stages
+    stages, frees = shop.stages, shop.frees
     for word in words:
-        held = 0
+        held = 0.0
         for letter in word:
             if letter < stages:
-                held += 1
-                if held > shop.limit:
+                held += 1.0
+                if held > shop.limit + 1e-6:
                     return False
-            elif letter >= 2 * stages:
-                held -= 1
+            else:
+                held -= frees[letter]
     return True
 
 
