@@ -16,6 +16,7 @@ from autotune.planners.schedules.solved import limits, place, refuse, shop, solv
 from autotune.planners.schedules.times import UNIT, Times
 from autotune.planners.schedules.timing import peaks, timed
 from autotune.planners.solvers.bound import bound
+from autotune.planners.solvers.exact import branch_and_bound
 from autotune.planners.solvers.shop import least_peak
 from autotune.planners.solvers.solve import Budget, heuristic, solve
 from autotune.planners.solvers.sweep import critical, fits, sweep
@@ -62,13 +63,13 @@ def rank_orders(held: list[int], items: int, stages: int, in_order: bool) -> Ite
     yield from (order for order in grow(dict.fromkeys(kinds, 0), ()) if legal(order, stages))
 
 
-def enumerated(pipe: Pipe, where: Place, in_order: bool) -> tuple[float, float, float]:
+def enumerated(pipe: Pipe, where: Place, in_order: bool, kept: float = 1.0) -> tuple[float, float, float]:
     """(least makespan, least longest rank, least peak) over every order under the pipe's limit."""
     lists = []
     for rank in range(pipe.ranks):
         held = [stage for stage, ranks in enumerate(where) if ranks == (rank,)]
         every = rank_orders(held, pipe.items, pipe.stages, in_order)
-        lists.append([list(order) for order in every if not pipe.limit or peaks([list(order)])[0] <= pipe.limit])
+        lists.append([list(order) for order in every if not pipe.limit or peaks([list(order)], kept)[0] <= pipe.limit])
     makespan = longest = peak = float("inf")
     for order in product(*lists):
         try:
@@ -80,12 +81,12 @@ def enumerated(pipe: Pipe, where: Place, in_order: bool) -> tuple[float, float, 
     return makespan, longest, peak
 
 
-def checked(pipe: Pipe, order: Order) -> float:
+def checked(pipe: Pipe, order: Order, kept: float = 1.0) -> float:
     """The makespan of an order that is complete and keeps the limit."""
     for rank, steps in enumerate(order):
         held = [stage for stage, ranks in enumerate(place(pipe)) if ranks == (rank,)]
         assert sorted(steps) == sorted(Step(op, s, i) for op in "FBW" for s in held for i in range(pipe.items))
-    assert not pipe.limit or max(peaks(order)) <= pipe.limit
+    assert not pipe.limit or max(peaks(order, kept)) <= pipe.limit + 1e-9
     return timed(order, pipe).makespan
 
 
@@ -93,7 +94,6 @@ SMALL = [
     *((2, 2, 1, limit, False) for limit in (0, 1, 2)),
     *((2, 3, 1, limit, True) for limit in (0, 1, 2, 3)),
     *((3, 2, 1, limit, True) for limit in (0, 1, 2)),
-    *((1, 2, 2, limit, True) for limit in (0, 2, 3)),
     *((2, 1, 2, limit, False) for limit in (0, 2)),
     (1, 4, 1, 2, True),
 ]
@@ -118,8 +118,6 @@ def test_exact_equals_enumeration(ranks: int, items: int, chunks: int, limit: in
 )
 def test_branch_and_bound_alone(ranks: int, items: int, chunks: int, limit: int) -> None:
     """With nothing to start from it finds what the whole finds, and without its floor it proves it."""
-    from autotune.planners.solvers.exact import branch_and_bound
-
     for seed in range(6):
         times = random_times(Random(seed), ranks * chunks)
         pipe = Pipe(ranks, items, chunks, limit=limit, times=times)
@@ -131,7 +129,7 @@ def test_branch_and_bound_alone(ranks: int, items: int, chunks: int, limit: int)
         assert swept is not None and swept.value == pytest.approx(alone.value, abs=1e-9)
 
 
-@pytest.mark.parametrize(("ranks", "items", "chunks"), [(1, 2, 1), (2, 2, 1), (1, 2, 2), (2, 1, 2)])
+@pytest.mark.parametrize(("ranks", "items", "chunks"), [(1, 2, 1), (2, 2, 1), (1, 1, 2), (2, 1, 2)])
 @pytest.mark.parametrize("of", [linear, wave])
 def test_least_peak_is_the_enumerations(ranks: int, items: int, chunks: int, of) -> None:  # type: ignore[no-untyped-def]
     pipe = Pipe(ranks, items, chunks)
@@ -146,7 +144,7 @@ def test_limit_below_the_least_peak_is_refused() -> None:
     assert refuse(Pipe(4, 8, 3)) == "one or two chunks a rank (found 3; nearest 2)"
 
 
-@pytest.mark.parametrize(("ranks", "items"), [(2, 3), (2, 8), (3, 7), (4, 4), (4, 16), (8, 24)])
+@pytest.mark.parametrize(("ranks", "items"), [(2, 3), (3, 7), (4, 4), (4, 16), (8, 16)])
 def test_not_worse_than_the_tables_orders(ranks: int, items: int) -> None:
     """Against 1F1B and GPipe with W right after B, each under the memory that it needs itself."""
     random = Random(ranks * items)
@@ -170,7 +168,7 @@ def test_not_worse_than_the_tables_orders(ranks: int, items: int) -> None:
 def test_bounds_hold_and_orders_are_legal(chunks: int) -> None:
     """On random pipes of random places, limits and times: bound <= value = what the schedules' own simulator says."""
     random = Random(chunks)
-    for _ in range(40):
+    for _ in range(25):
         ranks, items = random.randint(1, 5), random.randint(1, 9)
         limit = random.choice((0, *range(chunks, chunks * (ranks + 2))))
         pipe = Pipe(ranks, items, chunks, limit=limit, times=random_times(random, ranks * chunks))
@@ -192,19 +190,39 @@ def test_interleaved_placement_under_every_limit(chunks: int) -> None:
         assert max(peaks(found.order)) <= limit and timed(found.order, pipe).makespan == pytest.approx(found.value)
 
 
-ZERO_BUBBLE = [  # Zero Bubble, table 5: p, m, T_F, T_B, T_W, T_c, rate of ZB-1p (the automatic scheduler, limit p)
-    (8, 32, 18.513, 18.086, 9.331, 0.626, 0.1242),
-    (8, 24, 29.718, 29.444, 19.927, 0.527, 0.1323),
-    (16, 128, 11.325, 11.308, 8.109, 0.378, 0.0576),
+ZERO_BUBBLE = [  # Zero Bubble, table 5: p, m, T_F, T_B, T_W, T_c, rates of ZB-1p and ZB-2p, heads, hidden size
+    (8, 32, 18.513, 18.086, 9.331, 0.626, 0.1242, 0.0039, 24, 2304),
+    (8, 24, 29.718, 29.444, 19.927, 0.527, 0.1323, 0.0029, 32, 4096),
+    (16, 128, 11.325, 11.308, 8.109, 0.378, 0.0576, 0.0028, 40, 5120),
 ]
 
 
-@pytest.mark.parametrize(("p", "m", "f", "b", "w", "hop", "rate"), ZERO_BUBBLE)
-def test_published_bubble_rates(p: int, m: int, f: float, b: float, w: float, hop: float, rate: float) -> None:
-    """Not worse than the paper's own automatic scheduler at the limit of 1F1B."""
-    pipe = Pipe(p, m, limit=p, times=Times((f,), (b,), (w,), hop))
-    span = timed(solved(pipe, place(pipe), longest_rank=True).order, pipe).longest_rank
-    assert 1.0 - m * (f + b + w) / span <= rate + 5e-5
+@pytest.mark.parametrize(("p", "m", "f", "b", "w", "hop", "one", "two", "heads", "hidden"), ZERO_BUBBLE)
+def test_published_bubble_rates(
+    p: int, m: int, f: float, b: float, w: float, hop: float, one: float, two: float, heads: int, hidden: int
+) -> None:
+    """Not worse than the paper's own automatic scheduler at 1F1B's memory and at twice that; sequences of 1024.
+
+    A token's activations weigh 34 h + 5 a s until B is over and 32 h from there to W (section 2.3).
+    """
+    kept = 32 * hidden / (34 * hidden + 5 * heads * 1024)
+    for limit, rate in ((p, one), (2 * p, two)):
+        pipe = Pipe(p, m, limit=limit, times=Times((f,), (b,), (w,), hop))
+        order = solved(pipe, place(pipe), longest_rank=True, kept=kept).order
+        checked(pipe, order, kept)
+        assert round(1.0 - m * (f + b + w) / timed(order, pipe).longest_rank, 4) <= rate
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+@pytest.mark.parametrize("kept", [0.25, 0.5, 1.0])
+def test_what_the_weight_gradient_keeps(limit: int, kept: float) -> None:
+    """B frees a part of the activation: exact against enumeration."""
+    for seed in range(3):
+        pipe = Pipe(2, 3, limit=limit, times=random_times(Random(seed), 2))
+        found = solved(pipe, linear(pipe), kept=kept)
+        assert found.optimal and checked(pipe, found.order, kept) == pytest.approx(
+            enumerated(pipe, linear(pipe), True, kept)[0], abs=1e-9
+        )
 
 
 @pytest.mark.parametrize(("ranks", "items"), [(4, 8), (4, 16), (8, 32)])

@@ -7,8 +7,6 @@ limit is ZB-H1, slope 2 ZB-H2 (Zero Bubble, 2401.10241, section 2).
 
 from __future__ import annotations
 
-from math import ceil
-
 from autotune.planners.solvers.shop import Shop, Words
 
 
@@ -19,8 +17,8 @@ def ramp(shop: Shop, slope: float, backlog: bool) -> Words:
     words = []
     for rank in range(p):
         (stage,) = (l for l in shop.of_rank[rank] if l < shop.stages)
-        warm = max(1, min(limit, 1 + ceil(slope * (p - 1 - stage))))
-        most = min(limit, max(1, 1 + ceil(slope * (p - 1)))) - warm
+        warm = max(1, min(limit, 1 + round(slope * (p - 1 - stage))))
+        most = min(limit, max(1, 1 + round(slope * (p - 1)))) - warm
         most = int(most / max(shop.kept, 1e-6) + 1e-6) if backlog else 0
         words.append(_word(stage, shop.stages, m, warm, most))
     return tuple(words)

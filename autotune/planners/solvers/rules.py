@@ -13,6 +13,7 @@ ONE_STAGE = (
     Rule(0.0, FAR),
     Rule(0.0, FAR, 0.25, drain=True),
     Rule(1.0, FAR),
+    Rule(0.0, FAR, 0.15),
     Rule(0.0, FAR, 0.5, drain=True),
     Rule(-1.0, FAR, drain=True),
     Rule(-1.0, FAR, 0.25),

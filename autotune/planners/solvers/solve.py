@@ -22,7 +22,7 @@ from autotune.planners.solvers.sweep import Sweep, fits, sweep
 class Budget:
     """How much is tried: steps placed by list scheduling and by local search, and nodes of branch and bound."""
 
-    dispatched: int = 120_000
+    dispatched: int = 180_000
     swept: int = 120_000
     sweeps: int = 200  # of one shop
     exact_steps: int = 40  # shops with more steps in all are left to the heuristic
@@ -85,7 +85,9 @@ def heuristic(shop: Shop, seeds: Iterable[Words], budget: Budget, floor: float) 
 def _ramps(shop: Shop) -> Iterator[Words]:
     if shop.stages == shop.ranks:
         yield ramp(shop, 1.0, backlog=False)
-        for slope in (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0):
+        back = shop.head[shop.stages] - shop.head[0]  # from the first rank's first forward to its first backward
+        natural = (back / max(shop.seconds[: shop.stages]) - 1.0) / max(1, shop.ranks - 1)
+        for slope in (1.0, 1.25, 1.5, 1.75, 2.0, natural, 1.1 * natural, 1.2 * natural):
             yield ramp(shop, slope, backlog=True)
 
 
