@@ -12,7 +12,9 @@ from math import ceil
 
 from autotune.planners.bounds import Bounder
 from autotune.planners.costs.step import StepCosts
+from autotune.planners.lower.stage import cut_of
 from autotune.planners.schedules.times import Times
+from autotune.planners.solvers.partition import partition
 from autotune.spec.plan import Plan
 from autotune.spec.program import Instruction
 
@@ -25,9 +27,25 @@ class PricedAdvice:
 
     bounder: Bounder
     _times: dict[Plan, str] = field(default_factory=dict)
+    _cuts: dict[Plan, str] = field(default_factory=dict)
 
     def cuts(self, plan: Plan) -> tuple[str, ...]:
-        return ("",)
+        """The even cut, and where stages then differ the one with the least largest stage."""
+        if plan.stages == 1:
+            return ("",)
+        key = replace(plan, schedule="1f1b", zero=0, group=0, limit=0, times="", order="", offload=0)
+        if key not in self._cuts:
+            self._cuts[key] = self._balanced(plan)
+        return tuple(dict.fromkeys(("", self._cuts[key])))
+
+    def _balanced(self, plan: Plan) -> str:
+        """The cut by dynamic programming over the blocks' prices; "" where it is the even one."""
+        model = self.bounder.predictor.model
+        costs = self.bounder.stages(plan)[1]
+        embed, *layers, head = (costs.block(block) for stage in costs.stages for block in stage)
+        even = cut_of(replace(plan, layers=""), model).layers
+        best = partition(layers, plan.stages, embed, head)
+        return "" if best == even else ",".join(map(str, best))
 
     def times(self, plan: Plan) -> str:
         """Durations of F, B, W of each stage and of a hop, relative to the mean forward."""

@@ -14,6 +14,7 @@ from autotune.planners.lower.shape import training_shape
 from autotune.planners.lower.stage import Sizes, canonical_stages, cut_of, stage_blocks
 from autotune.planners.lower.train import state_bytes
 from autotune.planners.lower.traits import micro_batches, partial_weights, place_of, stage_sizes
+from autotune.spec.graph import Block
 from autotune.spec.machine import Profile
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
@@ -70,6 +71,10 @@ class StepCosts:
         for block, count in Counter(self.stages[stage]).items():
             total += self.bodies.of(block, self.shape, self.plan.recompute, op).times(count)
         return total
+
+    def block(self, block: Block) -> float:
+        """Seconds of one block's forward and backward."""
+        return sum(self.bodies.of(block, self.shape, self.plan.recompute, op).seconds for op in ("F", "BW"))
 
     def pieces(self, op: str, stage: int) -> tuple[Work, ...]:
         """The primitives of an instruction outside the bodies."""

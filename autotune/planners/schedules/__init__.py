@@ -14,6 +14,7 @@ from autotune.planners.schedules import (
     hanayo,
     interleaved,
     one_f_one_b,
+    solved,
     text,
     two_stage,
     zero_bubble,
@@ -49,6 +50,7 @@ SCHEDULES: dict[str, Schedule] = {
     "v-zb": v.V_ZB,
     "hanayo": hanayo.SCHEDULE,
     "zeropp": zeropp.SCHEDULE,
+    "solved": solved.SCHEDULE,
 }
 
 __all__ = ["SCHEDULES", "Order", "Pipe", "Place", "Schedule", "Step", "held", "linear", "wave"]
