@@ -175,7 +175,8 @@ class Trainer:
                 given[f"d.{body.output}"] = gradient
             gradient = None  # the body frees it where it is last read
             left = self.run(block, 1, state, given, group)
-            gradient = left.get(body.gradient)
+            gradient = left.pop(body.gradient, None)
+            left.clear()  # the block's input: nobody needs it any more
         return (values[f"g.{s}"], gradient) if s else (values[f"g.{s}"],)
 
     def run(

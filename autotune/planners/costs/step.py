@@ -12,6 +12,7 @@ from autotune.planners.costs.price import Pricer
 from autotune.planners.lower.shape import training_shape
 from autotune.planners.lower.stage import Sizes, canonical_stages, stage_blocks
 from autotune.planners.lower.train import partial_weights, stage_sizes, state_bytes
+from autotune.planners.lower.workspace import staging
 from autotune.spec.machine import Profile
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
@@ -35,7 +36,7 @@ class StepCosts:
     _known: dict[tuple[str, int], Cost] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.sizes = self.sizes or stage_sizes(self.plan, self.model, self.workload)
+        self.sizes = self.sizes or stage_sizes(self.plan, self.model, self.workload, self.bodies.site)
         self.shape = training_shape(self.plan, self.workload)
         self.stages = canonical_stages(self.model, self.plan.stages)
 
@@ -58,8 +59,12 @@ class StepCosts:
         return self.cost(instruction).sent if instruction.op != "RECV" else 0
 
     def transient(self, rank: int, instruction: Instruction) -> int:
-        size = self.sizes[instruction.stage]
-        return {"F": size.forward, "BW": size.backward}.get(instruction.op, 0)
+        op, stage = instruction.op, instruction.stage
+        if op in BODIES:
+            return self.sizes[stage].backward if BODIES[op] else self.sizes[stage].forward
+        if op == "SUM_PARTIAL":
+            return self.partial(stage).size  # they are summed as one flat copy
+        return sum(staging(w.op, w.size, self.bodies.site) for w in self.pieces(op, stage) if isinstance(w, Collective))
 
     def stage(self, stage: int, backward: bool) -> Cost:
         """The bodies of a stage's blocks, one after another."""
@@ -109,7 +114,7 @@ class StepCosts:
         size = self.model.vocab * self.model.hidden // self.plan.tensor * width
         return Collective("all_reduce", size, 2, self.pricer.level(self.plan.world))
 
-    def partial(self, stage: int) -> Work:
+    def partial(self, stage: int) -> Collective:
         """The gradients of weights that every tensor rank holds whole."""
         weights = (
             w for block in stage_blocks(self.model, self.plan.stages)[stage] for w in partial_weights(block, self.plan)

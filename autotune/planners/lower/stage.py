@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from autotune.planners.lower.body import Body, lower_block
 from autotune.planners.lower.shape import Shape
+from autotune.planners.lower.workspace import Site, workspace
 from autotune.planners.simulate import memory
 from autotune.spec.graph import Block, Node, Weight, blocks
 from autotune.spec.model import ModelSpec
@@ -81,23 +82,24 @@ def local_parameters(stage: tuple[Block, ...], tensor: int) -> int:
     return sum(sizes.values())
 
 
-def _peak(program: Program) -> int:
-    return max(memory(program, lambda rank, instruction: 0)[0].get("device", ()), default=0)
-
-
 @lru_cache(maxsize=8192)
-def body_peaks(block: Block, shape: Shape, policy: str) -> tuple[int, int]:
+def body_peaks(block: Block, shape: Shape, policy: str, site: Site) -> tuple[int, int]:
     """The most bytes alive inside one block's forward and backward, its input left out."""
     body = lower_block(block, shape, policy)
-    return _peak(body.forward), _peak(body.backward)
+
+    def peak(program: Program) -> int:
+        held = memory(program, lambda rank, i: workspace(block, i, shape, body.sizes, site))
+        return max(held[0].get("device", ()), default=0)
+
+    return peak(body.forward), peak(body.backward)
 
 
 @lru_cache(maxsize=8192)
-def sizes(model: ModelSpec, stages: int, stage: int, shape: Shape, policy: str) -> Sizes:
+def sizes(model: ModelSpec, stages: int, stage: int, shape: Shape, policy: str, site: Site) -> Sizes:
     """The bytes of one stage. Inside it, the output of one block is the kept input of the next."""
     held = canonical_stages(model, stages)[stage]
     bodies: list[Body] = [lower_block(block, shape, policy) for block in held]
-    peaks = [body_peaks(block, shape, policy) for block in held]
+    peaks = [body_peaks(block, shape, policy, site) for block in held]
     forward = backward = resident = 0
     for body, (forth, back) in zip(bodies, peaks, strict=True):
         forward = max(forward, resident + forth)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from autotune.planners.lower.body import TENSOR
 from autotune.planners.lower.shape import Shape, training_shape
 from autotune.planners.lower.stage import Sizes, sizes, stage_blocks
+from autotune.planners.lower.workspace import Site
 from autotune.planners.passes.communicate import communicate
 from autotune.planners.resolve import Shared, uncollected
 from autotune.planners.schedules import SCHEDULES, Step
@@ -31,14 +32,14 @@ def micro_batches(plan: Plan, workload: Workload) -> int:
     return workload.global_batch // (plan.data * plan.micro_batch)
 
 
-def stage_sizes(plan: Plan, model: ModelSpec, workload: Workload) -> tuple[Sizes, ...]:
-    """The bytes of every stage of a plan."""
-    return _stage_sizes(model, plan.stages, training_shape(plan, workload), plan.recompute)
+def stage_sizes(plan: Plan, model: ModelSpec, workload: Workload, site: Site | None = None) -> tuple[Sizes, ...]:
+    """The bytes of every stage of a plan. `site` matters to what is transient alone."""
+    return _stage_sizes(model, plan.stages, training_shape(plan, workload), plan.recompute, site or Site())
 
 
 @lru_cache(maxsize=4096)
-def _stage_sizes(model: ModelSpec, stages: int, shape: Shape, policy: str) -> tuple[Sizes, ...]:
-    return tuple(sizes(model, stages, s, shape, policy) for s in range(stages))
+def _stage_sizes(model: ModelSpec, stages: int, shape: Shape, policy: str, site: Site) -> tuple[Sizes, ...]:
+    return tuple(sizes(model, stages, s, shape, policy, site) for s in range(stages))
 
 
 def state_bytes(parameters: int, precision: str, shards: int) -> tuple[int, int, int]:
