@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 from torch import Tensor
@@ -22,6 +22,10 @@ from autotune.spec.opset import OPS
 from autotune.spec.program import Instruction, Program
 
 Values = dict[str, Tensor]
+
+# torch 2.13 renames these two; the versions before know only the old names.
+GATHER: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+SCATTER: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 class Call(NamedTuple):
@@ -73,13 +77,13 @@ def _all_reduce(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, 
 def _all_gather(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
     part = reads[0].contiguous()
     whole = part.new_empty(part.shape[0] * env.tensor_size, *part.shape[1:])
-    return whole, dist.all_gather_into_tensor(whole, part, group=group, async_op=True)
+    return whole, GATHER(whole, part, group=group, async_op=True)
 
 
 def _reduce_scatter(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
     whole = reads[0].contiguous()
     part = whole.new_empty(whole.shape[0] // env.tensor_size, *whole.shape[1:])
-    return part, dist.reduce_scatter_tensor(part, whole, group=group, async_op=True)
+    return part, SCATTER(part, whole, group=group, async_op=True)
 
 
 _pause = 0.0
