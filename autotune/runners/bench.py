@@ -1,29 +1,35 @@
 """Times the operations of a body where they stand: in their order, on cold operands, several workers at once.
 
 An operation repeated alone finds its operands in the cache; between its neighbours it does not. So the pieces that a
-plan's bodies are made of are timed by running those bodies, with stand-ins for the collectives (which are measured by
-themselves). No step is timed: what a step takes stays a prediction.
+plan's bodies are made of are timed by running those bodies. On a CPU the workers form the plan's tensor groups, and
+collectives are timed where they stand as well: between computations, on workers that are never quite in step (whoever
+comes first waits, and waiting is part of what a collective takes). On accelerators collectives have stand-ins here and
+are measured by themselves. No step is timed: what a step takes stays a prediction.
 """
 
 from __future__ import annotations
 
 import os
 import statistics
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from autotune.planners.costs.works import works
 from autotune.planners.lower.body import Body, lower_block
 from autotune.planners.lower.shape import Shape
-from autotune.profiles_db.heap import keep_heap
+from autotune.profiles_db.probes.crew import Crew, join, use_threads
 from autotune.runners.body import Call, Values, compile_body
+from autotune.runners.mesh import REDUCTIONS
 from autotune.runners.ops import Env
 from autotune.runners.rope import tables
 from autotune.runners.state import DTYPES, local_shape
@@ -32,8 +38,10 @@ from autotune.spec.machine import Sample
 from autotune.spec.model import ModelSpec
 from autotune.spec.work import Work
 
-COPIES = 4  # sets of weights that take turns, so that they come cold as a model's layers do
-ROUNDS, WARM = 12, 3
+COPIES = 4  # sets of weights that follow one another as a model's layers do, so that everything comes cold
+ROUNDS, WARM = 12, 3  # passes through a block that count, and those before them
+TRIM = 0.25  # of the times at either end is left out: a step adds up means, but not the machine's hiccups
+GLOO_S = 60.0  # a collective that takes longer is stuck
 
 
 @dataclass(frozen=True)
@@ -71,106 +79,157 @@ class _Clock:
         return float(a.elapsed_time(b)) * 1e-3 if self.cuda else float(b - a)
 
 
-def _run(calls: tuple[Call, ...], env: Env, values: Values, clock: _Clock) -> list[Any]:
-    """Runs a body and stamps before, between and after its calls."""
+def _run(calls: tuple[Call, ...], env: Env, values: Values, group: Any, clock: _Clock) -> list[Any]:
+    """Runs a body and stamps before, between and after its calls. Collectives are waited for where they are issued."""
     stamps = [clock.stamp()]
     for call in calls:
-        made: tuple[object, ...]
-        if call.collective:
-            made = (_stand_in(call.label, env.tensor_size)(values[call.reads[0]]),)
+        operands = tuple(values[name] for name in call.reads)
+        if not call.collective:
+            made = call.run(env, None, operands)
+        elif group is None:
+            made = (_stand_in(call.label, env.tensor_size)(operands[0]),)
         else:
-            made = call.run(env, None, tuple(values[name] for name in call.reads))
-        for name, value in zip(call.writes, made, strict=True):
-            values[name] = value  # type: ignore[assignment]
-        made = ()
+            *made, work = call.run(env, group, operands)  # type: ignore[assignment]
+            work.wait()  # type: ignore[attr-defined]
+            del work
+        values.update(zip(call.writes, made, strict=True))  # type: ignore[arg-type]
+        made, operands = (), ()
         for name in call.frees:
             del values[name]
         stamps.append(clock.stamp())
     return stamps
 
 
-def time_piece(model: ModelSpec, piece: Piece, device: torch.device) -> dict[Work, float]:
-    """Median seconds of every compute instruction of a body that is one piece of work."""
+@dataclass
+class _Copy:
+    """One set of weights of a block, and what its forward left."""
+
+    env: Env
+    values: Values
+
+
+def _copies(model: ModelSpec, piece: Piece, device: torch.device, group: Any) -> list[_Copy]:
+    """The block's sets of weights, as they start out in training."""
     block, shape = piece.block, piece.shape
     dtype = DTYPES[shape.dtype]
     main = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
-    body: Body = lower_block(block, shape, piece.policy)
-    calls = compile_body(block, body.forward), compile_body(block, body.backward)
-    clock = _Clock(device.type == "cuda")
-    sets = []
-    for _ in range(COPIES if block.kind == "layer" else 1):
-        weights = {w.name: torch.randn(local_shape(w, shape.tensor), device=device).to(dtype) for w in block.weights()}
-        grads = {name: torch.zeros_like(w, dtype=main) for name, w in weights.items()}
-        sets.append((weights, grads))
     rope = tables(model, shape.queries, device)
-    tokens = torch.randint(model.vocab, (shape.tokens,), device=device)
-    source = block.nodes[0].reads[0]
-    rows = shape.rows(shape.sequence_parallel and shape.tensor > 1)
-    seen: dict[Work, list[float]] = defaultdict(list)
-    for round_ in range(ROUNDS + WARM):
-        weights, grads = sets[round_ % len(sets)]
+    positions = torch.arange(shape.queries, device=device)
+
+    def reduce(tensor: Tensor, how: str) -> Tensor:
+        if group is not None:
+            dist.all_reduce(tensor, REDUCTIONS[how], group=group)
+        return tensor
+
+    made = []
+    for _ in range(COPIES if block.kind == "layer" else 1):
+        weights = {
+            w.name: (0.02 * torch.randn(local_shape(w, shape.tensor), device=device)).to(dtype) for w in block.weights()
+        }
+        grads = {name: torch.zeros_like(w, dtype=main) for name, w in weights.items()}
         env = Env(
             model,
             shape.batch,
             shape.queries,
-            torch.arange(shape.queries, device=device),
+            positions,
             rope,
             weights,
             grads,
+            tensor_rank=dist.get_rank(group) if group is not None else 0,
             tensor_size=shape.tensor,
-            all_reduce=lambda tensor, how: tensor,
+            all_reduce=reduce,
             attention=shape.attention,
         )
-        x = tokens if source == "tokens" else torch.randn(rows, model.hidden, device=device).to(dtype)
-        values: Values = {source: x, "targets": tokens % max(1, model.vocab // shape.tensor)}
-        stamps = [_run(calls[0], env, values, clock)]
-        if body.output != "loss":
-            values[f"d.{body.output}"] = values.pop(body.output)
-        stamps.append(_run(calls[1], env, values, clock))
+        made.append(_Copy(env, {}))
+    return made
+
+
+def time_piece(model: ModelSpec, piece: Piece, device: torch.device, group: Any = None) -> dict[Work, float]:
+    """Seconds of every instruction of a body that is one piece of work; `group`: the tensor ranks, where they meet.
+
+    On a CPU the copies of a block are passed forwards one after another and then backwards, as a stage's layers are;
+    on accelerators, whose caches are small, one at a time, which takes less memory.
+    """
+    block, shape = piece.block, piece.shape
+    body: Body = lower_block(block, shape, piece.policy)
+    calls = compile_body(block, body.forward), compile_body(block, body.backward)
+    clock = _Clock(device.type == "cuda")
+    copies = _copies(model, piece, device, group)
+    tokens = torch.randint(model.vocab, (shape.tokens,), device=device)
+    source = block.nodes[0].reads[0]
+    rows = shape.rows(shape.sequence_parallel and shape.tensor > 1)
+    chains = [[copy] for copy in copies] if clock.cuda else [copies]
+    seen: dict[Work, list[float]] = defaultdict(list)
+    rounds = -(-ROUNDS // len(chains[0])), -(-WARM // len(chains[0]))
+    for round_ in range(sum(rounds)):
+        chain = chains[round_ % len(chains)]
+        x = tokens if source == "tokens" else torch.randn(rows, model.hidden, device=device).to(DTYPES[shape.dtype])
+        stamps = []
+        for copy in chain:
+            copy.values = {source: x, "targets": tokens}
+            stamps.append((body.forward, _run(calls[0], copy.env, copy.values, group, clock)))
+            x = copy.values[body.output] if body.output == "loss" else copy.values.pop(body.output)
+        gradient = torch.randn_like(x) if body.output != "loss" else None
+        for copy in reversed(chain):
+            if gradient is not None:
+                copy.values[f"d.{body.output}"] = gradient
+            gradient = None
+            stamps.append((body.backward, _run(calls[1], copy.env, copy.values, group, clock)))
+            gradient = copy.values.pop(body.gradient, None)
+            copy.values = {}
         if clock.cuda:
             torch.cuda.synchronize(device)
-        if round_ < WARM:
-            continue
-        for program, marks in zip((body.forward, body.backward), stamps, strict=True):
+        for program, marks in stamps if round_ >= rounds[1] else ():
             for i, instruction in enumerate(program.ranks[0]):
                 made = works(block, body, instruction, shape)
-                if len(made) == 1 and made[0].kind != "collective":
+                if len(made) == 1 and (group is not None or made[0].kind != "collective"):
                     seen[made[0]].append(clock.between(marks[i], marks[i + 1]))
-    return {work: statistics.median(times) for work, times in seen.items()}
+    return {work: trimmed(times) for work, times in seen.items()}
 
 
-def _worker(rank: int, ranks: int, device: str, model: ModelSpec, pieces: Sequence[Piece], gate: Any, out: Any) -> None:
+def trimmed(times: Sequence[float]) -> float:
+    """The mean of `times` without the TRIM at either end."""
+    cut = int(TRIM * len(times))
+    return statistics.fmean(sorted(times)[cut : len(times) - cut])
+
+
+def _worker(rank: int, ranks: int, device: str, model: ModelSpec, pieces: Sequence[Piece], meet: str, out: Any) -> None:
     where = torch.device(device)
     torch.set_grad_enabled(False)
     if where.type == "cpu":
-        keep_heap()
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
+        use_threads(ranks, len(os.sched_getaffinity(0)))
+    crew = join(device, rank, ranks, meet, GLOO_S) if ranks > 1 else Crew(device)
     found: list[dict[Work, float]] = []
     for piece in pieces:
-        gate.wait(120)
-        found.append(time_piece(model, piece, where))
+        group = crew.block(piece.shape.tensor) if 1 < piece.shape.tensor <= ranks else None
+        crew.barrier()
+        found.append(time_piece(model, piece, where, group))
     out.put((rank, found))
+    crew.barrier()
+    if ranks > 1:
+        dist.destroy_process_group()
 
 
 def time_pieces(model: ModelSpec, pieces: Sequence[Piece], ranks: int, device: str) -> list[Sample]:
     """Samples of the operations of `pieces`, while `ranks` workers run the same at once (CUDA: one worker)."""
     ranks = 1 if device != "cpu" else ranks
     context = get_context("spawn")
-    gate, out = context.Barrier(ranks), context.SimpleQueue()
-    arguments = (ranks, device, model, tuple(pieces), gate, out)
-    processes = [context.Process(target=_worker, args=(rank, *arguments), daemon=True) for rank in range(ranks)]
-    for process in processes:
-        process.start()
+    out = context.SimpleQueue()
     answers: list[list[dict[Work, float]]] = []
-    while len(answers) < ranks:
-        if out.empty():
-            if any(p.exitcode not in (None, 0) for p in processes):
-                break
-            time.sleep(0.02)
-            continue
-        answers.append(out.get()[1])
-    for process in processes:
-        process.join(10) if len(answers) == ranks else process.terminate()
+    with tempfile.TemporaryDirectory(prefix="autotune-bench-") as folder:
+        arguments = (ranks, device, model, tuple(pieces), (Path(folder) / "store").as_uri(), out)
+        processes = [context.Process(target=_worker, args=(rank, *arguments), daemon=True) for rank in range(ranks)]
+        for process in processes:
+            process.start()
+        while len(answers) < ranks:
+            if out.empty():
+                if any(p.exitcode not in (None, 0) for p in processes):
+                    break
+                time.sleep(0.02)
+                continue
+            answers.append(out.get()[1])
+        for process in processes:
+            process.join(10) if len(answers) == ranks else process.terminate()
     merged: dict[Work, list[float]] = defaultdict(list)
     for found in answers:
         for piece in found:

@@ -6,9 +6,11 @@ next instruction that touches their buffer waits for them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 from torch import Tensor
@@ -19,6 +21,10 @@ from autotune.spec.opset import OPS
 from autotune.spec.program import TENSOR, Instruction, Program
 
 Values = dict[str, Tensor]
+
+# torch 2.13 renames these two; the versions before know only the old names.
+GATHER: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+SCATTER: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 class Call(NamedTuple):
@@ -70,13 +76,36 @@ def _all_reduce(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, 
 def _all_gather(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
     part = reads[0].contiguous()
     whole = part.new_empty(part.shape[0] * env.tensor_size, *part.shape[1:])
-    return whole, dist.all_gather_into_tensor(whole, part, group=group, async_op=True)
+    return whole, GATHER(whole, part, group=group, async_op=True)
 
 
 def _reduce_scatter(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
     whole = reads[0].contiguous()
     part = whole.new_empty(whole.shape[0] // env.tensor_size, *whole.shape[1:])
-    return part, dist.reduce_scatter_tensor(part, whole, group=group, async_op=True)
+    return part, SCATTER(part, whole, group=group, async_op=True)
+
+
+_pause = 0.0
+
+
+@contextmanager
+def unhurried(seconds: float = 5e-4) -> Iterator[None]:
+    """Inside, a body stops after each collective until the backend's thread, too, has let go of its buffers.
+
+    For counting memory: that thread is woken last, and what it gives back no count of ours sees.
+    """
+    global _pause
+    before, _pause = _pause, seconds
+    try:
+        yield
+    finally:
+        _pause = before
+
+
+def _end(work: dist.Work) -> None:
+    work.wait()
+    if _pause:
+        time.sleep(_pause)
 
 
 COLLECTIVES = {"all_reduce": _all_reduce, "all_gather": _all_gather, "reduce_scatter": _reduce_scatter}
@@ -121,22 +150,20 @@ def run_body(
     for call in calls:
         if pending:
             for name in call.touches:
-                work = pending.pop(name, None)
-                if work is not None:
-                    work.wait()
+                if name in pending:
+                    _end(pending.pop(name))
         made = call.run(env, group, tuple(values[name] for name in call.reads))
         if call.collective:
-            *made, work = made  # type: ignore[assignment]
-            pending[call.writes[0]] = work  # type: ignore[assignment]
-        for name, value in zip(call.writes, made, strict=True):
-            values[name] = value  # type: ignore[assignment]
+            pending[call.writes[0]] = made[-1]  # type: ignore[assignment]
+            made = made[:-1]
+        values.update(zip(call.writes, made, strict=True))  # type: ignore[arg-type]  # a loop's variable would keep one
         if watch is not None:
             watch.see(call.label, values)
         made = ()
         for name in call.frees:
             if name in pending:
-                pending.pop(name).wait()
+                _end(pending.pop(name))
             del values[name]
     for work in pending.values():
-        work.wait()
+        _end(work)
     return values

@@ -12,18 +12,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
+from autotune.runners.flying import Flying, Handle
 from autotune.spec.errors import RunError
 from autotune.spec.program import COMPUTE, DEVICE, Instruction, Program
 
 RUN_AHEAD = 3
-
-
-class Handle(Protocol):
-    def wait(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -59,6 +56,7 @@ class Interpreter:
     host_lanes: frozenset[str] = frozenset()  # lanes that the host serves even on CUDA: messages through its memory
     streams: dict[str, Any] = field(default_factory=dict)
     history: dict[str, deque[Any]] = field(default_factory=dict)
+    flying: Flying = field(default_factory=Flying)
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda":
@@ -79,7 +77,7 @@ class Interpreter:
         pending: dict[str, tuple[Handle, int]] = {}
         waited: dict[int, float] = {}
         issued: list[Any] = []
-        flying: list[tuple[Handle, int, Any]] = []
+        landed: dict[int, float] = {}
         ahead: deque[Any] = deque()
 
         def settle(name: str) -> None:
@@ -93,6 +91,7 @@ class Interpreter:
             for name in (*(() if instruction.lag else instruction.reads), *instruction.writes):
                 if name in pending:
                     settle(name)
+            self.flying.drop(landed)
             if self.streams and instruction.lane == COMPUTE:
                 self._hold_back(ahead)
             if instruction.op in self.hooks:
@@ -114,24 +113,23 @@ class Interpreter:
                     if id(v) not in held[1] and self._here(n)
                 }
                 trace.memory.append(held[0] + counted(new))
-            made = ()
+                del new
+            made, value = (), None  # what is freed below must have no other holder
             for name in instruction.frees:
-                # A message may still be on its way: keep what it reads until the step ends, and do not stop here. On
-                # CUDA the allocator has heard of both streams and needs no help.
+                # A message may still be on its way: do not stop here. On CUDA both streams are known to the allocator.
                 value = self.values.pop(name)
                 if name in pending:
-                    flying.append((*pending.pop(name), None if self.streams else value))
+                    handle, number = pending.pop(name)
+                    if self.device.type != "cuda":
+                        self.flying.keep(handle, number, value)
                 value = None
         for name in list(pending):
             settle(name)
-        for handle, position, _ in flying:
-            handle.wait()
-            if clock is not None and self.device.type != "cuda":
-                waited[position] = clock.now()
-        flying.clear()
+        self.flying.drop(landed, all_of_them=True)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         if clock is not None and trace is not None:
+            waited |= {position: clock.seconds(when) for position, when in landed.items()}
             for position, begin, end in issued:
                 trace.spans.append((position, clock.seconds(begin), waited.get(position, clock.seconds(end))))
 

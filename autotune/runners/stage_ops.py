@@ -70,7 +70,9 @@ def backward(trainer: Trainer, instruction: Instruction, values: Store) -> Made:
         if gradient is not None:
             given[f"d.{body.output}"] = gradient
         gradient = None  # the body frees it where it is last read
-        gradient = trainer.run(block, "BW", state, given).get(body.gradient)
+        left = trainer.run(block, "BW", state, given)
+        gradient = left.pop(body.gradient, None)
+        left.clear()  # the block's input: nobody needs it any more
     return _pick(instruction, {"g": values[f"g.{instruction.stage}"], "d": gradient})
 
 
@@ -109,7 +111,7 @@ def weight_gradient(trainer: Trainer, instruction: Instruction, values: Store) -
         given.setdefault(block.nodes[0].reads[0], source)
         if body.late_gradient and number == len(state.blocks) - 1:
             given[f"d.{body.output}"] = values[f"d.{instruction.stage}.{instruction.item}"]
-        trainer.run(block, "W", state, given)
+        trainer.run(block, "W", state, given).clear()
     return _pick(instruction, {"g": values[f"g.{instruction.stage}"]})
 
 

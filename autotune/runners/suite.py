@@ -1,7 +1,9 @@
 """Predicted against measured over a stated list of plans: `python -m autotune.runners.suite SUITE [--profile FILE]`.
 
-The operations that the plans are made of are measured first; no plan's own step time is ever used. Prints a Markdown
-table with signed errors, then mean and worst, and writes the rows as JSON where `--out` says.
+Plan by plan, the operations that it is made of are measured, a prediction is made, and the plan runs; `--repeats` of
+this alternate, since a shared machine's speed drifts from minute to minute, and the medians count. No plan's own step
+time is ever used. Prints a Markdown table with signed errors, then mean and worst, and writes the rows as JSON where
+`--out` says.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from autotune.planners.feasible import why_not
 from autotune.planners.predict import Predictor
 from autotune.profiles_db.profile_file import dump_profile, load_profile
 from autotune.runners.here import refine_for
-from autotune.runners.job import Job
+from autotune.runners.job import Job, RunResult
 from autotune.runners.launch import launch
 from autotune.spec.errors import AutotuneError
 from autotune.spec.families import load_model
@@ -44,6 +46,10 @@ class Suite:
 
 def _small() -> ModelSpec:
     return ModelSpec("llama-7m", "LlamaForCausalLM", 256, 6, 8, 4, 32, 768, 256, tied=True)
+
+
+def _other() -> ModelSpec:
+    return ModelSpec("qwen-4m", "Qwen3ForCausalLM", 192, 8, 6, 2, 32, 640, 512, qk_norm=True)
 
 
 def _models() -> Path:
@@ -105,50 +111,74 @@ def suites() -> dict[str, Suite]:
         Plan(pipeline=2, micro_batch=4, schedule="gpipe"),
         Plan(pipeline=2, micro_batch=2, schedule="interleaved-1f1b", chunks=2),
     )
+    held_out = (
+        Plan(micro_batch=4),
+        Plan(micro_batch=16, recompute="selective"),
+        Plan(micro_batch=8, recompute="full"),
+        Plan(data=2, micro_batch=4, zero=1),
+        Plan(data=2, micro_batch=16),
+        Plan(tensor=2, micro_batch=8, recompute="selective"),
+        Plan(tensor=2, micro_batch=16, sequence_parallel=True),
+        Plan(pipeline=2, micro_batch=4),
+        Plan(pipeline=2, micro_batch=4, schedule="interleaved-1f1b", chunks=4),
+        Plan(pipeline=2, micro_batch=8, schedule="gpipe", recompute="full"),
+    )
+    other = Workload(sequence_length=128, global_batch=32, precision="fp32")
     return {
         "cpu": Suite(_small(), cpu, here, "cpu"),
+        "cpu-held-out": Suite(_other(), other, held_out, "cpu"),
         "h200": Suite(_llama_1b(), gpu, one, "cuda"),
         "h200x2": Suite(_llama_1b(), gpu, two, "cuda"),
     }
 
 
-def run_suite(suite: Suite, profile: Profile, out: Path | None = None) -> list[dict[str, Any]]:
-    """A row a plan: predicted and measured step seconds and peak bytes; a plan that fails says why."""
+def run_suite(
+    suite: Suite,
+    profile_for: Callable[[Plan], Profile],
+    repeats: int = 1,
+    out: Path | None = None,
+) -> list[dict[str, Any]]:
+    """A row a plan: predicted and measured step seconds and peak bytes; a plan that fails says why.
+
+    `profile_for(plan)` gives the profile that a prediction is made with; it is asked before each of the `repeats`.
+    """
     rows: list[dict[str, Any]] = []
-    predictor = Predictor(suite.model, suite.workload, profile)
     for plan in suite.plans:
         if reason := why_not(suite.model, suite.workload, plan):
             raise SystemExit(f"{plan.describe()}: {reason}")
-        said = predictor.predict(plan)
-        row: dict[str, Any] = {"plan": plan.describe(), "predicted_s": said.step_s, "predicted": max(said.peak_bytes)}
-        with tempfile.TemporaryDirectory() as folder:
+        row: dict[str, Any] = {"plan": plan.describe(), "predictions": [], "steps": []}
+        for _ in range(repeats):
+            profile = profile_for(plan)
+            said = Predictor(suite.model, suite.workload, profile).predict(plan)
             try:
-                job = Job(
-                    plan,
-                    suite.model,
-                    suite.workload,
-                    steps=suite.steps,
-                    device=suite.device,
-                    peak_flops=profile.device.peak_flops.get(suite.workload.precision, 0.0),
-                )
-                ran = launch(job, nproc=plan.world, log_dir=Path(folder), timeout_s=300)
+                ran = _ran(suite, plan, profile)
             except AutotuneError as error:
                 row["failed"] = error.message
-            else:
-                row |= {
-                    "measured_s": statistics.median(ran.step_s),
-                    "steps": list(ran.step_s),
-                    "measured": max(ran.peak_bytes),
-                    "mfu": ran.mfu,
-                    "loss": ran.losses[-1],
-                    "predicted_kinds": dict(said.breakdown),
-                    "ops": by_op(said.timeline, ran.timeline),
-                }
+                break
+            row["predictions"].append(said.step_s)
+            row["steps"] += ran.step_s
+            row |= {
+                "predicted_s": statistics.median(row["predictions"]),
+                "measured_s": statistics.median(row["steps"]),
+                "predicted": max(said.peak_bytes),
+                "measured": max(ran.peak_bytes),
+                "mfu": ran.mfu,
+                "loss": ran.losses[-1],
+                "predicted_kinds": dict(said.breakdown),
+                "ops": by_op(said.timeline, ran.timeline),
+            }
         rows.append(row)
         print(line(row), flush=True)
         if out:  # row by row: an interrupted suite keeps what it measured
             out.write_text(json.dumps(rows, indent=1))
     return rows
+
+
+def _ran(suite: Suite, plan: Plan, profile: Profile) -> RunResult:
+    peak = profile.device.peak_flops.get(suite.workload.precision, 0.0)
+    job = Job(plan, suite.model, suite.workload, steps=suite.steps, device=suite.device, peak_flops=peak)
+    with tempfile.TemporaryDirectory() as folder:
+        return launch(job, nproc=plan.world, log_dir=Path(folder), timeout_s=300)
 
 
 def by_op(predicted: Any, measured: Any) -> dict[str, list[float]]:
@@ -176,20 +206,26 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("suite", choices=sorted(suites()))
     parser.add_argument("--profile", required=True, type=Path, help="the machine's profile (autotune profile --out)")
     parser.add_argument("--out", type=Path, help="where the rows go as JSON")
-    parser.add_argument("--refined", type=Path, help="where the refined profile goes")
+    parser.add_argument("--refined", type=Path, help="where the refined profile goes (GPU suites)")
     parser.add_argument("--seconds-each", type=float, default=0.1, help="time for measuring one operation")
-    parser.add_argument("--only", type=int, default=None, help="N plans alone")
-    parser.add_argument("--skip", type=int, default=0, help="not the first N plans")
+    parser.add_argument("--plans", help="these plans alone, by number from 0, e.g. 0,3,9")
+    parser.add_argument("--repeats", type=int, default=0, help="rounds of measuring and running (CPU: 3, GPU: 1)")
     asked = parser.parse_args(arguments)
     suite = suites()[asked.suite]
-    suite = replace(suite, plans=suite.plans[asked.skip :][: asked.only])
+    if asked.plans:
+        suite = replace(suite, plans=tuple(suite.plans[int(number)] for number in asked.plans.split(",")))
     question = Question(suite.model, suite.workload, load_profile(asked.profile), 0)
-    profile = refine_for(question, suite.plans, lambda text: print(text, file=sys.stderr), asked.seconds_each)
-    if asked.refined:
-        dump_profile(profile, asked.refined)
+    say = lambda text: print(text, file=sys.stderr)  # noqa: E731
+    if suite.device == "cpu":
+        profile_for = lambda plan: refine_for(question, [plan], say, asked.seconds_each)  # noqa: E731
+    else:
+        refined = refine_for(question, suite.plans, say, asked.seconds_each)
+        profile_for = lambda plan: refined  # noqa: E731
+        if asked.refined:
+            dump_profile(refined, asked.refined)
     print("| plan | predicted ms | measured ms | error | predicted MiB | measured MiB | error | MFU |")
     print("|---|---|---|---|---|---|---|---|")
-    rows = run_suite(suite, profile, asked.out)
+    rows = run_suite(suite, profile_for, asked.repeats or (3 if suite.device == "cpu" else 1), asked.out)
     good = [r for r in rows if "measured_s" in r]
     for name, a, b in (("step time", "predicted_s", "measured_s"), ("peak memory", "predicted", "measured")):
         errors = [r[a] / r[b] - 1 for r in good]

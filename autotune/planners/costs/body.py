@@ -10,6 +10,7 @@ from autotune.planners.costs.price import Pricer
 from autotune.planners.costs.works import works
 from autotune.planners.lower.body import Body, lower_block
 from autotune.planners.lower.shape import Shape
+from autotune.planners.lower.workspace import Site, workspace
 from autotune.planners.simulate import simulate
 from autotune.spec.graph import Block
 from autotune.spec.machine import Profile
@@ -94,6 +95,11 @@ class BodyCosts:
         measured = self.pricer.interference()
         return hidden * measured.communication * (1 - 1 / measured.compute)
 
+    @property
+    def site(self) -> Site:
+        """Workers share a CPU's cores evenly."""
+        return Site(self.profile.device.kind, max(1, self.profile.device.cores // self.pricer.ranks))
+
     def issue(self, training: bool) -> float:
         """Seconds that one instruction takes however small it is: measured on our own bodies, else one launch."""
         name = "instruction_seconds.train" if training else "instruction_seconds.decode"
@@ -121,7 +127,7 @@ class _Table:
         return sum(map(self.costs.pricer.seconds, self.works(instruction))) + self.overhead(instruction)
 
     def transient(self, rank: int, instruction: Instruction) -> int:
-        return 0
+        return workspace(self.block, instruction, self.shape, self.body.sizes, self.costs.site)
 
     def sent(self, rank: int, instruction: Instruction) -> int:
         return sum(int(work.bytes) for work in self.works(instruction) if work.kind == "collective")

@@ -134,6 +134,9 @@ class Pricer:
         return seconds, "interpolated" if inside and same else "extrapolated"
 
     def _memory(self, work: Memory) -> Price:
+        if work in self._exact:
+            return self._exact[work], "measured"
+
         def unlike(key: Key) -> Any:
             return key[1] != work.op, _width(key[2], work.dtype), _far(key[-1], self.ranks)
 
@@ -142,6 +145,9 @@ class Pricer:
         return price or (self._roofline.memory(work), "datasheet")
 
     def _optimizer(self, work: Optimizer) -> Price:
+        if work in self._exact:
+            return self._exact[work], "measured"
+
         def unlike(key: Key) -> Any:
             return key[1] != work.dtype, str(key[1]), _far(key[-1], self.ranks)
 
@@ -179,18 +185,18 @@ class Pricer:
                 key = _dense_key(work, sample.ranks)
                 points.setdefault(key, []).append(work)
                 values.setdefault(key, []).append(self._roofline.ideal(work) / seconds)
-                far = _far(sample.ranks, self.ranks)
-                if work not in nearest or far < nearest[work][0]:
-                    nearest[work] = far, []
-                if far == nearest[work][0]:
-                    nearest[work][1].append(seconds)
             elif not isinstance(work, Collective):
                 size = work.count if isinstance(work, Launch) else work.bytes
                 sizes.setdefault(_size_key(work, sample.ranks), []).append((size, seconds))
+            far = _far(sample.ranks, self.ranks)
+            if work not in nearest or far < nearest[work][0]:
+                nearest[work] = far, []
+            if far == nearest[work][0]:
+                nearest[work][1].append(seconds)
         self._scatters = {key: _Curve(works, values[key], self._roofline) for key, works in points.items()}
         self._sizes = {key: SizeTable(pairs) for key, pairs in sizes.items()}
-        for kind in ("matmul", "attention"):
-            ranks = {key[-1] for key in points if key[0] == kind}
+        for kind in ("matmul", "attention", "memory", "optimizer"):
+            ranks = {key[-1] for key in (*points, *sizes) if key[0] == kind}
             chosen = min(ranks, key=lambda measured: _far(measured, self.ranks), default=None)
             self._exact |= {
                 work: sum(times) / len(times)

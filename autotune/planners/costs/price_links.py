@@ -39,6 +39,7 @@ class Links:
         self._roofline = roofline
         self._start = roofline.coefficient("collective_seconds", default=0.0)
         self._tables = _tables(profile.samples, ranks)
+        self._exact = _exact(profile.samples, ranks)
         self._best: dict[tuple[str, int], float] = {}
         for sample in profile.samples:
             if isinstance(sample.work, Collective) and sample.work.group > 1:
@@ -55,6 +56,8 @@ class Links:
     def price(self, work: Collective) -> tuple[float, str]:
         if work.group <= 1:
             return 0.0, "measured"  # by definition: nothing is sent
+        if work in self._exact:
+            return self._exact[work], "measured"
         groups = self._tables.get((work.op, work.level), {})
         if work.group in groups:
             return groups[work.group].at(work.size, floor=inf)
@@ -113,6 +116,20 @@ class Links:
         names = f"{name}.{work.op}.{work.group}", f"{name}.{work.op}", name, "link_efficiency"
         peers = 1 if work.op in ("send_recv", "broadcast") else work.group - 1
         return link.bandwidth * min(1.0, share * peers), self._roofline.coefficient(*names, default=1.0)
+
+
+def _exact(samples: Iterable[Sample], ranks: int) -> dict[Collective, float]:
+    """Mean seconds of each collective that was measured just so, by as many ranks as `_tables` would choose."""
+    found: dict[Collective, dict[int, list[float]]] = {}
+    for sample in samples:
+        if isinstance(sample.work, Collective) and sample.work.group > 1:
+            found.setdefault(sample.work, {}).setdefault(sample.ranks, []).append(sample.seconds)
+    exact = {}
+    for work, by_ranks in found.items():
+        limit = max(ranks, work.group)
+        times = by_ranks[min(by_ranks, key=lambda measured: (measured > limit, abs(limit - measured)))]
+        exact[work] = sum(times) / len(times)
+    return exact
 
 
 def _tables(samples: Iterable[Sample], ranks: int) -> dict[tuple[str, int], dict[int, SizeTable]]:

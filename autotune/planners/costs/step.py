@@ -14,6 +14,7 @@ from autotune.planners.lower.shape import training_shape
 from autotune.planners.lower.stage import Sizes, canonical_stages, cut_of, stage_blocks
 from autotune.planners.lower.train import state_bytes
 from autotune.planners.lower.traits import micro_batches, partial_weights, place_of, stage_sizes
+from autotune.planners.lower.workspace import staging
 from autotune.spec.graph import Block
 from autotune.spec.machine import Profile
 from autotune.spec.model import ModelSpec
@@ -38,7 +39,7 @@ class StepCosts:
     _known: dict[tuple[str, int], Cost] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.sizes = self.sizes or stage_sizes(self.plan, self.model, self.workload)
+        self.sizes = self.sizes or stage_sizes(self.plan, self.model, self.workload, self.bodies.site)
         self.shape = training_shape(self.plan, self.workload)
         self.place = place_of(self.plan, micro_batches(self.plan, self.workload))
         self.stages = canonical_stages(self.model, cut_of(self.plan, self.model))
@@ -61,9 +62,12 @@ class StepCosts:
         return self.cost(instruction).sent if instruction.op != "RECV" else 0
 
     def transient(self, rank: int, instruction: Instruction) -> int:
-        size = self.sizes[instruction.stage]
-        name = PROGRAMS.get(instruction.op)
-        return int(getattr(size, name)) if name else 0
+        op, stage = instruction.op, instruction.stage
+        if op in PROGRAMS:
+            return int(getattr(self.sizes[stage], PROGRAMS[op]))
+        if op == "SUM_PARTIAL":
+            return self.partial(stage).size  # they are summed as one flat copy
+        return sum(staging(w.op, w.size, self.bodies.site) for w in self.pieces(op, stage) if isinstance(w, Collective))
 
     def stage(self, stage: int, op: str) -> Cost:
         """The bodies of a stage's blocks for one F, BW, B or W, one after another."""
@@ -129,7 +133,7 @@ class StepCosts:
         size = state_bytes(self.sizes[stage].parameters, self.workload.precision, 1)[1]
         return Collective("all_reduce", size, len(self.place[stage]), self.pricer.level(self.plan.world))
 
-    def partial(self, stage: int) -> Work:
+    def partial(self, stage: int) -> Collective:
         """The gradients of weights that every tensor rank holds whole."""
         plan, blocks = self.plan, stage_blocks(self.model, cut_of(self.plan, self.model))[stage]
         weights = (w for block in blocks for w in partial_weights(block, plan.tensor, plan.sequence_parallel))

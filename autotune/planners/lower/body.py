@@ -230,11 +230,28 @@ class _Backward:
 
 
 def with_frees(listing: list[Instruction], keep: frozenset[str] | set[str]) -> tuple[Instruction, ...]:
-    """Frees every buffer at its last use, or at once where nobody reads it, but for those in `keep`."""
+    """Frees every buffer at its last use, or at once where nobody reads it, but for those in `keep`.
+
+    What a collective reads is needed until it has ended: it is freed by whoever first touches what it wrote.
+    """
     seen = set(keep)
     freed: list[Instruction] = []
-    for instruction in reversed(listing):
-        frees = tuple(dict.fromkeys(n for n in instruction.reads + instruction.writes if n not in seen))
+    held: dict[str, int] = {}  # what a collective reads last -> the position that may free it
+    later: dict[str, int] = {}  # a buffer -> the nearest later position that touches it
+    for position in range(len(listing) - 1, -1, -1):
+        i = listing[position]
+        if i.lane == TENSOR and i.writes[0] in later:
+            held |= {n: later[i.writes[0]] for n in i.reads if n not in later and n not in i.writes}
+        later |= dict.fromkeys(i.reads + i.writes, position)
+    late: dict[int, list[str]] = {}
+    for name, position in held.items():
+        if name not in seen:
+            late.setdefault(position, []).append(name)
+            seen.add(name)
+    for position in range(len(listing) - 1, -1, -1):
+        instruction = listing[position]
+        names = (*late.get(position, ()), *(n for n in instruction.reads + instruction.writes if n not in seen))
+        frees = tuple(dict.fromkeys(names))
         seen.update(frees)
         freed.append(instruction._replace(frees=frees) if frees else instruction)
     return tuple(reversed(freed))

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from autotune.planners.lower.body import PROGRAMS, Body, lower_block
 from autotune.planners.lower.shape import Shape
+from autotune.planners.lower.workspace import Site, workspace
 from autotune.planners.simulate import memory
 from autotune.spec.graph import Block, Node, Weight, blocks
 from autotune.spec.model import ModelSpec
@@ -114,23 +115,24 @@ def local_parameters(stage: tuple[Block, ...], tensor: int) -> int:
     return sum(sizes.values())
 
 
-def _peak(program: Program) -> int:
-    return max(memory(program, lambda rank, instruction: 0)[0].get("device", ()), default=0)
-
-
 @lru_cache(maxsize=8192)
-def body_peaks(block: Block, shape: Shape, policy: str) -> Mapping[str, int]:
+def body_peaks(block: Block, shape: Shape, policy: str, site: Site) -> Mapping[str, int]:
     """The most bytes alive inside each of a block's programs (by outer operation), its input left out."""
     body = lower_block(block, shape, policy)
-    return {op: _peak(body.program(op)) for op in PROGRAMS}
+
+    def peak(program: Program) -> int:
+        held = memory(program, lambda rank, i: workspace(block, i, shape, body.sizes, site))
+        return max(held[0].get("device", ()), default=0)
+
+    return {op: peak(body.program(op)) for op in PROGRAMS}
 
 
 @lru_cache(maxsize=8192)
-def sizes(model: ModelSpec, cut: Cut, stage: int, shape: Shape, policy: str) -> Sizes:
+def sizes(model: ModelSpec, cut: Cut, stage: int, shape: Shape, policy: str, site: Site) -> Sizes:
     """The bytes of one stage. Inside it, the output of one block is the kept input of the next."""
     held = canonical_stages(model, cut)[stage]
     bodies: list[Body] = [lower_block(block, shape, policy) for block in held]
-    peaks = [body_peaks(block, shape, policy) for block in held]
+    peaks = [body_peaks(block, shape, policy, site) for block in held]
     inner = [body.output_bytes for body in bodies[:-1]]  # activations between blocks; their gradients are as large
     resident = sum(body.saved_bytes for body in bodies) + sum(inner)
     output = bodies[-1].output_bytes if bodies[-1].output != "loss" else 0

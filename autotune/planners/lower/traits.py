@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from autotune.planners.lower.shape import training_shape
+from autotune.planners.lower.shape import Shape, training_shape
 from autotune.planners.lower.stage import Cut, Sizes, cut_of, sizes, stage_blocks
+from autotune.planners.lower.workspace import Site
 from autotune.planners.schedules import SCHEDULES, Pipe, Place
 from autotune.planners.schedules.times import parse_times
 from autotune.spec.graph import Block, Weight
@@ -49,10 +50,14 @@ def place_of(plan: Plan, items: int) -> Place:
     return SCHEDULES[plan.schedule].place(pipe_of(plan, items))
 
 
-def stage_sizes(plan: Plan, model: ModelSpec, workload: Workload) -> tuple[Sizes, ...]:
-    """The bytes of every stage of a plan."""
-    cut, shape = cut_of(plan, model), training_shape(plan, workload)
-    return tuple(sizes(model, cut, s, shape, plan.recompute) for s in range(plan.stages))
+def stage_sizes(plan: Plan, model: ModelSpec, workload: Workload, site: Site | None = None) -> tuple[Sizes, ...]:
+    """The bytes of every stage of a plan. `site` matters to what is transient alone."""
+    return _stage_sizes(model, cut_of(plan, model), training_shape(plan, workload), plan.recompute, site or Site())
+
+
+@lru_cache(maxsize=4096)
+def _stage_sizes(model: ModelSpec, cut: Cut, shape: Shape, policy: str, site: Site) -> tuple[Sizes, ...]:
+    return tuple(sizes(model, cut, s, shape, policy, site) for s in range(cut.stages))
 
 
 def partial_weights(block: Block, tensor: int, sequence_parallel: bool) -> tuple[Weight, ...]:

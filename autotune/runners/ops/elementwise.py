@@ -19,13 +19,14 @@ def swiglu(env: Env, node: Node, gate_up: Tensor) -> tuple[Tensor, ...]:
 
 
 def swiglu_dgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Gradient [tokens, width] -> [tokens, 2 * width], written half by half into one allocation."""
+    """Gradient [tokens, width] -> [tokens, 2 * width], made half by half in one allocation and nothing beside it."""
     (g,), (gate_up,) = grads, saved
     gate, up = gate_up.chunk(2, dim=1)
     result = torch.empty_like(gate_up)
     of_gate, of_up = result.chunk(2, dim=1)
-    torch.mul(F.silu(gate), g, out=of_up)
-    aten.silu_backward.grad_input(g * up, gate, grad_input=of_gate)
+    aten.silu.out(gate, out=of_up).mul_(g)
+    torch.mul(g, up, out=of_gate)
+    aten.silu_backward.grad_input(of_gate, gate, grad_input=of_gate)
     return (result,)
 
 

@@ -1,0 +1,233 @@
+"""Workspace: bytes that an operation takes inside itself and gives back before it ends, by operation and form.
+
+A body program says what is alive between instructions. What an instruction needs beyond its writes depends on who
+computes it, so the rules are per kind of device; an operation without a rule takes nothing. The rules follow the code
+of `runners/ops` and are held against the allocator by `tests/test_workspace.py`.
+
+On accelerators only our own temporaries are here: the fused kernels' are small, and the allocator's peak on H200s was
+within 0.4 % of programs without any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from autotune.planners.lower.shape import Shape
+from autotune.spec.graph import Block, Node
+from autotune.spec.program import Instruction
+
+CHUNK_BYTES = 64 * 2**20  # of the wide temporaries of losses and weight gradients (runners/ops)
+INT, BOOL = 8, 1  # bytes of an index and of a mask's element
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a body runs: the kind of device, and on a CPU the threads of one worker."""
+
+    kind: str = "cuda"
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a rule looks at: an instruction's node, its shape, and bytes of what it reads and makes."""
+
+    node: Node
+    shape: Shape
+    site: Site
+    reads: tuple[int, ...]
+    made: tuple[int, ...]
+
+    @property
+    def wide(self) -> int:
+        """Bytes of an element of a statistic or sum."""
+        return max(4, self.shape.width)
+
+    @property
+    def narrow(self) -> bool:
+        return self.shape.width < 4
+
+    def widened(self, size: int) -> int:
+        """The bytes of a tensor of `size` bytes as statistics are kept."""
+        return size // self.shape.width * self.wide
+
+    def heads(self, attribute: str) -> int:
+        return self.node.attr(attribute) // self.shape.tensor
+
+    def per_head(self, attribute: str) -> int:
+        """One wide number a token and head."""
+        return self.shape.tokens * self.heads(attribute) * self.wide
+
+    def values(self, attribute: str) -> int:
+        """A wide tensor of all heads' values."""
+        return self.per_head(attribute) * self.node.attr("head_dim")
+
+
+Rule = Callable[[Call], int]
+
+
+def _norm(c: Call) -> int:
+    """The square is gone before y is there; a narrow x is also widened, and y made wide first."""
+    return 2 * c.widened(c.reads[0]) - c.reads[0] if c.narrow else 0
+
+
+def _norm_dgrad(c: Call) -> int:
+    """The normalised x (the result's memory), the weighted gradient, their product, and its mean a row."""
+    x = c.widened(c.reads[0])
+    extra = x // c.node.attr("width")
+    return 2 * x + extra + (x - c.made[0] if c.narrow else 0)
+
+
+def _norm_wgrad(c: Call) -> int:
+    """x times its deviation, and the sum over tokens; a narrow gradient is widened on the way."""
+    x = c.widened(c.reads[0])
+    return 2 * x if c.narrow else x + c.node.attr("width") * c.wide
+
+
+def _tables(c: Call) -> int:
+    """cos and sin of the positions."""
+    return 2 * c.shape.queries * c.node.attr("head_dim") * 4
+
+
+def _rotary(c: Call) -> int:
+    """A narrow half is widened and turned before v has been copied."""
+    return _tables(c) + (max(0, c.values("heads") - c.made[2]) if c.narrow else 0)
+
+
+def _rotary_dgrad(c: Call) -> int:
+    """The tables are fp32: for fp64 one is there twice while it is converted."""
+    if c.shape.width == 8:
+        return _tables(c) * 3 // 2
+    return _tables(c) + (c.values("heads") if c.narrow else 0)
+
+
+def _rotary_norm(c: Call) -> int:
+    """While k is normalised, the normalised q is still there; v is copied beside the normalised k."""
+    q, k = c.values("heads"), c.values("kv_heads")
+    if c.narrow:
+        return _tables(c) + max(3 * q // 2 + 2 * k + c.per_head("kv_heads"), 2 * q) - sum(c.made)
+    return _tables(c) + max(2 * q + k + c.per_head("kv_heads") - sum(c.made), k)
+
+
+def _rotary_norm_dgrad(c: Call) -> int:
+    """q's gradient turned back, and what the norm's gradient takes."""
+    return _tables(c) + 4 * c.values("heads") + 2 * c.per_head("heads")
+
+
+def _rotary_norm_wgrad(c: Call) -> int:
+    """q's gradient turned back, the square of q, and its mean a row."""
+    return _tables(c) + (3 if c.narrow else 2) * c.values("heads") + c.per_head("heads")
+
+
+def _blocks(c: Call) -> tuple[int, int]:
+    """Rows and columns of the scores that one thread of torch's CPU kernel holds (FlashAttentionKernel.cpp)."""
+    rows = 256 if c.shape.queries >= 768 else 64 if c.shape.queries >= 192 else 32
+    return min(rows, c.shape.queries), min(512, c.shape.keys)
+
+
+def _mask(c: Call) -> int:
+    """A sliding window is an added mask: one number a pair."""
+    window = c.node.attr("window")
+    return c.shape.queries * c.shape.keys * c.shape.width if 0 < window < c.shape.keys else 0
+
+
+def _scores(c: Call) -> int:
+    return c.per_head("heads") * c.shape.keys
+
+
+def _attention(c: Call) -> int:
+    """math: the scores and their exponentials. Else each thread's block of scores, its rows' statistics and output;
+    the log-sum-exp is laid out anew at the end."""
+    if c.shape.attention == "math":
+        return 2 * _scores(c) + c.per_head("heads") + (c.values("heads") // 2 if c.narrow else 0)
+    rows, columns = _blocks(c)
+    block = rows * (columns + 2 + c.node.attr("head_dim")) * c.wide + (rows * columns * c.shape.width) * c.narrow
+    return _mask(c) + max(c.site.threads * block, c.per_head("heads"))
+
+
+def _attention_dgrad(c: Call) -> int:
+    """math: the probabilities and their gradient, q and o's gradient folded, a row's sums. Else blocks of both."""
+    if c.shape.attention == "math":
+        return 2 * _scores(c) + (4 if c.narrow else 2) * c.values("heads") + c.per_head("heads")
+    rows, columns = _blocks(c)
+    return _mask(c) + c.site.threads * 2 * rows * columns * (c.wide + c.shape.width * c.narrow) + rows * c.wide
+
+
+def _row_chunk(c: Call) -> int:
+    """The wide buffer of a chunk of the logits' rows; a narrow chunk is also widened into one more."""
+    logits = c.widened(c.reads[0])
+    columns = logits // c.shape.tokens
+    return min(c.shape.tokens, max(1, CHUNK_BYTES // columns)) * columns * (2 if c.narrow else 1)
+
+
+def _loss(c: Call) -> int:
+    """The chunk, and a few numbers a token: the target's column and whether it is here, its logit, maxima, sums."""
+    rows = c.wide if c.narrow else INT + BOOL + (4 if c.shape.tensor > 1 else 3) * c.wide
+    return _row_chunk(c) + c.shape.tokens * rows
+
+
+def _loss_dgrad(c: Call) -> int:
+    return (_row_chunk(c) if c.narrow else 0) + c.shape.tokens * (INT + BOOL + c.wide)
+
+
+def _embedding(c: Call) -> int:
+    """Rows of a shard: each token's row here, and whether it is elsewhere."""
+    return c.shape.tokens * (INT + BOOL) if c.shape.tensor > 1 else 0
+
+
+def _embedding_wgrad(c: Call) -> int:
+    """A shard copies the gradient to clear other ranks' rows; a narrow one is widened first."""
+    gradient = c.widened(c.reads[0])
+    return _embedding(c) + gradient * ((c.shape.tensor > 1) + c.narrow)
+
+
+def _linear_wgrad(c: Call) -> int:
+    """The sum of a bias; a narrow weight's product before it is added to its wide gradient."""
+    tokens = c.shape.tokens * c.shape.width
+    inputs, outputs = c.reads[1] // tokens, c.reads[0] // tokens
+    bias = outputs * c.wide if len(c.node.weights) > 1 else 0
+    row = inputs * c.shape.width
+    product = min(outputs, max(1, CHUNK_BYTES // row)) * row if c.narrow else 0
+    return max(product, bias)
+
+
+CPU: Mapping[str, Rule] = {
+    "embedding": _embedding,
+    "embedding.wgrad": _embedding_wgrad,
+    "rmsnorm": _norm,
+    "rmsnorm.dgrad": _norm_dgrad,
+    "rmsnorm.wgrad": _norm_wgrad,
+    "linear.wgrad": _linear_wgrad,
+    "rotary": _rotary,
+    "rotary.dgrad": _rotary_dgrad,
+    "rotary_norm": _rotary_norm,
+    "rotary_norm.dgrad": _rotary_norm_dgrad,
+    "rotary_norm.wgrad": _rotary_norm_wgrad,
+    "attention": _attention,
+    "attention.dgrad": _attention_dgrad,
+    "cross_entropy": _loss,
+    "cross_entropy.dgrad": _loss_dgrad,
+}
+COLLECTIVES: Mapping[str, Mapping[str, float]] = {"cpu": {"all_gather": 1.0, "reduce_scatter": 1.0}}
+RULES: Mapping[str, Mapping[str, Rule]] = {"cpu": CPU}
+
+
+def staging(op: str, whole: int, site: Site) -> int:
+    """Bytes that a collective's backend copies through; `whole` is the unsharded tensor's bytes.
+
+    gloo flattens what it gathers into a buffer of its own, and sums a copy of what it scatters; NCCL does neither.
+    """
+    return int(COLLECTIVES.get(site.kind, {}).get(op, 0.0) * whole)
+
+
+def workspace(block: Block, instruction: Instruction, shape: Shape, sizes: Mapping[str, int], site: Site) -> int:
+    """Bytes that one instruction of a body of `block` takes and gives back; `sizes` are those of its values."""
+    if instruction.part < 0:
+        return staging(instruction.op, max(sizes[name] for name in instruction.reads + instruction.writes), site)
+    rule = RULES.get(site.kind, {}).get(instruction.op)
+    if rule is None:
+        return 0
+    reads = tuple(sizes[name] for name in instruction.reads)
+    made = tuple(sizes[name] for name in instruction.writes)
+    return rule(Call(block.nodes[instruction.part], shape, site, reads, made))
