@@ -23,6 +23,8 @@ from autotune.planners.costs.works import works
 from autotune.planners.lower.body import Body, lower_block
 from autotune.planners.lower.shape import Shape
 from autotune.profiles_db.heap import keep_heap
+from autotune.profiles_db.probes.pace import Pace
+from autotune.profiles_db.probes.timing import DELAY_HZ
 from autotune.runners.body import Call, Values, compile_body
 from autotune.runners.ops import Env
 from autotune.runners.rope import tables
@@ -34,6 +36,9 @@ from autotune.spec.work import Work
 
 COPIES = 4  # sets of weights that take turns, so that they come cold as a model's layers do
 ROUNDS, WARM = 12, 3
+AGAIN = 2  # times that a body is timed again because the device had slowed
+MOST_HELD_S = 0.5
+ENOUGH_S, FEWEST = 1.0, 5  # a long body runs fewer rounds: as many as fit this time, but at least so many
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,11 @@ class _Clock:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+    def hold(self, seconds: float) -> None:
+        """Keeps a CUDA device busy while the host issues: the queue behind it then runs without gaps."""
+        if self.cuda:
+            torch.cuda._sleep(int(seconds * DELAY_HZ))
 
     def between(self, a: Any, b: Any) -> float:
         return float(a.elapsed_time(b)) * 1e-3 if self.cuda else float(b - a)
@@ -107,7 +117,10 @@ def time_piece(model: ModelSpec, piece: Piece, device: torch.device) -> dict[Wor
     source = block.nodes[0].reads[0]
     rows = shape.rows(shape.sequence_parallel and shape.tensor > 1)
     seen: dict[Work, list[float]] = defaultdict(list)
+    issue, begun = 0.0, time.perf_counter()
     for round_ in range(ROUNDS + WARM):
+        if clock.cuda and round_ >= FEWEST + WARM and time.perf_counter() - begun > ENOUGH_S:
+            break
         weights, grads = sets[round_ % len(sets)]
         env = Env(
             model,
@@ -123,10 +136,13 @@ def time_piece(model: ModelSpec, piece: Piece, device: torch.device) -> dict[Wor
         )
         x = tokens if source == "tokens" else torch.randn(rows, model.hidden, device=device).to(dtype)
         values: Values = {source: x, "targets": tokens % max(1, model.vocab // shape.tensor)}
+        clock.hold(issue)
+        issuing = time.perf_counter()
         stamps = [_run(calls[0], env, values, clock)]
         if body.output != "loss":
             values[f"d.{body.output}"] = values.pop(body.output)
         stamps.append(_run(calls[1], env, values, clock))
+        issue = min(MOST_HELD_S, 1.5 * (time.perf_counter() - issuing))
         if clock.cuda:
             torch.cuda.synchronize(device)
         if round_ < WARM:
@@ -146,14 +162,44 @@ def _worker(rank: int, ranks: int, device: str, model: ModelSpec, pieces: Sequen
         keep_heap()
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
     found: list[dict[Work, float]] = []
+    pace = Pace(where.type)
+    told = [pace.settle()]
     for piece in pieces:
         gate.wait(120)
-        found.append(time_piece(model, piece, where))
-    out.put((rank, found))
+        try:
+            found.append(_at_pace(model, piece, where, pace, told))
+        except RuntimeError as error:  # out of memory, or a backend that refuses: the other bodies are still wanted
+            shape = piece.shape
+            said = str(error).splitlines()[0]
+            told.append(f"not timed: {piece.block.kind}, {shape.batch} x {shape.queries} {shape.attention}: {said}")
+        if where.type == "cuda":
+            torch.cuda.empty_cache()
+    out.put((rank, found, [line for line in told if line]))
 
 
-def time_pieces(model: ModelSpec, pieces: Sequence[Piece], ranks: int, device: str) -> list[Sample]:
-    """Samples of the operations of `pieces`, while `ranks` workers run the same at once (CUDA: one worker)."""
+def _at_pace(model: ModelSpec, piece: Piece, where: torch.device, pace: Pace, told: list[str]) -> dict[Work, float]:
+    """`time_piece`, again where the device turns out to have slowed meanwhile: of the looks, the fastest."""
+    times = time_piece(model, piece, where)
+    for _ in range(AGAIN):
+        if not pace.behind():
+            break
+        told.append(pace.settle())
+        later = time_piece(model, piece, where)
+        times = {work: min(seconds, later[work]) for work, seconds in times.items()}
+    return times
+
+
+def time_pieces(
+    model: ModelSpec,
+    pieces: Sequence[Piece],
+    ranks: int,
+    device: str,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[Sample]:
+    """Samples of the operations of `pieces`, while `ranks` workers run the same at once (CUDA: one worker).
+
+    On CUDA the device is first worked until its pace settles, and a body beside which it fell behind is timed again.
+    """
     ranks = 1 if device != "cpu" else ranks
     context = get_context("spawn")
     gate, out = context.Barrier(ranks), context.SimpleQueue()
@@ -168,7 +214,10 @@ def time_pieces(model: ModelSpec, pieces: Sequence[Piece], ranks: int, device: s
                 break
             time.sleep(0.02)
             continue
-        answers.append(out.get()[1])
+        _, found, told = out.get()
+        answers.append(found)
+        for line in told:
+            progress(line)
     for process in processes:
         process.join(10) if len(answers) == ranks else process.terminate()
     merged: dict[Work, list[float]] = defaultdict(list)
