@@ -28,6 +28,8 @@ from autotune.planners.costs.works import works
 from autotune.planners.lower.body import Body, lower_block
 from autotune.planners.lower.shape import Shape
 from autotune.profiles_db.probes.crew import Crew, join, use_threads
+from autotune.profiles_db.probes.pace import Pace
+from autotune.profiles_db.probes.timing import DELAY_HZ
 from autotune.runners.body import Call, Values, compile_body
 from autotune.runners.mesh import REDUCTIONS
 from autotune.runners.ops import Env
@@ -42,6 +44,9 @@ COPIES = 4  # sets of weights that follow one another as a model's layers do, so
 ROUNDS, WARM = 12, 3  # passes through a block that count, and those before them
 TRIM = 0.25  # of the times at either end is left out: a step adds up means, but not the machine's hiccups
 GLOO_S = 60.0  # a collective that takes longer is stuck
+AGAIN = 2  # times that a body is timed again because the device had slowed
+MOST_HELD_S = 0.5  # that a device is kept busy while the host issues
+ENOUGH_S, FEWEST = 1.0, 5  # on CUDA a long body runs fewer rounds: as many as fit this time, but at least so many
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,11 @@ class _Clock:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+    def hold(self, seconds: float) -> None:
+        """Keeps a CUDA device busy while the host issues: the queue behind it then runs without gaps."""
+        if self.cuda:
+            torch.cuda._sleep(int(seconds * DELAY_HZ))
 
     def between(self, a: Any, b: Any) -> float:
         return float(a.elapsed_time(b)) * 1e-3 if self.cuda else float(b - a)
@@ -161,10 +171,15 @@ def time_piece(model: ModelSpec, piece: Piece, device: torch.device, group: Any 
     chains = [[copy] for copy in copies] if clock.cuda else [copies]
     seen: dict[Work, list[float]] = defaultdict(list)
     rounds = -(-ROUNDS // len(chains[0])), -(-WARM // len(chains[0]))
+    issue, begun = 0.0, time.perf_counter()
     for round_ in range(sum(rounds)):
+        if clock.cuda and round_ >= FEWEST + rounds[1] and time.perf_counter() - begun > ENOUGH_S:
+            break
         chain = chains[round_ % len(chains)]
         x = tokens if source == "tokens" else torch.randn(rows, model.hidden, device=device).to(DTYPES[shape.dtype])
         stamps = []
+        clock.hold(issue)
+        issuing = time.perf_counter()
         for copy in chain:
             copy.values = {source: x, "targets": tokens}
             stamps.append((body.forward, _run(calls[0], copy.env, copy.values, group, clock)))
@@ -177,6 +192,7 @@ def time_piece(model: ModelSpec, piece: Piece, device: torch.device, group: Any 
             stamps.append((body.backward, _run(calls[1], copy.env, copy.values, group, clock)))
             gradient = copy.values.pop(body.gradient, None)
             copy.values = {}
+        issue = min(MOST_HELD_S, 1.5 * (time.perf_counter() - issuing))
         if clock.cuda:
             torch.cuda.synchronize(device)
         for program, marks in stamps if round_ >= rounds[1] else ():
@@ -200,18 +216,51 @@ def _worker(rank: int, ranks: int, device: str, model: ModelSpec, pieces: Sequen
         use_threads(ranks, len(os.sched_getaffinity(0)))
     crew = join(device, rank, ranks, meet, GLOO_S) if ranks > 1 else Crew(device)
     found: list[dict[Work, float]] = []
+    pace = Pace(where.type)
+    told = [pace.settle()]
     for piece in pieces:
         group = crew.block(piece.shape.tensor) if 1 < piece.shape.tensor <= ranks else None
         crew.barrier()
-        found.append(time_piece(model, piece, where, group))
-    out.put((rank, found))
+        try:
+            found.append(_at_pace(model, piece, where, group, pace, told))
+        except RuntimeError as error:  # out of memory, or a backend that refuses: the other bodies are still wanted
+            if ranks > 1:  # the other workers would wait in its collectives
+                raise
+            shape, said = piece.shape, str(error).splitlines()[0]
+            told.append(f"not timed: {piece.block.kind}, {shape.batch} x {shape.queries} {shape.attention}: {said}")
+        if where.type == "cuda":
+            torch.cuda.empty_cache()
+    out.put((rank, found, [line for line in told if line]))
     crew.barrier()
     if ranks > 1:
         dist.destroy_process_group()
 
 
-def time_pieces(model: ModelSpec, pieces: Sequence[Piece], ranks: int, device: str) -> list[Sample]:
-    """Samples of the operations of `pieces`, while `ranks` workers run the same at once (CUDA: one worker)."""
+def _at_pace(
+    model: ModelSpec, piece: Piece, where: torch.device, group: Any, pace: Pace, told: list[str]
+) -> dict[Work, float]:
+    """`time_piece`, again where the device turns out to have slowed meanwhile: of the looks, the fastest."""
+    times = time_piece(model, piece, where, group)
+    for _ in range(AGAIN):
+        if not pace.behind():
+            break
+        told.append(pace.settle())
+        later = time_piece(model, piece, where, group)
+        times = {work: min(seconds, later[work]) for work, seconds in times.items()}
+    return times
+
+
+def time_pieces(
+    model: ModelSpec,
+    pieces: Sequence[Piece],
+    ranks: int,
+    device: str,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[Sample]:
+    """Samples of the operations of `pieces`, while `ranks` workers run the same at once (CUDA: one worker).
+
+    On CUDA the device is first worked until its pace settles, and a body beside which it fell behind is timed again.
+    """
     ranks = 1 if device != "cpu" else ranks
     context = get_context("spawn")
     out = context.SimpleQueue()
@@ -227,7 +276,10 @@ def time_pieces(model: ModelSpec, pieces: Sequence[Piece], ranks: int, device: s
                     break
                 time.sleep(0.02)
                 continue
-            answers.append(out.get()[1])
+            _, found, told = out.get()
+            answers.append(found)
+            for line in told:
+                progress(line)
         for process in processes:
             process.join(10) if len(answers) == ranks else process.terminate()
     merged: dict[Work, list[float]] = defaultdict(list)

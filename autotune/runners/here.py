@@ -24,6 +24,11 @@ def profile_here(quick: bool, progress: Callable[[str], None], only: Sequence[st
     profile = profile_machine(quick, progress, only)
     if only and "launch" not in only:
         return profile
+    return _issuing(profile, progress)
+
+
+def _issuing(profile: Profile, progress: Callable[[str], None]) -> Profile:
+    """The profile with what one instruction costs here now, however small it is."""
     import torch
 
     from autotune.runners.overhead import instruction_seconds
@@ -48,6 +53,9 @@ def refine_for(
     profile = _bodies(question, plans, progress)
     missing = unmeasured(Predictor(question.model, question.workload, profile), plans)
     device = "cpu" if profile.device.kind == "cpu" else "cuda"
+    if missing and device == "cuda" and question.workload.kind == "generate":
+        # Decoding waits for the host, whose pace differs by the hour on a machine that others share.
+        profile = _issuing(profile, progress)
     for ranks, works in missing.items():
         progress(f"measuring {len(works)} operations of the best plans with {ranks} worker(s)")
         profile = refined(profile, measure(works, ranks, device, seconds_each=seconds_each))
@@ -72,7 +80,7 @@ def _bodies(question: Question, plans: Sequence[Plan], progress: Callable[[str],
                 wanted.setdefault(ranks, {})[mark] = Piece(block, shape, plan.recompute)
     for ranks, pieces in wanted.items():
         progress(f"timing the operations of {len(pieces)} bodies of the best plans with {ranks} worker(s)")
-        samples = time_pieces(question.model, list(pieces.values()), ranks, "cpu" if cpu else "cuda")
+        samples = time_pieces(question.model, list(pieces.values()), ranks, "cpu" if cpu else "cuda", progress)
         if samples:
             profile = refined(profile, samples)
             profile = replace(profile, sources={**profile.sources, **dict.fromkeys(pieces, IN_PLACE)})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -24,7 +25,8 @@ from autotune.spec.graph import blocks
 from autotune.spec.model import ModelSpec
 
 TINY = ModelSpec("tiny", "LlamaForCausalLM", 64, 1, 4, 2, 16, 128, 64)
-TOKENS, ROUNDS = 8, 60
+TOKENS = 8
+ROUNDS, WARM, LONG_S = 60, 10, 1.0  # at least so many rounds, and so long: a shared host is slow for whole spells
 
 
 def instruction_seconds(device: torch.device, precision: str) -> dict[str, float]:
@@ -51,7 +53,7 @@ def instruction_seconds(device: torch.device, precision: str) -> dict[str, float
     step = Env(TINY, 1, 1, torch.full((1,), TOKENS - 1, device=device), rope, weights, cache=cache, start=TOKENS - 1)
 
     def decode() -> None:
-        run_body(decode_calls, step, {"x": x[:1]}, None)
+        run_body(decode_calls, replace(step, start=TOKENS - 1), {"x": x[:1]}, None)  # as the executor moves on
 
     with torch.no_grad():
         return {
@@ -62,12 +64,14 @@ def instruction_seconds(device: torch.device, precision: str) -> dict[str, float
 
 def _median(run: Callable[[], None], device: torch.device) -> float:
     """Median seconds of issuing `run`, the device left to follow; after a warm-up."""
-    seconds = []
-    for round_ in range(ROUNDS + 10):
+    seconds: list[float] = []
+    for _ in range(WARM):
+        run()
+    until = time.perf_counter() + LONG_S
+    while len(seconds) < ROUNDS or time.perf_counter() < until:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         begin = time.perf_counter()
         run()
-        if round_ >= 10:
-            seconds.append(time.perf_counter() - begin)
+        seconds.append(time.perf_counter() - begin)
     return statistics.median(seconds)

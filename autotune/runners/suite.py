@@ -3,12 +3,14 @@
 Plan by plan, the operations that it is made of are measured, a prediction is made, and the plan runs; `--repeats` of
 this alternate, since a shared machine's speed drifts from minute to minute, and the medians count. No plan's own step
 time is ever used. Prints a Markdown table with signed errors, then mean and worst, and writes the rows as JSON where
-`--out` says.
+`--out` says. Under `torchrun --nproc-per-node 1` all plans of one device run in this process, which saves starting one
+for each.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import sys
@@ -124,10 +126,24 @@ def suites() -> dict[str, Suite]:
         Plan(pipeline=2, micro_batch=8, schedule="gpipe", recompute="full"),
     )
     other = Workload(sequence_length=128, global_batch=32, precision="fp32")
+    alike = (Plan(micro_batch=4, attention="cudnn"), Plan(micro_batch=8, attention="cudnn", recompute="selective"))
+    shorter = Workload(sequence_length=2048, global_batch=32, precision="bf16")
+    longer = Workload(sequence_length=8192, global_batch=8, precision="bf16")
+    apart = (Plan(micro_batch=2, attention="cudnn"), Plan(micro_batch=4, attention="flash", recompute="full"))
+    # Eight sequences one after another, and together: the suite measures one round of each.
+    answers = Workload(kind="generate", prompt_length=512, new_tokens=64, batch=8, precision="bf16")
+    rounds = (Plan(micro_batch=1), Plan(micro_batch=8))
     return {
         "cpu": Suite(_small(), cpu, here, "cpu"),
         "cpu-held-out": Suite(_other(), other, held_out, "cpu"),
         "h200": Suite(_llama_1b(), gpu, one, "cuda"),
+        "h200-qwen3": Suite(load_model(_models() / "Qwen--Qwen3-0.6B.json"), shorter, alike, "cuda"),
+        "h200-qwen2.5": Suite(load_model(_models() / "Qwen--Qwen2.5-0.5B.json"), longer, apart, "cuda"),
+        "h200-generate-1b": Suite(_llama_1b(), answers, rounds, "cuda", steps=1),
+        "h200-generate-8b": Suite(load_model(_models() / "meta-llama--Llama-3.1-8B.json"), answers, rounds, "cuda", 1),
+        "cpu-generate": Suite(
+            _small(), replace(answers, prompt_length=64, new_tokens=16, precision="fp32"), rounds, "cpu"
+        ),
         "h200x2": Suite(_llama_1b(), gpu, two, "cuda"),
     }
 
@@ -162,11 +178,16 @@ def run_suite(
                 "measured_s": statistics.median(row["steps"]),
                 "predicted": max(said.peak_bytes),
                 "measured": max(ran.peak_bytes),
+                "predicted_prefill_s": said.prefill_s,
+                "predicted_decode_s": said.decode_s,
+                "prefill_s": ran.prefill_s,
+                "decode_s": ran.decode_s,
                 "mfu": ran.mfu,
-                "loss": ran.losses[-1],
+                "loss": ran.losses[-1] if ran.losses else None,
                 "predicted_kinds": dict(said.breakdown),
                 "ops": by_op(said.timeline, ran.timeline),
             }
+            gc.collect()  # where a trainer lived in this process, its cycles must not count in the next peak
         rows.append(row)
         print(line(row), flush=True)
         if out:  # row by row: an interrupted suite keeps what it measured
@@ -195,9 +216,14 @@ def line(row: dict[str, Any]) -> str:
     if "failed" in row:
         return f"| {row['plan']} | failed: {row['failed'][:160]} |"
     time, memory = row["predicted_s"] / row["measured_s"] - 1, row["predicted"] / row["measured"] - 1
+    more = [f"{row['mfu']:.1%}"] if row["mfu"] else []
+    for name in ("prefill_s", "decode_s"):
+        if row[name]:
+            said, ran = row[f"predicted_{name}"], row[name]
+            more.append(f"{name[:-2]} {said * 1e3:.2f} / {ran * 1e3:.2f} ms {said / ran - 1:+.1%}")
     return (
         f"| {row['plan']} | {row['predicted_s'] * 1e3:.1f} | {row['measured_s'] * 1e3:.1f} | {time:+.1%} | "
-        f"{row['predicted'] / 2**20:.0f} | {row['measured'] / 2**20:.0f} | {memory:+.1%} | {row['mfu']:.1%} |"
+        f"{row['predicted'] / 2**20:.0f} | {row['measured'] / 2**20:.0f} | {memory:+.1%} | {', '.join(more)} |"
     )
 
 
@@ -223,12 +249,18 @@ def main(arguments: Sequence[str]) -> int:
         profile_for = lambda plan: refined  # noqa: E731
         if asked.refined:
             dump_profile(refined, asked.refined)
-    print("| plan | predicted ms | measured ms | error | predicted MiB | measured MiB | error | MFU |")
+    print("| plan | predicted ms | measured ms | error | predicted MiB | measured MiB | error | MFU, or parts |")
     print("|---|---|---|---|---|---|---|---|")
     rows = run_suite(suite, profile_for, asked.repeats or (3 if suite.device == "cpu" else 1), asked.out)
     good = [r for r in rows if "measured_s" in r]
-    for name, a, b in (("step time", "predicted_s", "measured_s"), ("peak memory", "predicted", "measured")):
-        errors = [r[a] / r[b] - 1 for r in good]
+    summed = {
+        "step time": ("predicted_s", "measured_s"),
+        "peak memory": ("predicted", "measured"),
+        "prefill": ("predicted_prefill_s", "prefill_s"),
+        "a decoded token": ("predicted_decode_s", "decode_s"),
+    }
+    for name, (a, b) in summed.items():
+        errors = [r[a] / r[b] - 1 for r in good if r[b]]
         if errors:
             print(f"{name}: mean {statistics.fmean(map(abs, errors)):.1%}, worst {max(errors, key=abs):+.1%}")
     return 0

@@ -80,7 +80,18 @@ class BodyCosts:
             kinds["launch"] += table.overhead(instruction)
         slowed = self.contention(timeline)
         kinds["contention"] += slowed
-        return Cost(timeline.makespan + slowed, kinds, grades, timeline.sent[0])
+        waited = self.starved(program, shape, timeline.makespan + slowed)
+        kinds["launch"] += waited
+        return Cost(timeline.makespan + slowed + waited, kinds, grades, timeline.sent[0])
+
+    def starved(self, program: Program, shape: Shape, busy: float) -> float:
+        """Seconds that a device busy for `busy` waits for a host that issues the body one instruction at a time.
+
+        The host runs ahead: a long instruction hides the issuing of the short ones after it, so only the sums count.
+        """
+        if self.profile.inline:
+            return 0.0
+        return max(0.0, len(program.ranks[0]) * self.issue(shape.queries == shape.keys) - busy)
 
     def contention(self, timeline: Timeline) -> float:
         """Seconds that compute loses to collectives running beside it.
@@ -119,7 +130,9 @@ class _Table:
         return works(self.block, self.body, instruction, self.shape, self.costs.level)
 
     def overhead(self, instruction: Instruction) -> float:
-        """What issuing adds to the work: the part of it that the work does not hide."""
+        """What issuing adds where the host itself does the work: the part of it that the work does not hide."""
+        if not self.costs.profile.inline:
+            return 0.0
         issue = self.costs.issue(self.shape.queries == self.shape.keys)
         return max(0.0, issue - sum(map(self.costs.pricer.seconds, self.works(instruction))))
 

@@ -38,12 +38,17 @@ def _linear_dgrad(node: Node, shape: Shape) -> tuple[Work, ...]:
 
 
 def _linear_wgrad(node: Node, shape: Shape) -> tuple[Work, ...]:
-    """The product, and for bf16 weights its sum into the fp32 gradients: read 2 + 4 bytes an element, write 4."""
+    """The product, its sum into the fp32 gradients of bf16 weights, and the sum over tokens that a bias's gradient is.
+
+    Accumulating reads 2 + 4 bytes an element and writes 4.
+    """
     inputs, outputs = _sides(node, shape)
-    product = Matmul(outputs, shape.tokens, inputs, shape.dtype, "wgrad")
-    if BYTES[shape.dtype] >= 4:
-        return (product,)
-    return product, Memory("accumulate", inputs * outputs * (BYTES[shape.dtype] + 8), shape.dtype)
+    made: list[Work] = [Matmul(outputs, shape.tokens, inputs, shape.dtype, "wgrad")]
+    if BYTES[shape.dtype] < 4:
+        made.append(Memory("accumulate", inputs * outputs * (BYTES[shape.dtype] + 8), shape.dtype))
+    if len(node.weights) > 1:
+        made.append(Memory("column_sum", shape.tokens * outputs * BYTES[shape.dtype], shape.dtype))
+    return tuple(made)
 
 
 def _attention(form: str) -> Rule:

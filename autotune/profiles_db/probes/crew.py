@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from autotune.profiles_db.heap import keep_heap
+from autotune.profiles_db.probes.pace import Pace
 from autotune.profiles_db.probes.pool import Pool
 
 
@@ -25,9 +26,11 @@ class Crew:
     world: int = 1
     pool: Pool = field(init=False)
     groups: dict[int, Any] = field(default_factory=dict)
+    pace: Pace = field(init=False)
 
     def __post_init__(self) -> None:
         self.pool = Pool(self.device)
+        self.pace = Pace(self.device)
 
     @property
     def place(self) -> torch.device:

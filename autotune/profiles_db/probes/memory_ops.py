@@ -120,6 +120,11 @@ def _rmsnorm_bwd(s: Shape) -> Run:
     return lambda i: _norm_gradient(g, x, rstd, weight).to(s.dtype)
 
 
+def _column_sum(s: Shape) -> Run:
+    g, total = s.data(), torch.zeros(s.width, dtype=s.wide, device=s.crew.place)
+    return lambda i: total.add_(g.sum(0, dtype=s.wide))
+
+
 def _rmsnorm_wgrad(s: Shape) -> Run:
     x, g, weight = s.data(), s.data(), s.row()
     rstd, total = _reciprocal_rms(x, s.wide), torch.zeros(s.width, dtype=s.wide, device=s.crew.place)
@@ -273,6 +278,7 @@ OPS: dict[str, Op] = {
     "cross_entropy": Op(lambda e: e, _cross_entropy, VOCABULARY),  # reads the logits
     "cross_entropy_bwd": Op(lambda e: 2 * e, _cross_entropy_bwd, VOCABULARY),  # reads logits, writes their gradient
     "rmsnorm_wgrad": Op(lambda e: 2 * e, _rmsnorm_wgrad),  # reads x and dy
+    "column_sum": Op(lambda e: e, _column_sum),  # reads dy: a bias's gradient
     "embedding": Op(lambda e: e, _embedding),  # writes the rows; the table is a weight
     "embedding_wgrad": Op(lambda e: e, _embedding_wgrad),  # reads dy; the table's gradient is a weight's
     "accumulate": Op(lambda e: e + 2 * max(4, e), _accumulate),  # reads the part, reads and writes the total
