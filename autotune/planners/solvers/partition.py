@@ -1,6 +1,6 @@
 """Layers to stages: the contiguous cut with the least largest stage, by dynamic programming.
 
-The recurrence is PipeDream's (1806.03377, section 3.2) without replication: the best cut of the layers from i on into
+The recurrence is PipeDream's (1806.03377, its partitioning algorithm) without replication: the best cut of the layers from i on into
 s stages takes some n layers and then the best cut of the rest into s - 1. GPipe's partitioner by cost (1811.06965,
 section 2.2) minimises the variance of the stages; that decides here between cuts whose largest stages are equal.
 
