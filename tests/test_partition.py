@@ -111,3 +111,18 @@ def test_a_deep_model_is_cut_at_once() -> None:
     assert sum(cut) == 126 and cut[-1] == 1
     ends = [sum(cut[:s]) for s in range(65)]
     assert max(ends[s + 1] - ends[s] + (0.5 if s == 0 else 0) + (2.5 if s == 63 else 0) for s in range(64)) == 3.5
+
+
+def test_a_fold_over_many_ranks() -> None:
+    """64 layers, 16 ranks with two stages each: embedding and head weigh two layers on rank 0."""
+    ranks = (*range(16), *reversed(range(16)))
+    costs = [1.0] * 64
+    cut = partition(costs, 32, first=0.25, last=1.75, ranks=ranks)
+    loads = by_rank(stage_loads(costs, cut, 0.25, 1.75), ranks)
+    assert sum(cut) == 64 and sorted(loads) == [4] * 14 + [5] * 2  # 66 over 16 ranks in whole layers
+    assert cut[0] + cut[-1] + 2 == loads[0]
+
+
+def test_too_many_vectors_of_other_placements_are_refused() -> None:
+    with pytest.raises(ValueError, match="leave `ranks` out"):
+        partition([1.0 + 0.01 * n for n in range(64)], 32, ranks=(*range(16), *range(16)))

@@ -1,8 +1,9 @@
 """Layers to stages: the contiguous cut with the least largest stage, by dynamic programming.
 
-The recurrence is PipeDream's (1806.03377, section 3.2) without replication: the best cut of the layers from i on into
-s stages takes some n layers and then the best cut of the rest into s - 1. GPipe's partitioner by cost (1811.06965,
-section 2.2) minimises the variance of the stages; that decides here between cuts whose largest stages are equal.
+The recurrence is PipeDream's (1806.03377, its partitioning algorithm) without replication: the best cut of the layers
+from i on into s stages takes some n layers and then the best cut of the rest into s - 1. GPipe's partitioner by cost
+(1811.06965, section 2.2) minimises the variance of the stages; that decides here between cuts whose largest stages are
+equal. Where the ranks count, `by_rank` does the same for them.
 
 Seconds are turned into integers (a float's denominator is a power of two): equal costs tie, nothing is rounded.
 """
@@ -10,25 +11,9 @@ Seconds are turned into integers (a float's denominator is a power of two): equa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-LABELS = 200_000  # load vectors of ranks that are looked at before the search for the best rank gives up
-
-
-@dataclass(frozen=True)
-class Loads:
-    """Exact costs: cumulated over the layers, and what the first and the last stage have to do beside them."""
-
-    total: tuple[int, ...]
-    first: int
-    last: int
-    stages: int
-
-    def of(self, stage: int, i: int, j: int) -> int:
-        """The time of a stage that holds the layers from i up to j."""
-        extra = (self.first if stage == 0 else 0) + (self.last if stage == self.stages - 1 else 0)
-        return self.total[j] - self.total[i] + extra
+from autotune.planners.solvers.by_rank import Loads, by_rank
 
 
 def partition(
@@ -69,7 +54,7 @@ def partition(
     most = _least_largest(loads, fits, stages, layers)
     cut = _most_even(loads, fits, stages, layers, most)
     if len(set(ranks)) < len(ranks):
-        return _by_rank(loads, fits, layers, tuple(ranks), cut)
+        return by_rank(loads, fits, layers, tuple(ranks), cut)
     return cut
 
 
@@ -137,51 +122,6 @@ def _most_even(loads: Loads, fits: list[list[list[int]]], stages: int, layers: i
         cut.append(choice[s][at] - at)
         at = choice[s][at]
     return tuple(cut)
-
-
-def _by_rank(
-    loads: Loads, fits: list[list[list[int]]], layers: int, ranks: tuple[int, ...], start: tuple[int, ...]
-) -> tuple[int, ...]:
-    """The cut with the least largest rank: all vectors of rank loads that are not above the even cut's, stage by stage.
-
-    Of equal vectors only the cut with the least sum of squares of its stages is kept. Exact; exponential in the ranks.
-    """
-    stages, count = len(ranks), max(ranks) + 1
-    most = max(_rank_loads(loads, start, ranks))
-    if most * count == sum(_rank_loads(loads, start, ranks)):  # all equal: nothing can be better
-        return start
-    Key = tuple[int, tuple[int, ...]]
-    front: dict[tuple[int, tuple[int, ...]], Key] = {(0, (0,) * count): (0, ())}
-    looked = 0
-    for s in range(stages):
-        new: dict[tuple[int, tuple[int, ...]], Key] = {}
-        for (i, vector), (squares, cut) in front.items():
-            for j in fits[s][i] if i < layers else ():
-                load = loads.of(s, i, j)
-                if vector[ranks[s]] + load > most:
-                    break
-                looked += 1
-                if looked > LABELS:
-                    raise ValueError(
-                        f"at most {LABELS} cuts to look at for {count} ranks of {layers} layers in {stages} stages; "
-                        "leave `ranks` out to balance the stages alone"
-                    )
-                grown = (*vector[: ranks[s]], vector[ranks[s]] + load, *vector[ranks[s] + 1 :])
-                key = (squares + load * load, (*cut, i - j))  # negative: more layers first
-                at = (j, grown)
-                if at not in new or key < new[at]:
-                    new[at] = key
-        front = new
-    final = [(max(v), sum(x * x for x in v), *key) for (j, v), key in front.items() if j == layers]
-    return tuple(-n for n in min(final)[3]) if final else start
-
-
-def _rank_loads(loads: Loads, cut: Sequence[int], ranks: Sequence[int]) -> list[int]:
-    ends = list(accumulate(cut, initial=0))
-    found = [0] * (max(ranks) + 1)
-    for s, rank in enumerate(ranks):
-        found[rank] += loads.of(s, ends[s], ends[s + 1])
-    return found
 
 
 def evenness(
