@@ -71,6 +71,7 @@ def train(rank: int, world: int, plan: Plan, model: ModelSpec, workload: Workloa
         "order": trace.order,
         "memory": trace.memory,
         "tensor": trainer.mesh.tensor,
+        "pipeline": trainer.mesh.pipeline,
         "sent": None,
     }
 

@@ -1,9 +1,10 @@
 """The interpreter: runs one rank's list of a program. It knows buffers and lanes; values come from a table.
 
 It issues instructions in list order. An operation is a function of the instruction and the store; it gives the values
-of the instruction's writes, and, if it only started the work, a handle to wait for. Whoever next reads, overwrites or
-frees such a buffer waits first. On CUDA every lane is a stream and the handle an event; on a CPU a handle is a
-`torch.distributed` work object and compute runs at once.
+of the instruction's writes, and, if it only started the work, a handle to wait for. Whoever next reads or overwrites
+what it writes, or overwrites what it reads, waits first.
+On CUDA every lane is a stream and the handle an event; on a CPU a handle is a `torch.distributed` work object and
+compute runs at once.
 """
 
 from __future__ import annotations
@@ -73,14 +74,14 @@ class Interpreter:
     def step(self, trace: Trace | None = None) -> None:
         """Runs the list once and waits for everything it started."""
         clock = _Clock(self.device) if trace is not None else None
-        pending: dict[str, tuple[Handle, int]] = {}
+        pending: dict[str, tuple[Handle, int]] = {}  # buffers that are being written
+        reading: dict[str, list[tuple[Handle, int]]] = {}  # buffers that are being read, by whom
         waited: dict[int, float] = {}
         issued: list[Any] = []
         flying: list[tuple[Handle, int, Any]] = []
         ahead: deque[Any] = deque()
 
-        def settle(name: str) -> None:
-            handle, position = pending.pop(name)
+        def settle(handle: Handle, position: int) -> None:
             handle.wait()
             if clock is not None and self.device.type != "cuda":
                 waited[position] = clock.now()
@@ -89,14 +90,17 @@ class Interpreter:
             # An older version arrived before its step ended; only the newest can be on its way.
             for name in (*(() if instruction.lag else instruction.reads), *instruction.writes):
                 if name in pending:
-                    settle(name)
+                    settle(*pending.pop(name))
+            for name in instruction.writes:
+                for reader in reading.pop(name, ()):
+                    settle(*reader)
             if self.streams and instruction.lane == COMPUTE:
                 self._hold_back(ahead)
             if instruction.op in self.hooks:
                 self.hooks[instruction.op](instruction, self.values)
             held = (counted(self._held()), set(map(id, self.values.values()))) if trace is not None else None
             begin = clock.mark(self.streams.get(instruction.lane)) if clock else None
-            made = self._issue(instruction, position, pending)
+            made = self._issue(instruction, position, pending, reading)
             if clock is not None and trace is not None:
                 issued.append((position, begin, clock.mark(self.streams.get(instruction.lane))))
                 trace.order.append(instruction.label)
@@ -109,16 +113,16 @@ class Interpreter:
                 trace.memory.append(held[0] + counted(new))
             made = ()
             for name in instruction.frees:
-                # A message may still be on its way: keep what it reads until the step ends, and do not stop here.
+                # A message may still be on its way: do not stop here. A CPU keeps what it reads until the step ends; a
+                # CUDA allocator knows of its stream (see _issue).
                 value = self.values.pop(name)
-                if name in pending:
-                    flying.append((*pending.pop(name), value))
-        for name in list(pending):
-            settle(name)
+                kept = None if self.device.type == "cuda" else value
+                used = [pending.pop(name)] if name in pending else []
+                flying += [(*by, kept) for by in used + reading.pop(name, [])]
+        for by in [*pending.values(), *(one for several in reading.values() for one in several)]:
+            settle(*by)
         for handle, position, _ in flying:
-            handle.wait()
-            if clock is not None and self.device.type != "cuda":
-                waited[position] = clock.now()
+            settle(handle, position)
         flying.clear()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -139,7 +143,11 @@ class Interpreter:
         ahead.append(event)
 
     def _issue(
-        self, instruction: Instruction, position: int, pending: dict[str, tuple[Handle, int]]
+        self,
+        instruction: Instruction,
+        position: int,
+        pending: dict[str, tuple[Handle, int]],
+        reading: dict[str, list[tuple[Handle, int]]],
     ) -> tuple[Any, ...]:
         view: Mapping[str, Any] = self.values
         if instruction.lag:
@@ -166,8 +174,11 @@ class Interpreter:
                     if isinstance(value, torch.Tensor):
                         value.record_stream(user)
         if handle is not None:
-            for name in (*instruction.writes, *instruction.reads):
+            for name in instruction.writes:
                 pending[name] = (handle, position)
+            for name in instruction.reads:
+                if name not in instruction.writes:
+                    reading.setdefault(name, []).append((handle, position))
         return made.values if isinstance(made, Started) else made
 
     def _held(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from autotune.planners.costs.body import NOTHING, BodyCosts, Cost
 from autotune.planners.costs.price import Pricer
+from autotune.planners.costs.vocabulary import VOCABULARY_WORKS, ShardSizes
 from autotune.planners.lower.body import PROGRAMS
 from autotune.planners.lower.shape import training_shape
 from autotune.planners.lower.stage import Sizes, canonical_stages, cut_of, stage_blocks
@@ -41,6 +42,7 @@ class StepCosts:
         self.shape = training_shape(self.plan, self.workload)
         self.place = place_of(self.plan, micro_batches(self.plan, self.workload))
         self.stages = canonical_stages(self.model, cut_of(self.plan, self.model))
+        self.shard = ShardSizes.of(self.plan, self.model, self.workload, self.pricer.level(self.plan.world))
 
     @property
     def pricer(self) -> Pricer:
@@ -74,6 +76,8 @@ class StepCosts:
 
     def pieces(self, op: str, stage: int) -> tuple[Work, ...]:
         """The primitives of an instruction outside the bodies."""
+        if op in VOCABULARY_WORKS:
+            return VOCABULARY_WORKS[op](self.shard)
         return PIECES[op](self, stage) if op in PIECES else ()
 
     def piece(self, *works: Work) -> Cost:

@@ -7,7 +7,8 @@ from functools import lru_cache
 
 from autotune.planners.lower.shape import training_shape
 from autotune.planners.lower.stage import Cut, Sizes, cut_of, sizes, stage_blocks
-from autotune.planners.schedules import SCHEDULES, Pipe, Place
+from autotune.planners.lower.vocabulary import shard_parameters
+from autotune.planners.schedules import SCHEDULES, Pipe, Place, held
 from autotune.planners.schedules.times import parse_times
 from autotune.spec.graph import Block, Weight
 from autotune.spec.model import ModelSpec
@@ -26,10 +27,21 @@ class Traits:
     tied: bool
     partial: tuple[bool, ...]  # [stage] whether tensor ranks must sum some gradients (see partial_weights)
     late: tuple[bool, ...]  # [stage] whether W reads the gradient of the stage's output
+    vocabulary: str = "ends"
 
     @property
     def place(self) -> Place:
+        """The ranks of the pipeline's own stages."""
         return SCHEDULES[self.schedule].place(self.pipe)
+
+    @property
+    def ends(self) -> bool:
+        """Whether the outer stages hold the embedding and the head."""
+        return self.vocabulary == "ends"
+
+    def held(self, rank: int) -> tuple[int, ...]:
+        """The stages whose weights a rank holds; the one beyond the last is its shard of the vocabulary."""
+        return held(self.place, rank) + (() if self.ends else (self.pipe.stages,))
 
 
 def micro_batches(plan: Plan, workload: Workload) -> int:
@@ -48,9 +60,10 @@ def place_of(plan: Plan, items: int) -> Place:
 
 
 def stage_sizes(plan: Plan, model: ModelSpec, workload: Workload) -> tuple[Sizes, ...]:
-    """The bytes of every stage of a plan."""
+    """The bytes of every stage of a plan; of a shard of the vocabulary, where ranks have one, as the stage after."""
     cut, shape = cut_of(plan, model), training_shape(plan, workload)
-    return tuple(sizes(model, cut, s, shape, plan.recompute) for s in range(plan.stages))
+    found = tuple(sizes(model, cut, s, shape, plan.recompute) for s in range(plan.stages))
+    return found if cut.ends else (*found, Sizes(shard_parameters(model, plan.pipeline), 0, 0, 0, 0, 0))
 
 
 def partial_weights(block: Block, tensor: int, sequence_parallel: bool) -> tuple[Weight, ...]:
@@ -70,9 +83,10 @@ def partial_weights(block: Block, tensor: int, sequence_parallel: bool) -> tuple
 @lru_cache(maxsize=1024)
 def _sums_partial(model: ModelSpec, cut: Cut, tensor: int, sequence_parallel: bool) -> tuple[bool, ...]:
     """Of each stage, whether it has such weights."""
-    return tuple(
+    found = tuple(
         any(partial_weights(block, tensor, sequence_parallel) for block in stage) for stage in stage_blocks(model, cut)
     )
+    return found if cut.ends else (*found, False)  # a shard of the vocabulary is nobody else's
 
 
 def traits(plan: Plan, model: ModelSpec, workload: Workload) -> Traits:
@@ -85,4 +99,5 @@ def traits(plan: Plan, model: ModelSpec, workload: Workload) -> Traits:
         model.tied,
         _sums_partial(model, cut_of(plan, model), plan.tensor, plan.sequence_parallel),
         tuple(size.late_gradient for size in stage_sizes(plan, model, workload)),
+        plan.vocabulary,
     )
