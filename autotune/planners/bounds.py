@@ -2,8 +2,9 @@
 
 Time, under the cost model: every rank must do all of its own compute and its update; the first micro-batch must have
 passed the earlier stages before a rank can start, and its last gradient must pass them again before they can end.
-Passes over a sharded vocabulary count where they cannot hide: those that the last backward waits for lie
-between a rank's first forward and its last backward. Memory: the states of a rank's stages, and as many activations as the schedule's closed form says are alive at once.
+Passes over a sharded vocabulary count where they cannot hide: those that the last stage waits for lie between
+a rank's first forward and its last backward.
+Memory: the states of a rank's stages, and as many activations as the schedule's closed form says are alive at once.
 """
 
 from __future__ import annotations

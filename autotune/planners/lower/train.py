@@ -95,7 +95,7 @@ def _declared(ranks: list[list[Instruction]]) -> tuple[dict[str, Buffer], ...]:
 def _draw(key: Traits) -> Outline:
     order = SCHEDULES[key.schedule].order(key.pipe)
     if not key.ends:
-        order = insert(order, key.pipe, key.place, VOCABULARIES[key.vocabulary])
+        order = insert(order, key.pipe, key.place, VOCABULARIES[key.vocabulary], key.product)
     listed = compute(order, key)
     program = Program(tuple(map(tuple, listed)), _declared(listed))
     for apply in PASSES.values():

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from autotune.planners.lower.shape import training_shape
 from autotune.planners.lower.stage import Cut, Sizes, cut_of, sizes, stage_blocks
-from autotune.planners.lower.vocabulary import shard_parameters
+from autotune.planners.lower.vocabulary import product_share, shard_parameters
 from autotune.planners.schedules import SCHEDULES, Pipe, Place, held
 from autotune.planners.schedules.times import parse_times
 from autotune.spec.graph import Block, Weight
@@ -28,6 +28,7 @@ class Traits:
     partial: tuple[bool, ...]  # [stage] whether tensor ranks must sum some gradients (see partial_weights)
     late: tuple[bool, ...]  # [stage] whether W reads the gradient of the stage's output
     vocabulary: str = "ends"
+    product: float = 0.0  # see lower.vocabulary.product_share
 
     @property
     def place(self) -> Place:
@@ -100,4 +101,5 @@ def traits(plan: Plan, model: ModelSpec, workload: Workload) -> Traits:
         _sums_partial(model, cut_of(plan, model), plan.tensor, plan.sequence_parallel),
         tuple(size.late_gradient for size in stage_sizes(plan, model, workload)),
         plan.vocabulary,
+        0.0 if plan.vocabulary == "ends" else product_share(plan, model, workload),
     )

@@ -43,6 +43,18 @@ def shard_parameters(model: ModelSpec, ranks: int) -> int:
     return shard_rows(model.vocab, ranks) * model.hidden * (1 if model.tied else 2)
 
 
+def product_share(plan: Plan, model: ModelSpec, workload: Workload) -> float:
+    """The work of one product of activations and shard as a share of a mean stage's forward, to two digits.
+
+    In multiplications a token: a layer's weights, and causal attention over half of the positions, twice.
+    """
+    layers = blocks(model)[1:-1]
+    weights = sum(weight.size for block in layers for weight in block.weights())
+    attention = len(layers) * workload.sequence_length * model.heads * model.head_dim
+    share = shard_rows(model.vocab, plan.pipeline) * model.hidden / (weights + attention) * plan.stages
+    return float(f"{share:.2g}")
+
+
 def vocabulary_bytes(plan: Plan, model: ModelSpec, workload: Workload) -> dict[str, int]:
     """Bytes of every kind of buffer of the passes' own (see passes.vocabulary)."""
     if plan.vocabulary == "ends":

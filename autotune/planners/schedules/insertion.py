@@ -13,7 +13,16 @@ from dataclasses import dataclass, field
 
 from autotune.planners.schedules.schedule import Order, Pipe, Place, Step
 from autotune.planners.schedules.timing import inputs_ready
-from autotune.planners.schedules.vocabulary import AHEAD, BARRIER, EMBED, EMBED_W, SHARES, Vocabulary
+from autotune.planners.schedules.vocabulary import (
+    AHEAD,
+    BARRIER,
+    EMBED,
+    EMBED_W,
+    LATE,
+    LOOKUP,
+    PRODUCTS,
+    Vocabulary,
+)
 
 
 def delayed(steps: Sequence[Step], forwards: int) -> list[Step]:
@@ -32,12 +41,13 @@ def delayed(steps: Sequence[Step], forwards: int) -> list[Step]:
     return out + coming[taken:]
 
 
-def insert(order: Order, pipe: Pipe, place: Place, vocabulary: Vocabulary) -> Order:
+def insert(order: Order, pipe: Pipe, place: Place, vocabulary: Vocabulary, product: float) -> Order:
     """The order with EMBED, EMBED_W and the output's passes on every rank, under the stage number `pipe.stages`.
 
+    `product` is the duration of one matrix product of a micro-batch with a shard, as a share of a stage's forward.
     Each stage must be on one rank. ValueError where the delayed order deadlocks.
     """
-    return _Clock([delayed(steps, vocabulary.barriers) for steps in order], pipe, place, vocabulary).run()
+    return _Clock([delayed(steps, vocabulary.barriers) for steps in order], pipe, place, vocabulary, product).run()
 
 
 @dataclass
@@ -48,6 +58,7 @@ class _Clock:
     pipe: Pipe
     place: Place
     vocabulary: Vocabulary
+    product: float
     out: Order = field(init=False)
     now: list[float] = field(init=False)
     at: list[int] = field(init=False)  # of each rank, how many of `steps` are placed
@@ -60,8 +71,9 @@ class _Clock:
         self.out, self.now, self.at = [[] for _ in ranks], [0.0 for _ in ranks], [0 for _ in ranks]
         self.count = [dict.fromkeys((EMBED, EMBED_W, *p), 0) for _ in ranks]
         unit = sum(self.pipe.times.of("F", s) for s in range(last + 1)) / (last + 1)
-        self.share = {op: share * unit for op, share in SHARES.items()}
-        self.barrier = BARRIER * unit
+        self.seconds = {op: count * self.product * unit for op, count in PRODUCTS.items()}
+        self.seconds |= dict.fromkeys((EMBED, EMBED_W), LOOKUP * unit)
+        self.barrier, self.late = BARRIER * unit, LATE * unit
         first, final = self.steps[self.place[0][0]], self.steps[self.place[last][0]]
         outputs = [step.item for step in final if step.op == "F" and step.stage == last]
         self.items = dict.fromkeys(p, outputs)  # the items of every pass, in order
@@ -112,7 +124,7 @@ class _Clock:
         if op == EMBED:  # needs nothing, but its result takes memory until the first stage has used it
             return self.made("F", 0, self.items[op][number - AHEAD], 0.0) if number >= AHEAD else 0.0
         if op == EMBED_W:
-            return self.made("B", 0, item, self.barrier)
+            return self.made("B", 0, item, self.barrier + self.late)
         which = self.vocabulary.passes.index(op)
         if which == 0:
             return self.made("F", self.pipe.stages - 1, item, self.barrier)
@@ -132,7 +144,7 @@ class _Clock:
     def put(self, rank: int, start: float, step: Step) -> Sequence[int]:
         """Places a step; gives the ranks that may have more to do now."""
         own = step.stage < self.pipe.stages
-        self.now[rank] = start + (self.pipe.times.of(step.op, step.stage) if own else self.share[step.op])
+        self.now[rank] = start + (self.pipe.times.of(step.op, step.stage) if own else self.seconds[step.op])
         self.out[rank].append(step)
         everyone = range(self.pipe.ranks)
         if not own:

@@ -28,9 +28,12 @@ VOCABULARIES: dict[str, Vocabulary] = {
 }
 EMBED, EMBED_W = "EMBED", "EMBED_W"
 
-# Durations for placing the passes: shares of one forward. An order must not depend on a profile, and what matters is
-# that they are short beside a forward and that a barrier has something to hide behind.
-SHARES = {"S": 0.1, "S_BOTH": 0.2, "T": 0.2, "T_W": 0.1, "S_MAX": 0.1, "S_SUM": 0.02, "T_SUMMED": 0.2}
-SHARES |= {EMBED: 0.01, EMBED_W: 0.02}
-BARRIER = 0.25  # of one forward: from the last rank's end of a pass to when all may use its result
+# Durations for placing the passes, which must not depend on a profile: of a pass in products of activations and shard
+# (each pass is made of whole ones, and of what is small beside them), everything else in forwards.
+PRODUCTS = {"S": 1.0, "S_BOTH": 2.0, "T": 2.0, "T_W": 1.0, "S_MAX": 1.0, "S_SUM": 0.2, "T_SUMMED": 2.0}
+LOOKUP = 0.01  # EMBED and EMBED_W
+# From the last rank's end of a pass to when all may use its result. As much slack as the delayed backwards have room
+# for: an order with room at its barriers stays good where durations turn out otherwise.
+BARRIER = 0.5
+LATE = 1.0  # EMBED_W comes so much later than it could: nobody waits for it
 AHEAD = 2  # micro-batches whose embeddings are looked up before the first stage needs them
