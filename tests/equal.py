@@ -13,9 +13,8 @@ from autotune.planners.lower.expand import expand
 from autotune.planners.lower.train import lower_training
 from autotune.planners.simulate import memory
 from autotune.planners.validate import validate
-from autotune.runners.checkpoint import unshard
 from autotune.runners.reference import adamw_step, init_weights, reference_gradients
-from autotune.spec.graph import blocks
+from autotune.runners.vocabulary_shard import assemble
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.workload import Workload
@@ -40,15 +39,13 @@ def oracle(model: ModelSpec, work: Workload) -> tuple[list[float], dict[Any, tor
     return losses, first, weights
 
 
-def whole(model: ModelSpec, answers: list[dict[str, Any]], what: str) -> dict[Any, torch.Tensor]:
+def whole(plan: Plan, model: ModelSpec, answers: list[dict[str, Any]], what: str) -> dict[Any, torch.Tensor]:
     """Full tensors from the ranks' shards."""
-    found = {}
-    for block in blocks(model):
-        for weight in block.weights():
-            key = (block.index, weight.name)
-            shards = {a["tensor"]: torch.from_numpy(a[what][key]) for a in answers if key in a[what]}
-            found[key] = unshard(weight, [shards[t] for t in sorted(shards)])
-    return found
+    pieces = [
+        (a["pipeline"], a["tensor"], {f"{block}/{name}": torch.from_numpy(t) for (block, name), t in a[what].items()})
+        for a in answers
+    ]
+    return assemble(plan, model, pieces)
 
 
 def assert_equal(pool: Pool, model: ModelSpec, plan: Plan, work: Workload) -> None:
@@ -58,9 +55,9 @@ def assert_equal(pool: Pool, model: ModelSpec, plan: Plan, work: Workload) -> No
     for step, expected in enumerate(losses):
         measured = sum(a["losses"][step] for a in answers) / plan.tensor
         assert measured == pytest.approx(expected, abs=BOUND)
-    for key, gradient in whole(model, answers, "gradients").items():
+    for key, gradient in whole(plan, model, answers, "gradients").items():
         assert torch.allclose(gradient, gradients[key], rtol=0, atol=BOUND), (plan.describe(), key)
-    for key, weight in whole(model, answers, "weights").items():
+    for key, weight in whole(plan, model, answers, "weights").items():
         assert torch.allclose(weight, weights[key], rtol=0, atol=BOUND), (plan.describe(), key)
     program = expand(lower_training(plan, model, work), plan)
     validate(program)

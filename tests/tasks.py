@@ -63,7 +63,11 @@ def train(rank: int, world: int, plan: Plan, model: ModelSpec, workload: Workloa
             trainer.watch = None
         loss = trainer.interpreter.values.get("loss")
         losses.append(float(loss) if loss is not None else 0.0)
-    weights = {k: w.numpy() for state in trainer.states.values() for k, w in state.weights.items()}
+    weights = {
+        k: (w.float() if w.dtype == torch.bfloat16 else w).numpy()
+        for state in trainer.states.values()
+        for k, w in state.weights.items()
+    }
     return {
         "losses": losses,
         "gradients": gradients,
@@ -71,6 +75,7 @@ def train(rank: int, world: int, plan: Plan, model: ModelSpec, workload: Workloa
         "order": trace.order,
         "memory": trace.memory,
         "tensor": trainer.mesh.tensor,
+        "pipeline": trainer.mesh.pipeline,
         "sent": None,
     }
 

@@ -15,6 +15,7 @@ import pytest
 from autotune.planners.feasible import why_not
 from autotune.planners.lower.traits import micro_batches, pipe_of, place_of
 from autotune.planners.schedules import SCHEDULES
+from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.workload import Workload
@@ -61,6 +62,8 @@ def draw_plan(draw: random.Random, name: str) -> tuple[ModelSpec, Plan, Workload
     pipe = pipe_of(plan, items)
     if entry.refuse(pipe) or not entry.groups(pipe):
         return None
+    if all(len(ranks) == 1 for ranks in entry.place(pipe)):
+        plan = replace(plan, vocabulary=draw.choice(["ends", *VOCABULARIES]))
     plan = replace(plan, group=draw.choice(entry.groups(pipe)), limit=draw.choice(entry.limits(pipe)))
     return (model, plan, work) if why_not(model, work, plan, plan.world) is None else None
 

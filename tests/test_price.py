@@ -18,7 +18,7 @@ from autotune.spec.errors import UsageError
 from autotune.spec.machine import Device, Host, Interference, Link, Profile, Sample
 from autotune.spec.work import Attention, Collective, Copy, Launch, Matmul, Memory, Optimizer, Work
 
-OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv")
+OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "reduce", "send_recv")
 SHIPPED = {name: load_profile(path) for name, path in shipped().items()}
 
 

@@ -198,7 +198,10 @@ def test_measure_refuses_what_no_world_can_form() -> None:
 
 
 def test_a_world_of_two_measures_collectives_and_compute() -> None:
-    ops = [Collective(op, 4096, 2) for op in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast")]
+    ops = [
+        Collective(op, 4096, 2)
+        for op in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "reduce")
+    ]
     collectives: list[Work] = [*ops, Collective("send_recv", 4096, 2), Collective("all_reduce", 10, 2)]
     compute: list[Work] = [Matmul(8, 32, 32, "fp32"), Memory("copy", 8192, "fp32"), Launch()]
     samples = profiling.measure([*collectives, *compute], 2, "cpu", seconds_each=BRIEF)

@@ -206,7 +206,7 @@ budget = { secs = 3 }
     assert all(str(tmp_path / "r.toml") in text for text in found.values())
 
 
-@pytest.mark.parametrize("axis", ["context", "expert", "vocabulary", "decoding"])
+@pytest.mark.parametrize("axis", ["context", "expert", "decoding"])
 def test_later_axes(tmp_path: Path, axis: str) -> None:
     found = refused(tmp_path, TRAIN + f"[search]\n{axis} = 2\n")
     assert "not yet searchable in this version" in found[f"search.{axis}"]

@@ -2,6 +2,8 @@
 
 Time, under the cost model: every rank must do all of its own compute and its update; the first micro-batch must have
 passed the earlier stages before a rank can start, and its last gradient must pass them again before they can end.
+Passes over a sharded vocabulary count where they cannot hide: those that the last stage waits for lie between
+a rank's first forward and its last backward.
 Memory: the states of a rank's stages, and as many activations as the schedule's closed form says are alive at once.
 """
 
@@ -14,7 +16,9 @@ from autotune.planners.lower.train import state_bytes
 from autotune.planners.lower.traits import micro_batches, pipe_of, place_of, stage_sizes
 from autotune.planners.predict import Predictor
 from autotune.planners.schedules import SCHEDULES, held
+from autotune.planners.schedules.vocabulary import EMBED, EMBED_W, VOCABULARIES
 from autotune.spec.plan import Plan
+from autotune.spec.program import Instruction
 from autotune.spec.work import Collective, Optimizer
 
 StageTimes = tuple[tuple[float, float, float], ...]  # seconds of each stage: forward, least backward, least drain
@@ -31,6 +35,8 @@ class Bounder:
         key = (
             plan.stages,
             plan.layers,
+            plan.vocabulary,
+            plan.pipeline if plan.vocabulary != "ends" else 0,
             SCHEDULES[plan.schedule].splits,
             plan.tensor,
             plan.micro_batch,
@@ -65,18 +71,34 @@ class Bounder:
         for forward, _, back in times:
             fill.append(fill[-1] + forward)
             drain.append(drain[-1] + back)
+        before, beside, after = self.vocabulary(plan, costs, items)
         best = work = 0.0
         capacity = self.predictor.capacity(plan)
         for rank in range(plan.pipeline):
             own = held(place, rank)
             # A stage that two directions hold does half of the micro-batches on either rank.
             busy = sum((items // len(place[s])) * (times[s][0] + times[s][1]) for s in own)
-            update = sum(updates[s][1] for s in own)
-            wait = updates[own[0]][0] if len(own) == 1 else 0.0
+            update = sum(updates[s][1] for s in (*own, *range(plan.stages, len(updates))))
+            wait = updates[own[0]][0] if len(own) == 1 and plan.vocabulary == "ends" else 0.0
             start = min(fill[s] for s in own)
-            work += busy + update
-            best = max(best, start + busy + update + wait, start + busy + min(drain[s] for s in own))
+            # Its last input gradient's end: weight gradients of a split backward may all come later.
+            passed = sum((items // len(place[s])) * (times[s][0] + times[s][2]) for s in own)
+            until, drained = start + busy + beside, start + passed + beside
+            work += before + busy + beside + after + update
+            best = max(best, until + after + update + wait, drained + min(drain[s] for s in own))
+            best = max(best, before + busy + beside + after + update)
         return max(best, work / capacity) if capacity else best
+
+    def vocabulary(self, plan: Plan, costs: StepCosts, items: int) -> tuple[float, float, float]:
+        """Seconds of a rank's passes over its shard of the vocabulary: those that may run before its first forward,
+        those that lie between that and its last backward, and those that may come later."""
+        if plan.vocabulary == "ends":
+            return 0.0, 0.0, 0.0
+        entry = VOCABULARIES[plan.vocabulary]
+        waited, late = entry.passes[: entry.barriers], entry.passes[entry.barriers :]
+        groups = ((EMBED,), waited, (*late, EMBED_W))
+        seconds = [items * sum(costs.cost(Instruction(op, plan.stages)).seconds for op in ops) for ops in groups]
+        return seconds[0], seconds[1], seconds[2]
 
     def updates(self, plan: Plan, costs: StepCosts) -> list[tuple[float, float]]:
         """(collectives over the replicas, optimizer) seconds of each stage."""
@@ -111,7 +133,8 @@ class Bounder:
         least = []
         for rank in range(plan.pipeline):
             own = [sizes[s] for s in held(place, rank)]
-            states = sum(sum(state_bytes(z.parameters, self.predictor.workload.precision, shards)) for z in own)
+            everything = (*own, *sizes[plan.stages :])  # with the rank's shard of the vocabulary
+            states = sum(sum(state_bytes(z.parameters, self.predictor.workload.precision, shards)) for z in everything)
             activation = min(min(z.saved, z.kept + z.made) if schedule.splits else z.saved for z in own)
             least.append(states + alive[rank] * (activation + min(z.inputs for z in own)))
         return max(least)

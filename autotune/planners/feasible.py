@@ -5,8 +5,10 @@ from __future__ import annotations
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.stage import partition
 from autotune.planners.lower.traits import pipe_of
-from autotune.planners.schedules import SCHEDULES
+from autotune.planners.lower.vocabulary import shard_rows
+from autotune.planners.schedules import SCHEDULES, Pipe
 from autotune.planners.schedules.times import parse_times
+from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.spec.errors import nearest_divisor, nearest_name
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
@@ -61,6 +63,28 @@ def _texts(plan: Plan, model: ModelSpec) -> str | None:
     return None
 
 
+def _vocabulary(plan: Plan, model: ModelSpec) -> str | None:
+    """Why the vocabulary cannot lie where the plan wants it."""
+    if plan.vocabulary == "ends":
+        return None
+    if plan.vocabulary not in VOCABULARIES:
+        near = nearest_name(plan.vocabulary, ("ends", *VOCABULARIES))
+        return f"vocabulary {plan.vocabulary!r} is unknown (nearest {near or 'ends'!r})"
+    if plan.pipeline == 1:
+        return f"vocabulary {plan.vocabulary} needs pipeline > 1 (found 1; nearest 2)"
+    if plan.tensor > 1:
+        return (
+            f"vocabulary {plan.vocabulary} is sharded over the pipeline alone: tensor must be 1 (found {plan.tensor})"
+        )
+    place = SCHEDULES[plan.schedule].place(Pipe(plan.pipeline, plan.pipeline * 2, plan.chunks))
+    if any(len(ranks) > 1 for ranks in place):
+        return f"vocabulary {plan.vocabulary} needs a schedule with one copy of each stage (found {plan.schedule})"
+    least = shard_rows(model.vocab, plan.pipeline) * (plan.pipeline - 1) + 1
+    if model.vocab < least:
+        return f"vocabulary {plan.vocabulary} needs a row on every rank: at least {least} (found {model.vocab})"
+    return None
+
+
 def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:
     replica = plan.data * plan.micro_batch
     found = [_divides("data x micro_batch", replica, workload.global_batch, "global_batch")]
@@ -81,6 +105,7 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
         found.append(f"recompute {plan.recompute!r} is unknown (nearest {nearest_name(plan.recompute, RECOMPUTE)})")
     if not 0 <= plan.offload <= 100:
         found.append(f"offload must be a percentage (found {plan.offload}; nearest {min(100, max(0, plan.offload))})")
+    found.append(_vocabulary(plan, model))
     if plan.zero not in (0, 1):
         found.append(f"zero must be 0 or 1 (found {plan.zero}; nearest 1)")
     if plan.zero and plan.data == 1:
@@ -102,6 +127,7 @@ def _generation(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | 
         "times",
         "order",
         "offload",
+        "vocabulary",
         "sequence_parallel",
     ):
         plain = getattr(Plan(), axis)

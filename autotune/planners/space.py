@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from itertools import product
 from typing import Protocol
@@ -12,7 +12,7 @@ from typing import Protocol
 from autotune.planners.feasible import why_not
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.traits import pipe_of
-from autotune.planners.schedules import SCHEDULES
+from autotune.planners.schedules import SCHEDULES, Place
 from autotune.spec.machine import Profile
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Question
@@ -52,7 +52,14 @@ def axis_values(question: Question) -> dict[str, Values]:
     return {axis: tuple(question.axes.get(axis, choices)) for axis, choices in everything.items()}
 
 
-INNER = ("chunks", "layers", "group", "limit", "times", "order")  # axes whose choices hang on the plan so far
+def _vocabularies(plan: Plan, place: Place) -> Values:
+    """The `vocabulary` values worth trying: sharded ones where each stage has one rank. The naive one never wins."""
+    sharded = plan.pipeline > 1 and plan.tensor == 1 and all(len(ranks) == 1 for ranks in place)
+    return ("ends", "vocab-1", "vocab-2") if sharded else ("ends",)
+
+
+# Axes whose choices hang on the plan so far.
+INNER = ("chunks", "vocabulary", "layers", "group", "limit", "times", "order")
 
 
 class Advice(Protocol):
@@ -137,11 +144,18 @@ class Enumeration:
                 yield chunked  # refused as it is: its inner choices would be refused for the same reason
                 continue
             groups, limits = given.get("group", schedule.groups(pipe)), given.get("limit", schedule.limits(pipe))
-            for cut in given.get("layers", self.advice.cuts(chunked)):
-                placed = replace(chunked, layers=cut)  # type: ignore[arg-type]
+            vocabularies = given.get("vocabulary", _vocabularies(chunked, schedule.place(pipe)))
+            for placed in self._placed(chunked, vocabularies):
                 times = given.get("times", (self.advice.times(placed),) if schedule.timed else ("",))
                 for group, limit, each, order in product(groups, limits, times, self._given("order")):
                     yield replace(placed, group=group, limit=limit, times=each, order=order)  # type: ignore[arg-type]
+
+    def _placed(self, plan: Plan, vocabularies: Iterable[object]) -> Iterator[Plan]:
+        """The plan with every place of its vocabulary and every cut of its layers."""
+        for where in vocabularies:
+            sharded = replace(plan, vocabulary=where)  # type: ignore[arg-type]
+            for cut in self.question.axes.get("layers", self.advice.cuts(sharded)):
+                yield replace(sharded, layers=cut)  # type: ignore[arg-type]
 
     def _given(self, axis: str) -> Values:
         return tuple(self.question.axes.get(axis, (DEFAULTS[axis],)))

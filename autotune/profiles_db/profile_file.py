@@ -33,7 +33,15 @@ CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("Attention", "form"): ("fwd", "bwd"),
     ("Memory", "dtype"): tuple(BYTES),
     ("Optimizer", "dtype"): ("mixed", "fp32", "fp64"),
-    ("Collective", "op"): ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv"),
+    ("Collective", "op"): (
+        "all_reduce",
+        "all_gather",
+        "reduce_scatter",
+        "all_to_all",
+        "broadcast",
+        "reduce",
+        "send_recv",
+    ),
     ("Copy", "direction"): ("h2d", "d2h", "d2d", "h2h", "disk_read", "disk_write"),
 }
 # The least a number may be where that is not 0, and the fields that must be above 0 rather than at it.

@@ -15,13 +15,15 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from autotune.runners.checkpoint import open_checkpoint, unshard
+from autotune.planners.lower.expand import coordinates
+from autotune.runners.checkpoint import open_checkpoint
 from autotune.runners.data import batch, open_corpus
 from autotune.runners.job import Job
 from autotune.runners.mesh import barrier
 from autotune.runners.reference import init_weights, reference_gradients
 from autotune.runners.state import DTYPES
 from autotune.runners.training import Batch, Trainer
+from autotune.runners.vocabulary_shard import assemble
 from autotune.spec.graph import blocks
 from autotune.spec.program import Instruction
 
@@ -80,16 +82,12 @@ def judge(job: Job, loss: float, device: torch.device, folder: Path) -> tuple[bo
     with torch.enable_grad():
         expected, gradients = reference_gradients(job.model, weights, tokens.to(device), targets.to(device), dtype)
     worst = abs(loss - float(expected)) / abs(float(expected))
-    shards: dict[str, list[tuple[int, torch.Tensor]]] = {}
+    pieces = []
     for file in sorted(folder.glob("gradients-*.safetensors")):
-        rank = int(file.stem.split("-")[1])
-        for name, tensor in load_file(file).items():
-            shards.setdefault(name, []).append((rank % job.plan.tensor, tensor))
+        pipeline, _, tensor = coordinates(job.plan, int(file.stem.split("-")[1]))
+        pieces.append((pipeline, tensor, load_file(file)))
         file.unlink()
-    for block in blocks(job.model):
-        for weight in block.weights():
-            by_rank = dict(shards[f"{block.index}/{weight.name}"])
-            ours = unshard(weight, [by_rank[t] for t in sorted(by_rank)]).to(device, dtype)
-            theirs = gradients[block.index, weight.name].to(dtype)
-            worst = max(worst, float((ours - theirs).norm() / theirs.norm().clamp_min(1e-30)))
+    for key, gradient in assemble(job.plan, job.model, pieces).items():
+        ours, theirs = gradient.to(device, dtype), gradients[key].to(dtype)
+        worst = max(worst, float((ours - theirs).norm() / theirs.norm().clamp_min(1e-30)))
     return worst <= BOUNDS[job.workload.precision], worst

@@ -1,9 +1,10 @@
 """The interpreter: runs one rank's list of a program. It knows buffers and lanes; values come from a table.
 
 It issues instructions in list order. An operation is a function of the instruction and the store; it gives the values
-of the instruction's writes, and, if it only started the work, a handle to wait for. Whoever next reads, overwrites or
-frees such a buffer waits first. On CUDA every lane is a stream and the handle an event; on a CPU a handle is a
-`torch.distributed` work object and compute runs at once.
+of the instruction's writes, and, if it only started the work, a handle to wait for. Whoever next reads or overwrites
+what it writes, or overwrites what it reads, waits first.
+On CUDA every lane is a stream and the handle an event; on a CPU a handle is a `torch.distributed` work object and
+compute runs at once.
 """
 
 from __future__ import annotations
@@ -74,14 +75,14 @@ class Interpreter:
     def step(self, trace: Trace | None = None) -> None:
         """Runs the list once and waits for everything it started."""
         clock = _Clock(self.device) if trace is not None else None
-        pending: dict[str, tuple[Handle, int]] = {}
+        pending: dict[str, tuple[Handle, int]] = {}  # buffers that are being written
+        reading: dict[str, list[tuple[Handle, int]]] = {}  # buffers that are being read, by whom
         waited: dict[int, float] = {}
         issued: list[Any] = []
         landed: dict[int, float] = {}
         ahead: deque[Any] = deque()
 
-        def settle(name: str) -> None:
-            handle, position = pending.pop(name)
+        def settle(handle: Handle, position: int) -> None:
             handle.wait()
             if clock is not None and self.device.type != "cuda":
                 waited[position] = clock.now()
@@ -90,7 +91,10 @@ class Interpreter:
             # An older version arrived before its step ended; only the newest can be on its way.
             for name in (*(() if instruction.lag else instruction.reads), *instruction.writes):
                 if name in pending:
-                    settle(name)
+                    settle(*pending.pop(name))
+            for name in instruction.writes:
+                for reader in reading.pop(name, ()):
+                    settle(*reader)
             self.flying.drop(landed)
             if self.streams and instruction.lane == COMPUTE:
                 self._hold_back(ahead)
@@ -98,7 +102,7 @@ class Interpreter:
                 self.hooks[instruction.op](instruction, self.values)
             held = (counted(self._held()), set(map(id, self.values.values()))) if trace is not None else None
             begin = clock.mark(self.streams.get(instruction.lane)) if clock else None
-            made = self._issue(instruction, position, pending)
+            made = self._issue(instruction, position, pending, reading)
             if clock is not None and trace is not None:
                 issued.append((position, begin, clock.mark(self.streams.get(instruction.lane))))
                 trace.order.append(instruction.label)
@@ -118,13 +122,15 @@ class Interpreter:
             for name in instruction.frees:
                 # A message may still be on its way: do not stop here. On CUDA both streams are known to the allocator.
                 value = self.values.pop(name)
-                if name in pending:
-                    handle, number = pending.pop(name)
+                used = [pending.pop(name)] if name in pending else []
+                for handle, number in used + reading.pop(name, []):
                     if self.device.type != "cuda":
                         self.flying.keep(handle, number, value)
                 value = None
-        for name in list(pending):
-            settle(name)
+        for by in [*pending.values(), *(one for several in reading.values() for one in several)]:
+            settle(*by)
+        pending.clear()
+        reading.clear()
         self.flying.drop(landed, all_of_them=True)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -146,7 +152,11 @@ class Interpreter:
         ahead.append(event)
 
     def _issue(
-        self, instruction: Instruction, position: int, pending: dict[str, tuple[Handle, int]]
+        self,
+        instruction: Instruction,
+        position: int,
+        pending: dict[str, tuple[Handle, int]],
+        reading: dict[str, list[tuple[Handle, int]]],
     ) -> tuple[Any, ...]:
         view: Mapping[str, Any] = self.values
         if instruction.lag:
@@ -173,8 +183,11 @@ class Interpreter:
                     if tensor.is_cuda:
                         tensor.record_stream(user)
         if handle is not None:
-            for name in (*instruction.writes, *instruction.reads):
+            for name in instruction.writes:
                 pending[name] = (handle, position)
+            for name in instruction.reads:
+                if name not in instruction.writes:
+                    reading.setdefault(name, []).append((handle, position))
         return made.values if isinstance(made, Started) else made
 
     def _held(self) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -19,6 +21,17 @@ REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 Members = tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Chain:
+    """Collectives in a row that were started; without a future, the stream that they are on keeps their order."""
+
+    future: Future[None] | None
+
+    def wait(self) -> None:
+        if self.future is not None:
+            self.future.result()
+
+
 @dataclass
 class Mesh:
     """Groups are made in one order on every rank, as torch.distributed asks."""
@@ -31,6 +44,7 @@ class Mesh:
     tensor: int = 0
     axes: dict[str, dist.ProcessGroup | None] = field(default_factory=dict)
     lanes: dict[tuple[str, Members], dist.ProcessGroup] = field(default_factory=dict)
+    workers: dict[str, ThreadPoolExecutor] = field(default_factory=dict)  # of lanes on a CPU that need a thread
 
     @classmethod
     def build(cls, plan: Plan, program: Program, rank: int, device: torch.device) -> Mesh:
@@ -69,6 +83,18 @@ class Mesh:
                 else:
                     dist.recv(one, members[0], group=group)
             torch.cuda.synchronize(self.device)
+
+    def in_order(self, lane: str, run: Callable[[], None]) -> Chain:
+        """Starts collectives that use each other's results, after all others of their lane; the host goes on.
+
+        On CUDA the lane's stream, which must be the current one, keeps the order; on a CPU a thread of the lane's own.
+        """
+        if self.device.type == "cuda":
+            run()
+            return Chain(None)
+        if lane not in self.workers:
+            self.workers[lane] = ThreadPoolExecutor(1)
+        return Chain(self.workers[lane].submit(run))
 
     def all_reduce(self, tensor: Tensor, how: str) -> Tensor:
         """In place over the tensor ranks."""

@@ -27,7 +27,8 @@ def _pick(instruction: Instruction, made: Mapping[str, Any]) -> Made:
 def _source(trainer: Trainer, instruction: Instruction, values: Store) -> Tensor:
     """The stage's own input: tokens, or the activation that the stage before it made."""
     s, m = instruction.stage, instruction.item
-    return trainer.rows(values, "tokens", m) if s == 0 else values[f"x.{s}.{m}"]
+    own = f"x.{s}.{m}"
+    return values[own] if own in instruction.reads else trainer.rows(values, "tokens", m)
 
 
 def _targets(trainer: Trainer, block: Block, instruction: Instruction, values: Store) -> Values:

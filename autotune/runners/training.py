@@ -16,14 +16,16 @@ from autotune.planners.lower.shape import Shape, training_shape
 from autotune.planners.lower.stage import cut_of, stage_blocks
 from autotune.planners.lower.train import lower_training
 from autotune.planners.lower.traits import micro_batches, place_of
+from autotune.planners.lower.vocabulary import vocabulary_blocks
 from autotune.planners.schedules import held
-from autotune.runners import gradient_ops, message_ops, stage_ops, tier_ops
+from autotune.runners import gradient_ops, message_ops, stage_ops, tier_ops, vocabulary_ops
 from autotune.runners.body import Call, Values, Watch, compile_body, run_body
 from autotune.runners.interpreter import Interpreter, Operation
 from autotune.runners.mesh import Mesh, staged
 from autotune.runners.ops import Env
 from autotune.runners.rope import tables
 from autotune.runners.state import Loader, StageState
+from autotune.runners.vocabulary_shard import loaded_rows
 from autotune.spec.graph import Block
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
@@ -35,6 +37,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     **message_ops.OPERATIONS,
     **tier_ops.OPERATIONS,
     **gradient_ops.OPERATIONS,
+    **vocabulary_ops.OPERATIONS,
 }
 Batch = tuple[Tensor, Tensor]  # tokens and targets, int64 [sequences of this replica, sequence length]
 
@@ -65,18 +68,21 @@ class Trainer:
         shape = training_shape(plan, workload)
         place = place_of(plan, micro_batches(plan, workload))
         stages = stage_blocks(model, cut_of(plan, model))
-        states = {
-            s: StageState.build(
-                stages[s],
-                load,
-                precision=workload.precision,
-                tensor_size=plan.tensor,
-                shards=plan.data if plan.zero else 1,
-                shard=mesh.data if plan.zero else 0,
-                device=device,
-            )
-            for s in held(place, mesh.pipeline)
-        }
+        build = partial(
+            StageState.build,
+            precision=workload.precision,
+            tensor_size=plan.tensor,
+            shards=plan.data if plan.zero else 1,
+            shard=mesh.data if plan.zero else 0,
+            device=device,
+        )
+        states = {s: build(stages[s], load) for s in held(place, mesh.pipeline)}
+        used = {i.op for i in program.ranks[rank]} & set(PROGRAMS)
+        bodies = {b: lower_block(b, shape, plan.recompute) for state in states.values() for b in state.blocks}
+        calls = {(b, op): compile_body(b, body.program(op)) for b, body in bodies.items() for op in used}
+        if plan.vocabulary != "ends":
+            rows = loaded_rows(load, model, mesh.pipeline)
+            states[plan.stages] = build(vocabulary_blocks(model, plan.pipeline), rows)
         env = Env(
             model,
             plan.micro_batch,
@@ -90,11 +96,7 @@ class Trainer:
             attention=plan.attention,
             loss_scale=1.0 / workload.tokens,
         )
-        trainer = cls(plan, model, workload, mesh, states, program, env, shape)
-        used = {i.op for i in program.ranks[rank]} & set(PROGRAMS)
-        for block in (b for state in states.values() for b in state.blocks):
-            body = lower_block(block, shape, plan.recompute)
-            trainer.calls |= {(block, op): compile_body(block, body.program(op)) for op in used}
+        trainer = cls(plan, model, workload, mesh, states, program, env, shape, calls)
         by_host = frozenset(i.lane for i in program.ranks[rank] if i.peers) if staged(device) else frozenset()
         initial = trainer.initial()
         trainer.interpreter = Interpreter(program, rank, trainer.operations(), initial, device, host_lanes=by_host)
@@ -118,10 +120,10 @@ class Trainer:
     def feed(self, batch: Batch) -> None:
         """The step's tokens and targets, on the ranks that need them; clears the loss."""
         tokens, targets = (t.to(self.mesh.device) for t in batch)
-        if 0 in self.states:
-            self.interpreter.values["tokens"] = tokens
+        needed = {"tokens": tokens, "targets": targets}
+        named = self.program.buffers[self.mesh.rank]
+        self.interpreter.values.update({name: value for name, value in needed.items() if name in named})
         if "loss" in self.interpreter.values:
-            self.interpreter.values["targets"] = targets
             self.interpreter.values["loss"].zero_()
 
     def operations(self) -> Mapping[str, Operation]:

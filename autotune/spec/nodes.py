@@ -55,7 +55,7 @@ class Node:
 class Block:
     """A straight piece of the model: reads `x` (or tokens), writes `x` (or logits, loss)."""
 
-    kind: str  # embed | layer | head; blocks of one kind and equal nodes cost the same
+    kind: str  # embed | layer | head | norm (the head's, by itself); blocks of one kind and equal nodes cost the same
     index: int
     nodes: tuple[Node, ...]
 

@@ -31,6 +31,9 @@ class Plan:
     layers: str = ""  # layers of each stage, "5,6,6,5"; "": as even as can be
     group: int = 0  # micro-batches of a scheduling unit, for schedules with such; 0: the schedule's own choice
     limit: int = 0  # chunk activations that a rank may hold, for schedules made under a limit; 0: the schedule's own
+    vocabulary: str = (
+        "ends"  # embedding and head: "ends" on the outer stages, or over all (planners.schedules.vocabulary)
+    )
     times: str = ""  # relative durations "F,B,W,hop" that a schedule was made for (planners.schedules.times); "": equal
 
     @property

@@ -99,7 +99,7 @@ class Optimizer:
 class Collective:
     """A collective (or `send_recv`) over a group. `size` is bytes of the whole, unsharded tensor.
 
-    all_reduce: every rank's tensor; all_gather: the result; reduce_scatter: every rank's input; all_to_all: one
+    all_reduce, reduce: every rank's tensor; all_gather: the result; reduce_scatter: every rank's input; all_to_all: one
     rank's whole input; broadcast, send_recv: the message. `level` is the link level that the group's slowest hop
     crosses: an index into the profile's links, innermost 0.
     """
@@ -116,7 +116,9 @@ class Collective:
     def bytes(self) -> float:
         """Bytes that one rank puts on the link (the ring algorithms' count, as nccl-tests' bus bandwidth)."""
         n = self.group
-        share = {"all_reduce": 2 * (n - 1) / n, "broadcast": 1.0, "send_recv": 1.0}.get(self.op, (n - 1) / n)
+        share = {"all_reduce": 2 * (n - 1) / n, "broadcast": 1.0, "reduce": 1.0, "send_recv": 1.0}.get(
+            self.op, (n - 1) / n
+        )
         return self.size * share if n > 1 else 0.0
 
 

@@ -21,13 +21,15 @@ from autotune.spec.errors import Problem, UsageError
 from autotune.spec.machine import Link, Profile, Sample
 from autotune.spec.work import Collective
 
+ROOTED = ("broadcast", "reduce")
+
 
 def steps(op: str, group: int) -> int:
     """Hops one after another. All-reduce and broadcast go up and down a tree when small (NCCL's choice), the other
-    operations around a ring."""
+    operations around a ring. A reduce is a broadcast backwards."""
     depth = ceil(log2(group)) if group > 1 else 0
-    table = {"all_reduce": min(2 * (group - 1), 2 * depth), "broadcast": depth, "send_recv": min(1, group - 1)}
-    return table.get(op, group - 1)
+    table = {"all_reduce": min(2 * (group - 1), 2 * depth), "send_recv": min(1, group - 1)}
+    return table.get(op, depth if op in ROOTED else group - 1)
 
 
 class Links:
@@ -114,7 +116,7 @@ class Links:
         share = self._roofline.coefficient(f"link_pair_share.{link.name}", default=1.0)
         name = f"link_efficiency.{link.name}"
         names = f"{name}.{work.op}.{work.group}", f"{name}.{work.op}", name, "link_efficiency"
-        peers = 1 if work.op in ("send_recv", "broadcast") else work.group - 1
+        peers = 1 if work.op in ("send_recv", *ROOTED) else work.group - 1
         return link.bandwidth * min(1.0, share * peers), self._roofline.coefficient(*names, default=1.0)
 
 

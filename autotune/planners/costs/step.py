@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from autotune.planners.costs.body import NOTHING, BodyCosts, Cost
 from autotune.planners.costs.price import Pricer
+from autotune.planners.costs.vocabulary import VOCABULARY_WORKS, ShardSizes
 from autotune.planners.lower.body import PROGRAMS
 from autotune.planners.lower.shape import training_shape
 from autotune.planners.lower.stage import Sizes, canonical_stages, cut_of, stage_blocks
@@ -43,6 +44,7 @@ class StepCosts:
         self.shape = training_shape(self.plan, self.workload)
         self.place = place_of(self.plan, micro_batches(self.plan, self.workload))
         self.stages = canonical_stages(self.model, cut_of(self.plan, self.model))
+        self.shard = ShardSizes.of(self.plan, self.model, self.workload, self.pricer.level(self.plan.world))
 
     @property
     def pricer(self) -> Pricer:
@@ -52,7 +54,7 @@ class StepCosts:
         key = (instruction.op, instruction.stage)
         if key not in self._known:
             op, stage = key
-            self._known[key] = self.piece(*self.pieces(op, stage)) if op in PIECES else self.stage(stage, op)
+            self._known[key] = self.stage(stage, op) if op in PROGRAMS else self.piece(*self.pieces(op, stage))
         return self._known[key]
 
     def seconds(self, rank: int, instruction: Instruction) -> float:
@@ -82,6 +84,8 @@ class StepCosts:
 
     def pieces(self, op: str, stage: int) -> tuple[Work, ...]:
         """The primitives of an instruction outside the bodies."""
+        if op in VOCABULARY_WORKS:
+            return VOCABULARY_WORKS[op](self.shard)
         return PIECES[op](self, stage) if op in PIECES else ()
 
     def move(self, direction: str, stage: int) -> Work:

@@ -18,7 +18,8 @@ from autotune.spec.program import Program
 
 @dataclass(frozen=True)
 class Cut:
-    """Where the list of layers is cut: how many each stage has. `ends`: the outer stages hold embedding and head."""
+    """Where the list of layers is cut: how many each stage has. `ends`: the outer stages hold embedding and head;
+    else every rank holds rows of both (see lower.vocabulary), and the last stage ends with the final norm."""
 
     layers: tuple[int, ...]
     ends: bool = True
@@ -38,7 +39,7 @@ class Sizes:
     parameters: int
     saved: int  # what a forward leaves for its backward, the stage's own input left out
     output: int  # the boundary activation handed on (0 after the loss)
-    inputs: int  # the boundary activation received (0 at the first stage)
+    inputs: int  # the boundary activation received (0 where the stage starts with tokens)
     forward: int  # transient bytes of a forward beyond what it leaves
     backward: int  # transient bytes of a backward beyond what it starts and ends with
     kept: int = 0  # the part of `saved` that the weight gradient needs
@@ -59,18 +60,18 @@ def partition(layers: int, stages: int) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=1024)
-def _cut(layers: int, stages: int, given: str) -> Cut:
-    return Cut(tuple(map(int, given.split(","))) if given else partition(layers, stages))
+def _cut(layers: int, stages: int, given: str, ends: bool) -> Cut:
+    return Cut(tuple(map(int, given.split(","))) if given else partition(layers, stages), ends)
 
 
 def cut_of(plan: Plan, model: ModelSpec) -> Cut:
     """The cut of a plan: its own `layers`, or the even one."""
-    return _cut(model.layers, plan.stages, plan.layers)
+    return _cut(model.layers, plan.stages, plan.layers, plan.vocabulary == "ends")
 
 
 @lru_cache(maxsize=256)
 def stage_blocks(model: ModelSpec, cut: Cut) -> tuple[tuple[Block, ...], ...]:
-    """The blocks of every stage: the embedding joins the first, the head the last."""
+    """The blocks of every stage: the embedding joins the first, the head (or its norm alone) the last."""
     embed, *layers, head = blocks(model)
     held: list[tuple[Block, ...]] = []
     at = 0
@@ -80,6 +81,8 @@ def stage_blocks(model: ModelSpec, cut: Cut) -> tuple[tuple[Block, ...], ...]:
     if cut.ends:
         held[0] = (embed, *held[0])
         held[-1] = (*held[-1], head)
+    else:
+        held[-1] = (*held[-1], Block("norm", head.index, head.nodes[:1]))
     return tuple(held)
 
 
@@ -136,7 +139,7 @@ def sizes(model: ModelSpec, cut: Cut, stage: int, shape: Shape, policy: str, sit
     inner = [body.output_bytes for body in bodies[:-1]]  # activations between blocks; their gradients are as large
     resident = sum(body.saved_bytes for body in bodies) + sum(inner)
     output = bodies[-1].output_bytes if bodies[-1].output != "loss" else 0
-    inputs = bodies[0].sizes["x"] if stage else 0
+    inputs = bodies[0].sizes.get("x", 0)  # the embedding's input, tokens, is nobody's activation
     kept = [body.bytes_of(body.kept) for body in bodies]
     late = [body.late_gradient for body in bodies]
     # What a block leaves for W: what B made, and the gradient of its output where that lies inside the stage.

@@ -9,19 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from autotune.planners.lower.stage import Sizes
 from autotune.planners.lower.traits import Traits, micro_batches, stage_sizes, traits
+from autotune.planners.lower.vocabulary import vocabulary_bytes
 from autotune.planners.passes import PASSES
 from autotune.planners.passes.compute import compute
 from autotune.planners.resolve import Shared, uncollected
 from autotune.planners.schedules import SCHEDULES, Place
+from autotune.planners.schedules.insertion import insert
+from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.program import HOST, Buffer, Instruction, Program
 from autotune.spec.work import BYTES
 from autotune.spec.workload import Workload
 
-TEMPORARY = "xakbdht"  # first letters of the buffers that live within a step
+TEMPORARY = "xakbdhtyzu"  # first letters of the buffers that live within a step
 
 
 def state_bytes(parameters: int, precision: str, shards: int) -> tuple[int, int, int]:
@@ -51,19 +53,22 @@ def _kinds_of(listing: Sequence[Instruction]) -> dict[str, str]:
     return {name: kind_of(name) for name in names}
 
 
-def _kinds(plan: Plan, sizes: tuple[Sizes, ...], w: Workload) -> Mapping[str, Buffer]:
+def _kinds(plan: Plan, model: ModelSpec, w: Workload) -> Mapping[str, Buffer]:
     """The buffer of every kind: sizes, and whether it outlives the step."""
     tokens = Buffer(micro_batches(plan, w) * plan.micro_batch * w.sequence_length * 8, persistent=True)
     shards = plan.data if plan.zero else 1
     kinds = {"tokens": tokens, "targets": tokens, "loss": Buffer(max(4, BYTES[w.precision]), persistent=True)}
-    for s, size in enumerate(sizes):
+    for s, size in enumerate(stage_sizes(plan, model, w)):
         parts = state_bytes(size.parameters, w.precision, shards)
         kinds |= {f"{n}.{s}": Buffer(b, persistent=True) for n, b in zip("wgo", parts, strict=True)}
-        kinds |= {f"x.{s + 1}": Buffer(size.output), f"d.{s - 1}": Buffer(size.inputs), f"b.{s}": Buffer(size.made)}
+        if s == plan.stages:  # a rank's rows of the vocabulary: no stage's
+            continue
         early, late = size.saved - size.kept, size.kept
+        kinds |= {f"x.{s}": Buffer(size.inputs), f"x.{s + 1}": Buffer(size.output)}
+        kinds |= {f"d.{s - 1}": Buffer(size.inputs), f"d.{s}": Buffer(size.output), f"b.{s}": Buffer(size.made)}
         kinds |= {f"a.{s}": Buffer(early), f"k.{s}": Buffer(late), f"t.{s}": Buffer()}
         kinds |= {f"ha.{s}": Buffer(early, HOST), f"hk.{s}": Buffer(late, HOST)}
-    return kinds
+    return kinds | {name: Buffer(b) for name, b in vocabulary_bytes(plan, model, w).items()}
 
 
 class Outline(NamedTuple):
@@ -102,7 +107,10 @@ PERSISTENT, PASSING = Buffer(persistent=True), Buffer()
 
 
 def _draw(key: Traits) -> Outline:
-    listed = compute(SCHEDULES[key.schedule].order(key.pipe), key)
+    order = SCHEDULES[key.schedule].order(key.pipe)
+    if not key.ends:
+        order = insert(order, key.pipe, key.place, VOCABULARIES[key.vocabulary], key.product)
+    listed = compute(order, key)
     program = Program(tuple(map(tuple, listed)), tuple(_Declared() for _ in listed))
     for apply in PASSES.values():
         program = apply(program, key)
@@ -113,6 +121,6 @@ def _draw(key: Traits) -> Outline:
 def lower_training(plan: Plan, model: ModelSpec, workload: Workload) -> Program:
     """The step's program over pipeline ranks. Data and tensor peers run the same one: `expand` makes them explicit."""
     made = outline(traits(plan, model, workload))
-    kinds = _kinds(plan, stage_sizes(plan, model, workload), workload)
+    kinds = _kinds(plan, model, workload)
     buffers = tuple({name: kinds[kind] for name, kind in held.items()} for held in made.kinds)
     return Program(made.ranks, buffers, facts={"place": made.place})

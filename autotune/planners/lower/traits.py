@@ -7,8 +7,9 @@ from functools import lru_cache
 
 from autotune.planners.lower.shape import Shape, training_shape
 from autotune.planners.lower.stage import Cut, Sizes, cut_of, sizes, stage_blocks
+from autotune.planners.lower.vocabulary import product_share, shard_parameters
 from autotune.planners.lower.workspace import Site
-from autotune.planners.schedules import SCHEDULES, Pipe, Place
+from autotune.planners.schedules import SCHEDULES, Pipe, Place, held
 from autotune.planners.schedules.times import parse_times
 from autotune.spec.graph import Block, Weight
 from autotune.spec.model import ModelSpec
@@ -28,10 +29,22 @@ class Traits:
     partial: tuple[bool, ...]  # [stage] whether tensor ranks must sum some gradients (see partial_weights)
     late: tuple[bool, ...]  # [stage] whether W reads the gradient of the stage's output
     offload: int = 0  # percent of a rank's chunk activations that move to the host
+    vocabulary: str = "ends"
+    product: float = 0.0  # see lower.vocabulary.product_share
 
     @property
     def place(self) -> Place:
+        """The ranks of the pipeline's own stages."""
         return SCHEDULES[self.schedule].place(self.pipe)
+
+    @property
+    def ends(self) -> bool:
+        """Whether the outer stages hold the embedding and the head."""
+        return self.vocabulary == "ends"
+
+    def held(self, rank: int) -> tuple[int, ...]:
+        """The stages whose weights a rank holds; the one beyond the last is its shard of the vocabulary."""
+        return held(self.place, rank) + (() if self.ends else (self.pipe.stages,))
 
 
 def micro_batches(plan: Plan, workload: Workload) -> int:
@@ -51,13 +64,18 @@ def place_of(plan: Plan, items: int) -> Place:
 
 
 def stage_sizes(plan: Plan, model: ModelSpec, workload: Workload, site: Site | None = None) -> tuple[Sizes, ...]:
-    """The bytes of every stage of a plan. `site` matters to what is transient alone."""
-    return _stage_sizes(model, cut_of(plan, model), training_shape(plan, workload), plan.recompute, site or Site())
+    """The bytes of every stage of a plan; of a shard of the vocabulary, where ranks have one, as the stage after.
+
+    `site` matters to what is transient alone.
+    """
+    shape = training_shape(plan, workload)
+    return _stage_sizes(model, cut_of(plan, model), plan.pipeline, shape, plan.recompute, site or Site())
 
 
 @lru_cache(maxsize=4096)
-def _stage_sizes(model: ModelSpec, cut: Cut, shape: Shape, policy: str, site: Site) -> tuple[Sizes, ...]:
-    return tuple(sizes(model, cut, s, shape, policy, site) for s in range(cut.stages))
+def _stage_sizes(model: ModelSpec, cut: Cut, pipeline: int, shape: Shape, policy: str, site: Site) -> tuple[Sizes, ...]:
+    found = tuple(sizes(model, cut, s, shape, policy, site) for s in range(cut.stages))
+    return found if cut.ends else (*found, Sizes(shard_parameters(model, pipeline), 0, 0, 0, 0, 0))
 
 
 def partial_weights(block: Block, tensor: int, sequence_parallel: bool) -> tuple[Weight, ...]:
@@ -77,9 +95,10 @@ def partial_weights(block: Block, tensor: int, sequence_parallel: bool) -> tuple
 @lru_cache(maxsize=1024)
 def _sums_partial(model: ModelSpec, cut: Cut, tensor: int, sequence_parallel: bool) -> tuple[bool, ...]:
     """Of each stage, whether it has such weights."""
-    return tuple(
+    found = tuple(
         any(partial_weights(block, tensor, sequence_parallel) for block in stage) for stage in stage_blocks(model, cut)
     )
+    return found if cut.ends else (*found, False)  # a shard of the vocabulary is nobody else's
 
 
 def traits(plan: Plan, model: ModelSpec, workload: Workload) -> Traits:
@@ -93,4 +112,6 @@ def traits(plan: Plan, model: ModelSpec, workload: Workload) -> Traits:
         _sums_partial(model, cut_of(plan, model), plan.tensor, plan.sequence_parallel),
         tuple(size.late_gradient for size in stage_sizes(plan, model, workload)),
         plan.offload,
+        plan.vocabulary,
+        0.0 if plan.vocabulary == "ends" else product_share(plan, model, workload),
     )

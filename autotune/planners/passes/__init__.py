@@ -8,12 +8,14 @@ from autotune.planners.lower.traits import Traits
 from autotune.planners.passes.communicate import communicate
 from autotune.planners.passes.offload import offload
 from autotune.planners.passes.update import update
+from autotune.planners.passes.vocabulary import meet
 from autotune.spec.program import Program
 
 Pass = Callable[[Program, Traits], Program]
 
 PASSES: dict[str, Pass] = {
     "offload": offload,
+    "vocabulary": meet,
     "communicate": lambda program, traits: communicate(program),
     "update": update,
 }

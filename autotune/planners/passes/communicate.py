@@ -20,6 +20,7 @@ def lane_of(source: int, target: int, name: str) -> str:
 
 def communicate(program: Program, ahead: int = 1) -> Program:
     """Adds SEND and RECV for every buffer that crosses ranks; the sender frees what only the receiver reads."""
+    made = [{name for i in listing for name in i.writes} for listing in program.ranks]  # what a rank has by itself
     writer = {
         name: rank
         for rank, listing in enumerate(program.ranks)
@@ -32,7 +33,7 @@ def communicate(program: Program, ahead: int = 1) -> Program:
     for rank, listing in enumerate(program.ranks):
         for position, instruction in enumerate(listing):
             for name in instruction.reads:
-                if writer.get(name, rank) == rank:
+                if name in made[rank] or name not in writer:
                     kept.add(name)
                 else:
                     targets[name].setdefault(rank, position)
@@ -57,7 +58,7 @@ def communicate(program: Program, ahead: int = 1) -> Program:
         computes = [position for position, i in enumerate(listing) if i.lane == COMPUTE]
         for names in channels[rank].values():
             reads = [targets[name][rank] for name in names]
-            for name, read, post in zip(names, reads, _posted(computes, reads, ahead), strict=True):
+            for name, read, post in zip(names, reads, posted(computes, reads, ahead), strict=True):
                 ends = (writer[name], rank)
                 before[post].append(_message("RECV", listing[read], name, ends, (), (name,), ()))
         out: list[Instruction] = []
@@ -70,16 +71,16 @@ def communicate(program: Program, ahead: int = 1) -> Program:
     return Program(tuple(ranks), tuple(buffers), program.live, program.facts)
 
 
-def _posted(computes: list[int], reads: list[int], ahead: int) -> list[int]:
+def posted(computes: list[int], reads: list[int], ahead: int) -> list[int]:
     """Where the receives of one channel, read at `reads`, are posted: `ahead` compute instructions early, and never
     after a later message's."""
-    posted: list[int] = []
+    found: list[int] = []
     latest = reads[-1]
     for position in reversed(reads):
         early = max(0, bisect_left(computes, position) - ahead)
         latest = min(latest, position, *computes[early : early + 1])
-        posted.append(latest)
-    return posted[::-1]
+        found.append(latest)
+    return found[::-1]
 
 
 def _message(

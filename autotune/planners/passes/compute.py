@@ -7,19 +7,28 @@ stage's output. w.s weights, g.s gradients; `tokens` and `targets` the step's da
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from autotune.planners.lower.traits import Traits
+from autotune.planners.passes import vocabulary
 from autotune.planners.schedules import Order, Step
 from autotune.spec.program import Instruction
+
+# Steps beyond F, B, W and BW: what makes the instruction of each.
+OTHERS: dict[str, Callable[[Step, Traits, int], Instruction]] = {**vocabulary.STEPS}
 
 
 def compute(order: Order, traits: Traits) -> list[list[Instruction]]:
     """Every step with the buffers that it reads, writes and frees."""
-    return [[_instruction(step, traits) for step in steps] for steps in order]
+    return [
+        [OTHERS[step.op](step, traits, rank) if step.op in OTHERS else _instruction(step, traits) for step in steps]
+        for rank, steps in enumerate(order)
+    ]
 
 
 def _instruction(step: Step, traits: Traits) -> Instruction:
     op, s, m = step
-    first, last = s == 0, s == traits.pipe.stages - 1
+    first, last = s == 0 and traits.ends, s == traits.pipe.stages - 1 and traits.ends
     x, d = () if first else (f"x.{s}.{m}",), () if last else (f"d.{s}.{m}",)
     a, k, b = (f"a.{s}.{m}",), (f"k.{s}.{m}",), (f"b.{s}.{m}",)
     source = ("tokens",) if first else x

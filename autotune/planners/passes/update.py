@@ -8,23 +8,23 @@ comes at the end instead: a host that waits for it would keep this rank from the
 from __future__ import annotations
 
 from autotune.planners.lower.traits import Traits
-from autotune.planners.schedules import held
 from autotune.spec.program import COMPUTE, DATA, TENSOR, Instruction, Program
 
 
 def update(program: Program, traits: Traits) -> Program:
     """Adds SUM_PARTIAL (over tensor ranks), SYNC (over a stage's replicas), TIE, the data ranks' sums, and OPT."""
     place = traits.place
-    ends = (place[0], place[-1]) if traits.tied and traits.pipe.stages > 1 else ()
+    ends = (place[0], place[-1]) if traits.tied and traits.ends and traits.pipe.stages > 1 else ()
     ranks = []
     for rank, listing in enumerate(program.ranks):
-        stages = held(place, rank)
+        stages = traits.held(rank)
         last = {name: at for at, i in enumerate(listing) for name in i.writes if name[0] == "g"}
         eager: dict[int, list[Instruction]] = {}
         tail: list[Instruction] = []
         for stage in stages:
-            waits = len(place[stage]) > 1 or (bool(ends) and stage in (0, len(place) - 1))
-            early = _sums(stage, place[stage], traits)
+            owners = place[stage] if stage < len(place) else (rank,)
+            waits = len(owners) > 1 or (bool(ends) and stage in (0, len(place) - 1))
+            early = _sums(stage, owners, traits)
             data = _over_data(stage, traits)
             eager[last.get(f"g.{stage}", len(listing) - 1)] = early + ([] if waits else data)
             tail += data if waits else []

@@ -14,7 +14,10 @@ from autotune.planners.schedules.times import UNIT, Times
 
 
 class Step(NamedTuple):
-    """One compute instruction of the order: F forward, B input gradient, W weight gradient, BW both gradients."""
+    """One compute instruction of the order: F forward, B input gradient, W weight gradient, BW both gradients.
+
+    Passes over the order put in others; a stage beyond the last stands for what every rank has a part of.
+    """
 
     op: str
     stage: int

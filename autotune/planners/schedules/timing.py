@@ -6,6 +6,7 @@ that are searched (automatic, memory-limited, solved) ask it thousands of times,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autotune.planners.schedules.schedule import Order, Pipe, Step
@@ -46,7 +47,7 @@ def timed(order: Order, pipe: Pipe) -> Timing:
             steps = order[rank]
             while len(end[rank]) < len(steps):
                 step = steps[len(end[rank])]
-                ready = _ready(step, rank, last, done, times.hop)
+                ready = inputs_ready(step, rank, last, done, times.hop)
                 if ready is None:
                     break
                 begin = max(clock[rank], ready)
@@ -68,10 +69,10 @@ def _text(step: Step) -> str:
     return f"{step.stage}{step.op}{step.item}"
 
 
-def _ready(
-    step: Step, rank: int, last: int, done: dict[tuple[str, int, int], tuple[float, int]], hop: float
+def inputs_ready(
+    step: Step, rank: int, last: int, done: Mapping[tuple[str, int, int], tuple[float, int]], hop: float
 ) -> float | None:
-    """When a step's inputs are there; None: not yet known."""
+    """When a step's inputs are there; None: not yet known. `done`: (F or B, stage, item) -> (end, rank)."""
     op, stage, item = step
     if op == "W":
         needs = [("B", stage, item)]
@@ -94,7 +95,7 @@ def peaks(order: Order, after_input_gradient: float = 1.0) -> list[float]:
     for steps in order:
         now = most = 0.0
         for step in steps:
-            now += {"F": 1.0, "B": 0.0, "W": -after_input_gradient, "BW": -1.0}[step.op]
+            now += {"F": 1.0, "W": -after_input_gradient, "BW": -1.0}.get(step.op, 0.0)
             most = max(most, now)  # while a step runs, what it frees is still there
             now += after_input_gradient - 1.0 if step.op == "B" else 0.0
         found.append(most)

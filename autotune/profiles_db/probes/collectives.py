@@ -49,6 +49,10 @@ def _broadcast(whole: torch.Tensor, part: torch.Tensor, group: Any, size: int) -
     return lambda i: dist.broadcast(whole, group=group, group_src=i % size)
 
 
+def _reduce(whole: torch.Tensor, part: torch.Tensor, group: Any, size: int) -> Callable[[int], Any]:
+    return lambda i: dist.reduce(whole, group=group, group_dst=i % size)
+
+
 def _send_recv(whole: torch.Tensor, part: torch.Tensor, group: Any, size: int) -> Callable[[int], Any]:
     first = dist.get_rank(group) == 0
     back = torch.empty_like(whole)
@@ -71,6 +75,7 @@ OPS: dict[str, Callable[[torch.Tensor, torch.Tensor, Any, int], Callable[[int], 
     "reduce_scatter": _reduce_scatter,
     "all_to_all": _all_to_all,
     "broadcast": _broadcast,
+    "reduce": _reduce,
 }
 
 

@@ -1,0 +1,70 @@
+"""A rank's shard of the vocabulary: rows of the input and the output embedding, and what its passes leave in memory.
+
+Rows are padded to a multiple of twice the ranks (2411.05288, section 6.1: products of odd shapes are slower); the rows
+beyond the vocabulary are zero and stay so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+from autotune.planners.lower.shape import training_shape
+from autotune.spec.graph import Block, blocks
+from autotune.spec.model import ModelSpec
+from autotune.spec.plan import Plan
+from autotune.spec.workload import Workload
+
+
+def shard_rows(vocab: int, ranks: int) -> int:
+    """Rows of one rank's shard, padding included."""
+    return -(-vocab // (2 * ranks)) * 2
+
+
+@lru_cache(maxsize=64)
+def vocabulary_blocks(model: ModelSpec, ranks: int) -> tuple[Block, Block]:
+    """The embedding, and the head without its norm and loss, with weights of one rank's shape.
+
+    The weights keep the names of the whole tensors: tied ones are one shard.
+    """
+    embed, *_, head = blocks(model)
+    rows = shard_rows(model.vocab, ranks)
+
+    def cut(block: Block, number: int) -> Block:
+        node = block.nodes[number]
+        weights = tuple(replace(w, shape=(rows, *w.shape[1:]), shard=None) for w in node.weights)
+        return Block(block.kind, block.index, (replace(node, weights=weights),))
+
+    return cut(embed, 0), cut(head, 1)
+
+
+def shard_parameters(model: ModelSpec, ranks: int) -> int:
+    """Elements of one rank's shard."""
+    return shard_rows(model.vocab, ranks) * model.hidden * (1 if model.tied else 2)
+
+
+def product_share(plan: Plan, model: ModelSpec, workload: Workload) -> float:
+    """The work of one product of activations and shard as a share of a mean stage's forward, to two digits.
+
+    In multiplications a token: a layer's weights, and causal attention over half of the positions, twice.
+    """
+    layers = blocks(model)[1:-1]
+    weights = sum(weight.size for block in layers for weight in block.weights())
+    attention = len(layers) * workload.sequence_length * model.heads * model.head_dim
+    share = shard_rows(model.vocab, plan.pipeline) * model.hidden / (weights + attention) * plan.stages
+    return float(f"{share:.2g}")
+
+
+def vocabulary_bytes(plan: Plan, model: ModelSpec, workload: Workload) -> dict[str, int]:
+    """Bytes of every kind of buffer of the passes' own (see passes.vocabulary)."""
+    if plan.vocabulary == "ends":
+        return {}
+    shape, v = training_shape(plan, workload), plan.stages
+    tokens, wide = shape.tokens, max(4, shape.width)  # statistics are in fp32 at least
+    summed = plan.vocabulary == "naive"
+    return {
+        f"y.{v}": tokens * shard_rows(model.vocab, plan.pipeline) * shape.width,
+        f"z.{v}": tokens * wide * (1 if summed else 2),
+        f"u.{v}": tokens * wide * 2 * (1 if summed else plan.pipeline),
+        f"b.{v}": tokens * model.hidden * shape.width,
+    }

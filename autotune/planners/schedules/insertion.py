@@ -1,0 +1,170 @@
+"""Puts the passes of a sharded vocabulary into any pipeline's order (2411.05288, section 5).
+
+First every backward moves behind as many forwards more as there are barriers to wait for; the order of the stages'
+own steps is then fixed. A list schedule on the order's own clock inserts the passes: each starts as soon as its inputs
+are there and its rank is free, so they fill the warm-up and go one after another in the steady state. What is made
+this way cannot deadlock: it is the record of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from autotune.planners.schedules.schedule import Order, Pipe, Place, Step
+from autotune.planners.schedules.timing import inputs_ready
+from autotune.planners.schedules.vocabulary import (
+    AHEAD,
+    BARRIER,
+    EMBED,
+    EMBED_W,
+    LATE,
+    LOOKUP,
+    PRODUCTS,
+    Vocabulary,
+)
+
+
+def delayed(steps: Sequence[Step], forwards: int) -> list[Step]:
+    """A rank's steps with every backward behind `forwards` forwards more, as far as there are any."""
+    coming = [step for step in steps if step.op == "F"]
+    out: list[Step] = []
+    passed = taken = 0
+    for step in steps:
+        if step.op == "F":
+            passed += 1
+            continue
+        until = min(len(coming), passed + forwards)
+        out += coming[taken:until]
+        taken = max(taken, until)
+        out.append(step)
+    return out + coming[taken:]
+
+
+def insert(order: Order, pipe: Pipe, place: Place, vocabulary: Vocabulary, product: float) -> Order:
+    """The order with EMBED, EMBED_W and the output's passes on every rank, under the stage number `pipe.stages`.
+
+    `product` is the duration of one matrix product of a micro-batch with a shard, as a share of a stage's forward.
+    Each stage must be on one rank. An order that holds as few activations as there can be (V-Min on two ranks) may
+    deadlock once its backwards wait for the barriers: its backwards then move behind more forwards, until none waits.
+    """
+    most = pipe.items * pipe.chunks
+    for forwards in range(vocabulary.barriers, most + 1):
+        later = [delayed(steps, forwards) for steps in order]
+        try:
+            return _Clock(later, pipe, place, vocabulary, product).run()
+        except ValueError:
+            continue
+    return _Clock([delayed(steps, most) for steps in order], pipe, place, vocabulary, product).run()
+
+
+@dataclass
+class _Clock:
+    """A list schedule in the making: what has been placed, and when it ends."""
+
+    steps: list[list[Step]]  # of the stages, in fixed order
+    pipe: Pipe
+    place: Place
+    vocabulary: Vocabulary
+    product: float
+    out: Order = field(init=False)
+    now: list[float] = field(init=False)
+    at: list[int] = field(init=False)  # of each rank, how many of `steps` are placed
+    count: list[dict[str, int]] = field(init=False)  # of each rank, how many of each pass are placed
+    done: dict[tuple[str, int, int], tuple[float, int]] = field(default_factory=dict)
+    ended: dict[tuple[str, int], tuple[int, float]] = field(default_factory=dict)  # (pass, item): ranks, latest end
+
+    def __post_init__(self) -> None:
+        ranks, p, last = range(self.pipe.ranks), self.vocabulary.passes, self.pipe.stages - 1
+        self.out, self.now, self.at = [[] for _ in ranks], [0.0 for _ in ranks], [0 for _ in ranks]
+        self.count = [dict.fromkeys((EMBED, EMBED_W, *p), 0) for _ in ranks]
+        unit = sum(self.pipe.times.of("F", s) for s in range(last + 1)) / (last + 1)
+        self.seconds = {op: count * self.product * unit for op, count in PRODUCTS.items()}
+        self.seconds |= dict.fromkeys((EMBED, EMBED_W), LOOKUP * unit)
+        self.barrier, self.late = BARRIER * unit, LATE * unit
+        first, final = self.steps[self.place[0][0]], self.steps[self.place[last][0]]
+        outputs = [step.item for step in final if step.op == "F" and step.stage == last]
+        self.items = dict.fromkeys(p, outputs)  # the items of every pass, in order
+        self.items[EMBED] = [step.item for step in first if step.op == "F" and step.stage == 0]
+        self.items[EMBED_W] = [step.item for step in first if step.op in ("B", "BW") and step.stage == 0]
+
+    def run(self) -> Order:
+        """Places one step after another, always the one that starts first; of several on a rank, passes first."""
+        best = [self.next(rank) for rank in range(self.pipe.ranks)]
+        while True:
+            rank = min((r for r, found in enumerate(best) if found), key=lambda r: (best[r][0], r), default=None)  # type: ignore[index]
+            if rank is None:
+                break
+            start, _, step = best[rank]  # type: ignore[misc]
+            for other in self.put(rank, start, step):
+                best[other] = self.next(other)
+        if any(at < len(steps) for at, steps in zip(self.at, self.steps, strict=True)):
+            raise ValueError("the order deadlocks once its backwards wait for the vocabulary's barriers")
+        return self.out
+
+    def next(self, rank: int) -> tuple[float, int, Step] | None:
+        """(start, tie-breaker, step) of what a rank can start first, as far as is known."""
+        found: list[tuple[float, int, Step]] = []
+        for number, (op, placed) in enumerate(self.count[rank].items()):
+            if placed < len(self.items[op]):
+                ready = self.pass_ready(op, placed)
+                if ready is not None:
+                    step = Step(op, self.pipe.stages, self.items[op][placed])
+                    found.append((max(self.now[rank], ready), number, step))
+        if self.at[rank] < len(self.steps[rank]):
+            step = self.steps[rank][self.at[rank]]
+            ready = self.step_ready(rank, step)
+            if ready is not None:
+                found.append((max(self.now[rank], ready), len(self.count[rank]), step))
+        return min(found, default=None)
+
+    def over(self, op: str, item: int) -> float | None:
+        """When a pass's barrier is over; None: not yet known."""
+        ranks, end = self.ended.get((op, item), (0, 0.0))
+        return end + self.barrier if ranks == self.pipe.ranks else None
+
+    def made(self, op: str, stage: int, item: int, late: float) -> float | None:
+        return self.done[op, stage, item][0] + late if (op, stage, item) in self.done else None
+
+    def pass_ready(self, op: str, number: int) -> float | None:
+        """When the inputs of the `number`-th item of a pass are there."""
+        item = self.items[op][number]
+        if op == EMBED:  # needs nothing, but its result takes memory until the first stage has used it
+            return self.made("F", 0, self.items[op][number - AHEAD], 0.0) if number >= AHEAD else 0.0
+        if op == EMBED_W:
+            return self.made("B", 0, item, self.barrier + self.late)
+        which = self.vocabulary.passes.index(op)
+        if which == 0:
+            return self.made("F", self.pipe.stages - 1, item, self.barrier)
+        return self.over(self.vocabulary.passes[which - 1], item)
+
+    def step_ready(self, rank: int, step: Step) -> float | None:
+        """When a stage's step has its inputs, those from the vocabulary's passes included."""
+        last = self.pipe.stages - 1
+        ready = inputs_ready(step, rank, last, self.done, self.pipe.times.hop)
+        also: float | None = 0.0
+        if step.op == "F" and step.stage == 0:
+            also = self.over(EMBED, step.item)
+        elif step.op in ("B", "BW") and step.stage == last:
+            also = self.over(self.vocabulary.passes[self.vocabulary.barriers - 1], step.item)
+        return None if ready is None or also is None else max(ready, also)
+
+    def put(self, rank: int, start: float, step: Step) -> Sequence[int]:
+        """Places a step; gives the ranks that may have more to do now."""
+        own = step.stage < self.pipe.stages
+        self.now[rank] = start + (self.pipe.times.of(step.op, step.stage) if own else self.seconds[step.op])
+        self.out[rank].append(step)
+        everyone = range(self.pipe.ranks)
+        if not own:
+            self.count[rank][step.op] += 1
+            ranks, end = self.ended.get((step.op, step.item), (0, 0.0))
+            self.ended[step.op, step.item] = ranks + 1, max(end, self.now[rank])
+            return everyone if ranks + 1 == self.pipe.ranks else (rank,)
+        self.at[rank] += 1
+        if step.op != "W":
+            self.done[step.op[0], step.stage, step.item] = self.now[rank], rank
+        outer = step.stage == 0 or (step.op == "F" and step.stage == self.pipe.stages - 1)
+        beside = step.stage + (1 if step.op == "F" else -1)
+        if outer or not 0 <= beside < self.pipe.stages:
+            return everyone
+        return tuple({rank, *self.place[beside]})
