@@ -55,11 +55,36 @@ def refine_for(
     device = "cpu" if profile.device.kind == "cpu" else "cuda"
     if missing and device == "cuda" and question.workload.kind == "generate":
         # Decoding waits for the host, whose pace differs by the hour on a machine that others share.
-        profile = _issuing(profile, progress)
+        profile = _passes(_issuing(profile, progress), question, plans, progress)
     for ranks, works in missing.items():
         progress(f"measuring {len(works)} operations of the best plans with {ranks} worker(s)")
         profile = refined(profile, measure(works, ranks, device, seconds_each=seconds_each))
     return profile
+
+
+def _passes(profile: Profile, question: Question, plans: Sequence[Plan], progress: Callable[[str], None]) -> Profile:
+    """The profile with what one instruction costs in the passes of the plans' own layers, by how many go together.
+
+    Tensor-parallel ranks issue what one rank alone would, on narrower operands.
+    """
+    import torch
+
+    from autotune.runners.overhead import pass_seconds
+
+    model, workload, found = question.model, question.workload, dict[str, float]()
+    for plan in {plan.micro_batch: plan for plan in plans}.values():
+        cost = pass_seconds(
+            model, plan.attention, workload.precision, plan.micro_batch, workload.prompt_length, torch.device("cuda")
+        )
+        found |= {f"instruction_seconds.{form}.{plan.micro_batch}": seconds for form, seconds in cost.items()}
+        told = ", ".join(f"{seconds * 1e6:.1f} us {form}" for form, seconds in cost.items())
+        progress(f"executor: batch {plan.micro_batch}: an instruction takes {told}")
+    source = f"measured by running a layer of {model.name} on this machine's executor"
+    return replace(
+        profile,
+        coefficients={**profile.coefficients, **found},
+        sources={**profile.sources, **{f"coefficients.{name}": source for name in found}},
+    )
 
 
 def _bodies(question: Question, plans: Sequence[Plan], progress: Callable[[str], None]) -> Profile:

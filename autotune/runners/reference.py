@@ -162,13 +162,22 @@ def reference_loss(
 def reference_gradients(
     model: ModelSpec, weights: Weights, tokens: Tensor, targets: Tensor, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, dict[Key, Tensor]]:
-    """The mean loss and its gradient by every weight; tied weights share one tensor, the sum of both uses."""
+    """The mean loss and its gradient by every weight; tied weights share one tensor, the sum of both uses.
+
+    One sequence after another, so that plain attention's scores and the logits of a whole batch need not fit at once.
+    """
     cast = _cast(weights, dtype)
     leaves = {id(tensor): tensor.detach().requires_grad_() for tensor in cast.values()}
+    own = {key: leaves[id(tensor)] for key, tensor in cast.items()}
+    loss, sums = torch.zeros(()), [torch.zeros_like(leaf) for leaf in leaves.values()]
     with torch.enable_grad():
-        loss = _forward(model, {key: leaves[id(tensor)] for key, tensor in cast.items()}, tokens, targets)["loss"]
-        grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
-    return loss.detach(), {key: grads[id(tensor)] for key, tensor in cast.items()}
+        for row, target in zip(tokens.split(1), targets.split(1), strict=True):
+            part = _forward(model, own, row, target)["loss"] / len(tokens)
+            for total, gradient in zip(sums, torch.autograd.grad(part, list(leaves.values())), strict=True):
+                total.add_(gradient)
+            loss = part.detach() + loss.to(part)
+    grads = dict(zip(leaves, sums, strict=True))
+    return loss, {key: grads[id(tensor)] for key, tensor in cast.items()}
 
 
 def reference_generate(

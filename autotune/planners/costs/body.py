@@ -66,9 +66,10 @@ class BodyCosts:
             self._known[key] = self.price(block, body, body.program(op), shape)
         return self._known[key]
 
-    def price(self, block: Block, body: Body, program: Program, shape: Shape) -> Cost:
-        """Simulates one body program and adds up what its instructions rest on."""
-        table = _Table(self, block, body, shape)
+    def price(self, block: Block, body: Body, program: Program, shape: Shape, form: str = "train") -> Cost:
+        """Simulates one body program and adds up what its instructions rest on. `form`: train | prefill | decode."""
+        issue = self.issue(form, shape.batch)
+        table = _Table(self, block, body, shape, issue)
         timeline = simulate(program, table, inline=self.profile.inline)
         kinds: dict[str, float] = defaultdict(float)
         grades: dict[str, float] = defaultdict(float)
@@ -80,18 +81,16 @@ class BodyCosts:
             kinds["launch"] += table.overhead(instruction)
         slowed = self.contention(timeline)
         kinds["contention"] += slowed
-        waited = self.starved(program, shape, timeline.makespan + slowed)
+        waited = self.starved(len(program.ranks[0]) * issue, timeline.makespan + slowed)
         kinds["launch"] += waited
         return Cost(timeline.makespan + slowed + waited, kinds, grades, timeline.sent[0])
 
-    def starved(self, program: Program, shape: Shape, busy: float) -> float:
-        """Seconds that a device busy for `busy` waits for a host that issues the body one instruction at a time.
+    def starved(self, issuing: float, busy: float) -> float:
+        """Seconds that a device busy for `busy` waits for a host that takes `issuing` to hand the body over.
 
         The host runs ahead: a long instruction hides the issuing of the short ones after it, so only the sums count.
         """
-        if self.profile.inline:
-            return 0.0
-        return max(0.0, len(program.ranks[0]) * self.issue(shape.queries == shape.keys) - busy)
+        return 0.0 if self.profile.inline else max(0.0, issuing - busy)
 
     def contention(self, timeline: Timeline) -> float:
         """Seconds that compute loses to collectives running beside it.
@@ -111,10 +110,18 @@ class BodyCosts:
         """Workers share a CPU's cores evenly."""
         return Site(self.profile.device.kind, max(1, self.profile.device.cores // self.pricer.ranks))
 
-    def issue(self, training: bool) -> float:
-        """Seconds that one instruction takes however small it is: measured on our own bodies, else one launch."""
-        name = "instruction_seconds.train" if training else "instruction_seconds.decode"
-        return self.profile.coefficients.get(name) or self.pricer.seconds(Launch(1))
+    def issue(self, form: str, batch: int) -> float:
+        """Seconds that one instruction takes however small it is: measured on our own bodies, else one launch.
+
+        Of a generation's bodies those of this batch where they were measured, else a tiny layer's.
+        """
+        known = self.profile.coefficients
+        generic = "decode" if form == "decode" else "train"
+        return (
+            known.get(f"instruction_seconds.{form}.{batch}")
+            or known.get(f"instruction_seconds.{generic}")
+            or self.pricer.seconds(Launch(1))
+        )
 
 
 @dataclass
@@ -125,6 +132,7 @@ class _Table:
     block: Block
     body: Body
     shape: Shape
+    issue: float
 
     def works(self, instruction: Instruction) -> tuple[Work, ...]:
         return works(self.block, self.body, instruction, self.shape, self.costs.level)
@@ -133,8 +141,7 @@ class _Table:
         """What issuing adds where the host itself does the work: the part of it that the work does not hide."""
         if not self.costs.profile.inline:
             return 0.0
-        issue = self.costs.issue(self.shape.queries == self.shape.keys)
-        return max(0.0, issue - sum(map(self.costs.pricer.seconds, self.works(instruction))))
+        return max(0.0, self.issue - sum(map(self.costs.pricer.seconds, self.works(instruction))))
 
     def seconds(self, rank: int, instruction: Instruction) -> float:
         return sum(map(self.costs.pricer.seconds, self.works(instruction))) + self.overhead(instruction)

@@ -66,7 +66,8 @@ class PassCosts:
         key = (block, shape)
         if key not in self.blocks:
             body = inference_body(block, self.shape)
-            cost = self.bodies.price(block, body, body.forward, shape)
+            form = "prefill" if self.queries > 1 else "decode"
+            cost = self.bodies.price(block, body, body.forward, shape, form)
             for node in block.nodes:
                 if node.op == "attention":
                     copies = (Memory("copy", 2 * body.sizes[name], shape.dtype) for name in node.reads[1:])

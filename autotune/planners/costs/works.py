@@ -74,7 +74,7 @@ WORKS: dict[str, Rule] = {
 }
 
 # What probes call a memory-bound operation, where it is not its own name.
-PROBE_NAMES = {"rotary.dgrad": "rotary", "rotary_norm": "rotary", "embedding.wgrad": "embedding"}
+PROBE_NAMES = {"rotary.dgrad": "rotary"}
 
 
 def works(block: Block, body: Body, instruction: Instruction, shape: Shape, level: int = 0) -> tuple[Work, ...]:

@@ -26,7 +26,9 @@ def measure_host(quick: bool, seconds: float, say: Progress) -> tuple[dict[str, 
             peaks[work.dtype] = max(peaks.get(work.dtype, 0.0), work.flops / answer.seconds)
         else:
             samples.append(answer)
-    bandwidth = max((2 * s.work.bytes / s.seconds for s in samples if s.work.bytes >= crew.pool.cache), default=0.0)
+    largest = max((s.work.bytes for s in samples), default=0)  # the quick grid's may all fit a large cache
+    beyond = min(crew.pool.cache, largest)
+    bandwidth = max((2 * s.work.bytes / s.seconds for s in samples if s.work.bytes >= beyond), default=0.0)
     found = ", ".join(f"{rate / 1e9:.0f} GFLOP/s {dtype}" for dtype, rate in peaks.items())
     say(f"host: {found}; {bandwidth / 1e9:.0f} GB/s copied")
     return peaks, bandwidth, samples

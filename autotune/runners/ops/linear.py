@@ -10,6 +10,7 @@ from autotune.spec.graph import Node
 
 # A weight gradient in a narrower type than its accumulator needs a product of its own; this bounds that product.
 WGRAD_CHUNK_BYTES = 64 * 2**20
+ALIGNED_ROWS = 64  # chunks start where products read fastest: cuBLAS has slower kernels for operands off 16 bytes
 
 
 def forward(env: Env, node: Node, x: Tensor) -> tuple[Tensor, ...]:
@@ -28,6 +29,11 @@ def dgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[Tensor, 
     return (torch.mm(grads[0], env.weights[node.weights[0].name]),)
 
 
+def wgrad_rows(inputs: int, width: int) -> int:
+    """Rows of a weight gradient [outputs, inputs] of `width` bytes an element that are multiplied at once."""
+    return max(1, WGRAD_CHUNK_BYTES // (inputs * width * ALIGNED_ROWS)) * ALIGNED_ROWS
+
+
 def wgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[Tensor, ...]) -> None:
     """Adds gradient^T x to the weight's accumulator and the column sums of the gradient to the bias's."""
     (g,), (x,) = grads, saved
@@ -35,7 +41,7 @@ def wgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[Tensor, 
     if total.dtype == g.dtype:
         total.addmm_(g.t(), x)
     else:
-        rows = max(1, WGRAD_CHUNK_BYTES // (x.shape[1] * x.element_size()))
+        rows = wgrad_rows(x.shape[1], x.element_size())
         for part, columns in zip(torch.split(total, rows), torch.split(g, rows, dim=1), strict=True):
             part.add_(torch.mm(columns.t(), x))
     if len(node.weights) > 1:

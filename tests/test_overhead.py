@@ -1,0 +1,68 @@
+"""What an instruction costs to issue: measured on real layers, found by form and batch, and waited for as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from autotune.planners.costs.body import BodyCosts
+from autotune.planners.costs.price import Pricer
+from autotune.planners.lower.body import lower_block
+from autotune.planners.lower.shape import Shape
+from autotune.profiles_db.profile_file import load_profile
+from autotune.runners import overhead
+from autotune.runners.ops.linear import ALIGNED_ROWS, WGRAD_CHUNK_BYTES, wgrad_rows
+from autotune.spec.graph import blocks
+from autotune.spec.machine import Profile
+from autotune.spec.model import ModelSpec
+
+MODEL = ModelSpec("small", "LlamaForCausalLM", 64, 2, 4, 2, 16, 128, 96)
+SHIPPED = Path(__file__).parents[1] / "autotune" / "profiles_db" / "machines" / "h200-sxm.json"
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Profile:
+    return load_profile(SHIPPED)
+
+
+def costs(profile: Profile, **coefficients: float) -> BodyCosts:
+    named = {name.replace("_at_", "."): value for name, value in coefficients.items()}
+    profile = replace(profile, coefficients={**profile.coefficients, **named})
+    return BodyCosts(profile, Pricer(profile))
+
+
+def test_both_passes_of_a_real_layer_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overhead, "LONG_S", 0.0)
+    monkeypatch.setattr(overhead, "ROUNDS", 3)
+    found = overhead.pass_seconds(MODEL, "math", "fp32", 3, 8, torch.device("cpu"))
+    assert set(found) == {"prefill", "decode"} and all(0 < seconds < 1 for seconds in found.values())
+
+
+def test_the_nearest_measurement_of_an_instruction_counts(shipped: Profile) -> None:
+    known = costs(shipped, instruction_seconds_at_decode_at_8=7e-5)
+    assert known.issue("decode", 8) == 7e-5
+    assert known.issue("decode", 4) == shipped.coefficients["instruction_seconds.decode"]
+    assert known.issue("prefill", 8) == shipped.coefficients["instruction_seconds.train"] == known.issue("train", 8)
+
+
+@pytest.mark.parametrize("tokens", [8, 1 << 15])
+def test_a_body_takes_the_longer_of_its_work_and_its_issuing(shipped: Profile, tokens: int) -> None:
+    """Few tokens wait for the host; of many the long operations hide the issuing of the short ones."""
+    wide = replace(MODEL, hidden=2048, heads=32, kv_heads=8, head_dim=64, ffn=8192)
+    block, shape = blocks(wide)[1], Shape(1, tokens, tokens, dtype="bf16", attention="cudnn")
+    body, known = lower_block(block, shape), costs(shipped)
+    cost = known.price(block, body, body.forward, shape)
+    issuing = len(body.forward.ranks[0]) * known.issue("train", 1)
+    busy = sum(seconds for kind, seconds in cost.kinds.items() if kind != "launch")
+    assert cost.seconds == pytest.approx(max(issuing, busy))
+    assert (issuing > busy) is (tokens == 8)
+
+
+@pytest.mark.parametrize("inputs", [896, 1024, 2048, 3584, 1 << 26])
+def test_chunks_of_a_weight_gradient_start_aligned(inputs: int) -> None:
+    rows = wgrad_rows(inputs, 2)
+    assert rows % ALIGNED_ROWS == 0 and rows >= ALIGNED_ROWS
+    assert rows == ALIGNED_ROWS or rows * inputs * 2 <= WGRAD_CHUNK_BYTES
