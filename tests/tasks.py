@@ -9,9 +9,13 @@ import torch
 from autotune.planners.lower.body import lower_block
 from autotune.planners.lower.generate import inference_body
 from autotune.planners.simulate import memory
+from autotune.runners.body import COLLECTIVES
 from autotune.runners.checkpoint import shard
 from autotune.runners.generation import Generator
 from autotune.runners.interpreter import Trace
+from autotune.runners.memory import peak_during
+from autotune.runners.ops import Env
+from autotune.runners.overhead import TINY
 from autotune.runners.reference import init_weight
 from autotune.runners.state import DTYPES
 from autotune.runners.training import Trainer
@@ -89,6 +93,37 @@ def _bodies_as_predicted(trainer: Trainer) -> None:
         assert watch.order == [i.op for i in program.ranks[0]]
         predicted = memory(program, lambda r, i: 0)[0].get("device", [])
         assert watch.series == predicted, (block.kind, op, list(zip(watch.order, watch.series, predicted, strict=True)))
+
+
+def peak(rank: int, world: int, plan: Plan, model: ModelSpec, workload: Workload) -> int:
+    """Bytes at the peak of a warm step, counted."""
+    torch.set_grad_enabled(False)
+    load = lambda index, weight: shard(  # noqa: E731
+        weight, init_weight(weight, 0, DTYPES[workload.precision]), rank % plan.tensor, plan.tensor
+    )
+    trainer = Trainer.build(plan, model, workload, rank, torch.device("cpu"), load)
+    tokens, targets = random_batch(workload, model.vocab)
+    each = workload.global_batch // plan.data
+    mine = slice(trainer.mesh.data * each, (trainer.mesh.data + 1) * each)
+    trainer.feed((tokens[mine], targets[mine]))
+    trainer.interpreter.step()
+    return peak_during(trainer.interpreter.step, trainer.interpreter.values, torch.device("cpu"))
+
+
+def taken(rank: int, world: int, op: str, rows: int, columns: int) -> int:
+    """Bytes that a collective of a body takes beyond its operands while it runs: [rows, columns] whole, fp32."""
+    x = torch.ones(rows // world if op == "all_gather" else rows, columns)
+    env = Env(TINY, 1, rows, torch.arange(rows), (x, x), {}, tensor_size=world)
+    found: list[Any] = []
+
+    def run() -> None:
+        made, work = COLLECTIVES[op](env, None, (x,))
+        work.wait()  # type: ignore[attr-defined]
+        found.append(made)
+
+    run()
+    most = peak_during(run, {}, torch.device("cpu"))
+    return most - (0 if found[-1] is x else found[-1].nbytes)
 
 
 def random_prompts(workload: Workload, vocab: int) -> torch.Tensor:

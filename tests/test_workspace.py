@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -12,19 +14,26 @@ from torch.profiler import ProfilerActivity, profile
 
 from autotune.planners.lower.body import lower_block
 from autotune.planners.lower.shape import Shape
-from autotune.planners.lower.workspace import Site, workspace
+from autotune.planners.lower.workspace import CHUNK_BYTES, Site, staging, workspace
+from autotune.planners.predict import Predictor
+from autotune.profiles_db.profile_file import load_profile
 from autotune.runners.body import compile_body
-from autotune.runners.ops import Env
+from autotune.runners.memory import allocations, most_alive
+from autotune.runners.ops import Env, cross_entropy, linear
 from autotune.runners.rope import tables
 from autotune.runners.state import DTYPES, local_shape
 from autotune.spec.graph import blocks
 from autotune.spec.model import ModelSpec
+from autotune.spec.plan import Plan
+from autotune.spec.workload import Workload
+from tests.pool import Pool
 
 MODELS = {
     "llama": ModelSpec("llama", "LlamaForCausalLM", 128, 2, 4, 2, 32, 384, 512),
     "qwen": ModelSpec("qwen", "Qwen3ForCausalLM", 96, 2, 6, 2, 32, 256, 512, qkv_bias=True, qk_norm=True),
     "mistral": ModelSpec("mistral", "MistralForCausalLM", 128, 2, 4, 2, 32, 384, 512, window=100),
 }
+SHIPPED = Path(__file__).parent.parent / "autotune" / "profiles_db" / "machines" / "h200-sxm.json"
 SLACK = 64  # bytes of scalars that torch makes on the way
 
 
@@ -42,12 +51,8 @@ def inside(run: Callable[[], object]) -> tuple[object, int, int]:
     """(what `run` made, bytes it left, bytes at its peak), by every allocation recorded."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         made = run()
-    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return made, now, peak
+    events = allocations(recorded.profiler.kineto_results.experimental_event_tree())
+    return made, sum(size for _, size in events), most_alive(events)
 
 
 def instructions(model: ModelSpec, shape: Shape) -> Iterator[Seen]:
@@ -105,12 +110,68 @@ SHAPES = [
 
 @pytest.mark.parametrize(("name", "shape"), SHAPES, ids=lambda x: x if isinstance(x, str) else "")
 def test_rules_equal_the_allocator(name: str, shape: Shape) -> None:
-    """In fp32 and fp64 to a few scalars; attention by formulas within 3 %, and a mask within 3 times itself."""
+    """In fp32 and fp64 to a few scalars; attention by formulas within 3 %, a window's mask within once itself."""
     with torch.no_grad():
         for seen in instructions(MODELS[name], shape):
-            if seen.op == "attention.dgrad" or seen.op == "attention":
+            loose = 0.0
+            if seen.op.startswith("attention"):
                 mask = shape.queries * shape.keys * 4 if MODELS[name].window else 0
                 loose = 0.03 * (seen.said + seen.made) if shape.attention == "math" else mask
-                assert seen.found == pytest.approx(seen.said, abs=SLACK + loose), (seen, shape)
+            assert seen.found == pytest.approx(seen.said, abs=SLACK + loose), (seen, shape)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rules_of_a_narrow_type(name: str) -> None:
+    """bf16: what our code takes, exactly; products and attention kernels also take scratch that nothing states."""
+    with torch.no_grad():
+        for seen in instructions(MODELS[name], Shape(2, 256, 256, dtype="bf16")):
+            if seen.op.split(".")[0] in ("linear", "attention"):
+                assert seen.found >= seen.said - SLACK, seen
             else:
-                assert seen.found == pytest.approx(seen.said, abs=SLACK), (seen, shape)
+                assert seen.found == pytest.approx(seen.said, abs=SLACK), seen
+
+
+def test_chunks_are_those_of_the_operations() -> None:
+    assert CHUNK_BYTES == cross_entropy.CHUNK_BYTES == linear.WGRAD_CHUNK_BYTES
+
+
+def test_accelerators_have_no_rules_yet() -> None:
+    """What was measured there (docs/accuracy.md) was within 0.4 % without."""
+    block, shape = blocks(MODELS["llama"])[1], Shape(2, 256, 256, 2, True)
+    body = lower_block(block, shape)
+    for instruction in (*body.forward.ranks[0], *body.backward.ranks[0]):
+        assert workspace(block, instruction, shape, body.sizes, Site("cuda")) == 0
+
+
+@pytest.mark.parametrize("op", ["all_reduce", "all_gather", "reduce_scatter"])
+def test_what_gloo_copies_through(pool: Pool, op: str) -> None:
+    """On top of the operands: the whole tensor for a gather and a scattered sum, nothing for a sum."""
+    whole = 512 * 256 * 4
+    for taken in pool.run("taken", 2, op=op, rows=512, columns=256):
+        assert taken == pytest.approx(staging(op, whole, Site("cpu")), abs=SLACK)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(micro_batch=2),
+        Plan(micro_batch=2, recompute="selective"),
+        Plan(micro_batch=4, recompute="full"),
+        Plan(data=2, micro_batch=2, zero=1),
+        Plan(tensor=2, micro_batch=2),
+        Plan(tensor=2, micro_batch=4, sequence_parallel=True, recompute="full"),
+        Plan(pipeline=2, micro_batch=1),
+        Plan(pipeline=2, micro_batch=1, schedule="interleaved-1f1b", chunks=2),
+        Plan(pipeline=2, micro_batch=2, schedule="gpipe"),
+    ],
+    ids=Plan.describe,
+)
+def test_a_steps_peak(pool: Pool, plan: Plan) -> None:
+    """Predicted against counted: within 1 %, and with messages that may still be on their way within 2 %."""
+    model = ModelSpec("deep", "LlamaForCausalLM", 128, 4, 4, 2, 32, 384, 512)
+    workload = Workload(sequence_length=128, global_batch=8, precision="fp32")
+    shipped = load_profile(SHIPPED)
+    here = replace(shipped, device=replace(shipped.device, kind="cpu", cores=plan.world, count=plan.world))
+    said = Predictor(model, workload, here).predict(plan).peak_bytes
+    found = pool.run("peak", plan.world, plan=plan, model=model, workload=workload)
+    assert max(said) == pytest.approx(max(found), rel=0.02 if plan.pipeline > 1 else 0.01)

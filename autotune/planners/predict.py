@@ -21,7 +21,7 @@ from autotune.spec.program import COMPUTE
 from autotune.spec.timeline import Timeline
 from autotune.spec.workload import Workload
 
-COST_MODEL = "1"  # goes up whenever predictions may change: stored predictions of another version are not reused
+COST_MODEL = "2"  # goes up whenever predictions may change: stored predictions of another version are not reused
 
 CLASSES = {"w": "weights", "g": "gradients", "o": "optimizer", "a": "activations", "x": "boundaries", "d": "boundaries"}
 CLASSES |= dict.fromkeys("yzu", "activations")
