@@ -143,7 +143,7 @@ def execute(
         )
     facts, device = local_device(target)
     if recipe:
-        check_inputs(target.model, target.workload, recipe.checkpoint, recipe.prompts)
+        check_inputs(recipe.path, target.model, target.workload, recipe.checkpoint, recipe.prompts, runs=True)
     job = Job(
         plan=plan,
         model=target.model,
