@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ import pytest
 
 from autotune.planners.search import search
 from autotune.profiles_db.profile_file import load_profile, shipped
+from autotune.spec.machine import Sample
 from autotune.spec.recipe import load_recipe
+from autotune.spec.work import Memory
 from tests.commands import Home
 
 MODEL = """
@@ -88,6 +91,33 @@ def refined(tmp_path_factory: pytest.TempPathFactory) -> Path:
     said = home.run("search", recipe, "--measure", "1", "-v")
     assert said.code == 0 and "operations of the best plans with 2 worker(s)" in said.stderr, said.stderr
     return home.folder / "plans.db"
+
+
+def test_a_profile_file_is_not_measured_again(refined: Path, home: Home) -> None:
+    shutil.copy(refined, home.folder / "plans.db")
+    text = TRAIN.replace('use = "this"', 'use = "two.json"').replace("measure = 2", "measure = 1")
+    recipe = home.write("file.toml", text)
+    with home.store() as store:
+        base = load_profile(home.folder / "two.json")
+        before = store.refined(base)
+        assert before.refines(base) and len(before.samples) > len(base.samples)
+    for _ in range(2):
+        said = home.run("search", recipe, "-v")
+        assert said.code == 0, said.stderr
+        assert "operations of the best plans" not in said.stderr
+    with home.store() as store:
+        assert store.refined(base) == before
+
+
+def test_a_new_profile_of_the_same_machine_is_not_a_refinement(home: Home) -> None:
+    base = load_profile(home.folder / "two.json")
+    more = replace(base, samples=(*base.samples, Sample(Memory("add", 4096, "fp32"), 1e-6)))
+    with home.store() as store:
+        store.save_profile(more)
+        store.save_profile(replace(more, coefficients={**base.coefficients, "launch_seconds": 1.0}))
+        store.save_profile(replace(more, created="later"))
+        assert store.refined(base) == more
+        assert store.refined(replace(base, name="another")).samples == base.samples
 
 
 @pytest.fixture

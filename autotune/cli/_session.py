@@ -53,12 +53,15 @@ def this_machine(store: Store) -> Profile:
 
 
 def machine(use: str, folder: Path, store: Store) -> Profile:
-    """The profile that `[machine] use` names: this machine's newest, a shipped or stored one, or a file's."""
+    """The profile that `[machine] use` names: this machine's newest, a shipped or stored one, or a file's.
+
+    What earlier searches measured for the profile of a file, or of one that ships, is taken from the database.
+    """
     if use == "this":
         return this_machine(store)
     from autotune.profiles_db.profile_file import resolve
 
-    return resolve(use, folder, store.find_profile)
+    return store.refined(resolve(use, folder, store.find_profile))
 
 
 def at_hand(profile: Profile) -> Facts | None:
