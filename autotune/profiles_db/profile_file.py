@@ -41,6 +41,8 @@ AT_LEAST: dict[tuple[str, str], float] = {("Device", "count"): 1, ("Interference
 AT_LEAST |= {("Sample", "ranks"): 1, ("Sample", "runs"): 1, ("Interference", "ranks"): 1}
 AT_LEAST |= {(cls.__name__, f.name): 1 for cls in KINDS.values() for f in fields(cls) if f.type == "int"}
 AT_LEAST |= {("Collective", "level"): 0}
+# Fields younger than the schema: left out where they have their default, so that older versions read the file.
+UNSAID = {("Collective", "inner"): 1}
 HUGE = 2**63 - 1  # what a database column holds
 ABOVE_ZERO = {("Sample", "seconds"), ("Device", "memory_bandwidth"), ("Device", "memory_bytes")}
 ABOVE_ZERO |= {("Link", "bandwidth"), ("Device", "peak_flops"), ("Interference", "communication")}
@@ -153,7 +155,9 @@ def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Sample):
-        work = {"kind": value.work.kind} | {f.name: getattr(value.work, f.name) for f in fields(value.work)}
+        said = {f.name: getattr(value.work, f.name) for f in fields(value.work)}
+        name = type(value.work).__name__
+        work = {"kind": value.work.kind} | {key: v for key, v in said.items() if UNSAID.get((name, key)) != v}
         return {"work": work} | {f.name: getattr(value, f.name) for f in fields(value) if f.name != "work"}
     if isinstance(value, (Device, Host, Link, Interference)):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}

@@ -84,8 +84,7 @@ class StepCosts:
     def over_data(self, op: str, stage: int, which: int) -> Work:
         """A collective over the data ranks on a stage's weights (0) or gradients (1)."""
         size = state_bytes(self.sizes[stage].parameters, self.workload.precision, 1)[which]
-        level = self.pricer.level(self.plan.tensor * self.plan.data)
-        return Collective(op, size, self.plan.data, level)
+        return Collective(op, size, self.plan.data, *self.pricer.spread(self.plan.data, self.plan.tensor))
 
     def hop(self, stage: int) -> Work:
         """A boundary activation or its gradient between two pipeline ranks."""
@@ -115,7 +114,7 @@ class StepCosts:
             w for block in stage_blocks(self.model, self.plan.stages)[stage] for w in partial_weights(block, self.plan)
         )
         size = sum(w.size for w in weights) * (8 if self.workload.precision == "fp64" else 4)
-        return Collective("all_reduce", size, self.plan.tensor, self.bodies.level)
+        return Collective("all_reduce", size, self.plan.tensor, self.bodies.level, self.bodies.inner)
 
 
 PIECES: dict[str, Callable[[StepCosts, int], tuple[Work, ...]]] = {

@@ -72,11 +72,14 @@ WORKS: dict[str, Rule] = {
 PROBE_NAMES = {"rotary.dgrad": "rotary", "rotary_norm": "rotary", "embedding.wgrad": "embedding"}
 
 
-def works(block: Block, body: Body, instruction: Instruction, shape: Shape, level: int = 0) -> tuple[Work, ...]:
-    """The primitives of one instruction of `body`. `level` is the link level that tensor collectives cross."""
+def works(
+    block: Block, body: Body, instruction: Instruction, shape: Shape, level: int = 0, inner: int = 1
+) -> tuple[Work, ...]:
+    """The primitives of one instruction of `body`. `level` and `inner` say how the tensor group lies on the links (see
+    `Collective`)."""
     if instruction.lane == TENSOR:
         whole = max(body.sizes[n] for n in instruction.reads + instruction.writes)
-        return (Collective(instruction.op, whole, shape.tensor, level),)
+        return (Collective(instruction.op, whole, shape.tensor, level, inner),)
     if instruction.op in WORKS:
         return WORKS[instruction.op](block.nodes[instruction.part], shape)
     if instruction.part == NO_NODE:
