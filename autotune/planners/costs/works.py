@@ -68,6 +68,16 @@ WORKS: dict[str, Rule] = {
     "attention.dgrad": _attention("bwd"),
 }
 
+
+def _loss_exchange(shape: Shape) -> tuple[tuple[str, int], ...]:
+    """Of each token the log-sum-exp (its maximum over ranks), then that rescaled and the target's logit (sums)."""
+    values = shape.tokens * max(BYTES[shape.dtype], BYTES["fp32"])
+    return ("all_reduce", values), ("all_reduce", 2 * values)
+
+
+# What an operation sends over the tensor group while it computes: (collective, bytes) in order.
+EXCHANGES: dict[str, Callable[[Shape], tuple[tuple[str, int], ...]]] = {"cross_entropy": _loss_exchange}
+
 # What probes call a memory-bound operation, where it is not its own name.
 PROBE_NAMES = {"rotary.dgrad": "rotary", "rotary_norm": "rotary", "embedding.wgrad": "embedding"}
 
@@ -86,8 +96,10 @@ def works(
         moved = sum(body.sizes[n] for n in instruction.reads + instruction.writes)
         return (Memory("add", moved, shape.dtype),)
     moved = sum(body.sizes[n] for n in instruction.reads + instruction.writes)
+    sends = EXCHANGES[instruction.op](shape) if shape.tensor > 1 and instruction.op in EXCHANGES else ()
     name = PROBE_NAMES.get(instruction.op, instruction.op.replace(".dgrad", "_bwd").replace(".wgrad", "_wgrad"))
-    return (Memory(name, moved, shape.dtype),)
+    exchanged = (Collective(op, size, shape.tensor, level, inner) for op, size in sends)
+    return Memory(name, moved, shape.dtype), *exchanged
 
 
 def flops(block: Block, program: Program, body: Body, shape: Shape) -> float:
