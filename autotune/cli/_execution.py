@@ -100,7 +100,7 @@ def local_device(target: Target) -> tuple[Facts, str]:
 
 def joined() -> int | None:
     """This process's rank in the world that torchrun or Slurm started; None where the run starts its own workers."""
-    from autotune.runners.launch import world_here
+    from autotune.runners.world import world_here
 
     here = world_here()
     return here[0] if here else None
