@@ -173,6 +173,12 @@ def test_a_degree_that_no_plan_can_have(refused: Callable[..., str]) -> None:
     assert "tensor must divide kv_heads 2 (found 4; nearest 2)" in refused(3, "search", "r.toml", *flags)
 
 
+def test_a_machine_that_nobody_knows(refused: Callable[..., str]) -> None:
+    said = refused(2, "search", "r.toml", "--set", "machine.use=h10-sxm")
+    assert '  r.toml: machine.use: found "h10-sxm"; expected this, a shipped or stored profile, or a path' in said
+    assert "(nearest: h100-sxm)" in said
+
+
 def test_a_model_that_fits_on_no_plan(refused: Callable[..., str], home: Home) -> None:
     huge = {**CONFIG, "hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126}
     home.write("model.json", json.dumps(huge))

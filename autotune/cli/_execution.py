@@ -15,6 +15,7 @@ from autotune.cli import _output as out
 from autotune.cli._target import Target, environment
 from autotune.spec.errors import AutotuneError, EnvironmentFault, UsageError
 from autotune.spec.lock import answer
+from autotune.spec.words import counted
 
 if TYPE_CHECKING:
     from autotune.profiles_db.facts import Facts
@@ -176,7 +177,8 @@ def execute(
     results: list[RunResult] = []
     try:
         for number in range(launches):
-            out.say(f"run {run}: launch {number + 1} of {launches}, {plan.world} worker(s), plan {plan.describe()}")
+            workers = counted(plan.world, "worker")
+            out.say(f"run {run}: launch {number + 1} of {launches}, {workers}, plan {plan.describe()}")
             first = number == 0
             folder = shared or log_folder(store, run) / str(number)
             result = launch_once(replace(job, check=check and first, trace=first), folder)

@@ -71,7 +71,7 @@ def find(recipe: Recipe, store: Store, lock: bool, progress: Callable[[str], Non
     """
     from autotune.runners.inputs import check_inputs
 
-    profile = machine(recipe.use, recipe.folder, store)
+    profile = machine(recipe, store)
     question = recipe.question(profile)
     device = _device(question)
     check_inputs(recipe.path, question.model, question.workload, recipe.checkpoint, recipe.prompts, runs=bool(device))

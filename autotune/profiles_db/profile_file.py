@@ -124,11 +124,11 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(MACHINES.glob("*.json"))}
 
 
-def resolve(use: str, base: Path, stored: Callable[[str], Profile | None]) -> Profile:
+def resolve(use: str, base: Path, stored: Callable[[str], Profile | None], recipe: str = "recipe") -> Profile:
     """What `[machine] use = "..."` means: a shipped name, a stored one, or a file relative to the folder `base`.
 
     A shipped name comes first, so that a recipe means the same on every machine; anything with a slash or ending in
-    .json is a file. UsageError names the nearest shipped profile.
+    .json is a file. UsageError names the recipe and the nearest shipped profile.
     """
     names = shipped()
     is_file = use.endswith(".json") or "/" in use or os.sep in use
@@ -141,7 +141,7 @@ def resolve(use: str, base: Path, stored: Callable[[str], Profile | None]) -> Pr
         return load_profile(path)
     wanted = f"a readable file ({path} is none)" if is_file else "this, a shipped or stored profile, or a path"
     near = nearest_name(Path(use).stem if is_file else use, [*names, "this"])
-    problem = Problem("recipe", "machine.use", f'"{use}"', f"{wanted}; shipped: {', '.join(names)}", near)
+    problem = Problem(recipe, "machine.use", f'"{use}"', f"{wanted}; shipped: {', '.join(names)}", near)
     raise UsageError("no such machine profile", problems=[problem])
 
 
