@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
 
+from autotune.cli.main import main
+from autotune.profiles_db.store import Store
+from tests.commands import Said
 from tests.pool import Pool
+from tests.recipes import RECIPE, Autotune
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +21,43 @@ def pool() -> Iterator[Pool]:
     pool = Pool()
     yield pool
     pool.close()
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """torch on one thread of the processor."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "plans.db") as opened:
+        yield opened
+
+
+@pytest.fixture
+def autotune(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Autotune:
+    """Run the command line in this process, in an empty folder with a database of its own."""
+    for name in [name for name in os.environ if name.startswith("AUTOTUNE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AUTOTUNE_DB", str(tmp_path / "db" / "plans.db"))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> Said:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        stdout, stderr = capfd.readouterr()
+        return Said(int(ended.value.code or 0), stdout, stderr)
+
+    return run
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    """A small recipe for four devices, in the folder that `autotune` runs in."""
+    (tmp_path / "small.toml").write_text(RECIPE)
+    return "small.toml"

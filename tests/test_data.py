@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from autotune.runners.data import LIBRARY_CAP, batch, open_corpus
+from autotune.runners.corpus import LIBRARY_CAP, open_corpus
+from autotune.runners.data import batch
 from autotune.spec.errors import UsageError
 
 
@@ -103,7 +104,7 @@ def test_ids_outside_the_vocabulary(tokens: list[int], place: int, tmp_path: Pat
 
 
 def test_ids_beyond_the_first_check_are_found_in_their_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autotune.runners.data.SCANNED", 4)
+    monkeypatch.setattr("autotune.runners.corpus.SCANNED", 4)
     tokens = np.zeros((1 << 22) + 9, dtype=np.uint8)
     tokens[-1] = 99
     np.save(tmp_path / "t.npy", tokens)
@@ -113,7 +114,7 @@ def test_ids_beyond_the_first_check_are_found_in_their_batch(tmp_path: Path, mon
 
 
 def test_too_short(counting: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"at least 102.*nearest: 100"):
+    with pytest.raises(UsageError, match=r"at least 102.*nearest: sequence_length = 100"):
         batch(open_corpus(str(counting), 101), 0, 1, 101, 0, 1)
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(UsageError, match="0 tokens"):

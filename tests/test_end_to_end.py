@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ import pytest
 
 from autotune.planners.search import search
 from autotune.profiles_db.profile_file import load_profile, shipped
+from autotune.spec.machine import Sample
 from autotune.spec.recipe import load_recipe
+from autotune.spec.work import Memory
 from tests.commands import Home
 
 MODEL = """
@@ -86,8 +89,35 @@ def refined(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = Home.make(tmp_path_factory.mktemp("refined"))
     recipe = home.write("other.toml", TRAIN.replace("steps = 3", "steps = 3\nlearning_rate = 0.5"))
     said = home.run("search", recipe, "--measure", "1", "-v")
-    assert said.code == 0 and "operations of the best plans with 2 worker(s)" in said.stderr, said.stderr
+    assert said.code == 0 and "operations of the best plans with 2 workers" in said.stderr, said.stderr
     return home.folder / "plans.db"
+
+
+def test_a_profile_file_is_not_measured_again(refined: Path, home: Home) -> None:
+    shutil.copy(refined, home.folder / "plans.db")
+    text = TRAIN.replace('use = "this"', 'use = "two.json"').replace("measure = 2", "measure = 1")
+    recipe = home.write("file.toml", text)
+    with home.store() as store:
+        base = load_profile(home.folder / "two.json")
+        before = store.refined(base)
+        assert before.refines(base) and len(before.samples) > len(base.samples)
+    for _ in range(2):
+        said = home.run("search", recipe, "-v")
+        assert said.code == 0, said.stderr
+        assert "operations of the best plans" not in said.stderr
+    with home.store() as store:
+        assert store.refined(base) == before
+
+
+def test_a_new_profile_of_the_same_machine_is_not_a_refinement(home: Home) -> None:
+    base = load_profile(home.folder / "two.json")
+    more = replace(base, samples=(*base.samples, Sample(Memory("add", 4096, "fp32"), 1e-6)))
+    with home.store() as store:
+        store.save_profile(more)
+        store.save_profile(replace(more, coefficients={**base.coefficients, "launch_seconds": 1.0}))
+        store.save_profile(replace(more, created="later"))
+        assert store.refined(base) == more
+        assert store.refined(replace(base, name="another")).samples == base.samples
 
 
 @pytest.fixture
@@ -336,19 +366,19 @@ def threads(process: int) -> int:
     return len(list(Path(f"/proc/{process}/task").iterdir()))
 
 
-def test_a_worker_that_raises_ends_the_run(home: Home) -> None:
-    (home.folder / "tokens.npy").write_bytes(b"no numpy file")
-    recipe = home.write("r.toml", TRAIN.replace("steps = 3", 'steps = 3\ndata = "tokens.npy"'))
+def test_a_worker_that_raises_ends_the_run(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nowhere0")  # a network interface that only a worker looks for
+    recipe = home.write("r.toml", TRAIN)
     begin = time.monotonic()
     said = home.run("run", recipe, "--pin", "pipeline=2", "--pin", "micro_batch=4")
     assert time.monotonic() - begin < 30
-    assert said.code == 5 and "tokens.npy: not a plain .npy file" in said.stderr, said.stderr
+    assert said.code == 5 and "nowhere0" in said.stderr, said.stderr
     assert "of 2 failed" in said.stderr
     trace = Path(said.stderr.split("(traceback in ")[1].split(")")[0])
     assert trace.name in ("rank-0.error", "rank-1.error") and "Traceback" in trace.read_text()
     with home.store() as store:
         (run,) = store.runs()
-    assert run.status == "failed" and "tokens.npy" in str(run.error)
+    assert run.status == "failed" and "nowhere0" in str(run.error)
 
 
 def test_a_killed_run_leaves_no_workers(home: Home) -> None:

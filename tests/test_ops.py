@@ -1,138 +1,33 @@
-"""Every operation's forward and gradients against autograd of the reference; sharded, chunked, cached and in bf16."""
+"""Every operation's forward and gradients against autograd of the reference; sharded, chunked and in bf16."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from autotune.runners import reference, rope
-from autotune.runners.ops import OPERATIONS, Env, KVCache, attention, cross_entropy, linear
-from autotune.spec.errors import UsageError
-from autotune.spec.graph import Block, Node, Weight, blocks
+from autotune.runners.ops import OPERATIONS, cross_entropy, linear
+from autotune.spec.graph import Node, Weight, blocks
 from autotune.spec.model import ModelSpec
 from autotune.spec.opset import OPS
+from tests.operands import (
+    MODELS,
+    TINY,
+    close,
+    columns,
+    gradients,
+    make_env,
+    make_reads,
+    oracle,
+    random,
+    random_weights,
+    upstream,
+)
 
-BATCH, SEQUENCE = 2, 7
-TINY = ModelSpec("tiny", "LlamaForCausalLM", 20, 2, 4, 2, 6, 14, 22, norm_eps=1e-5, max_positions=64)
-MODELS = {
-    "llama": TINY,
-    "one key head": replace(TINY, kv_heads=1),
-    "all key heads": replace(TINY, kv_heads=4),
-    "biases": replace(TINY, qkv_bias=True, out_bias=True),
-    "qk norm": replace(TINY, qk_norm=True, qkv_bias=True),
-    "window": replace(TINY, window=3),
-}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def random_weights(node: Node, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    return {w.name: random(*w.shape, seed=i + 1, dtype=dtype) for i, w in enumerate(node.weights)}
-
-
-def make_env(model: ModelSpec, weights: dict[str, Tensor], **changes: object) -> Env:
-    sequence = int(str(changes.get("sequence", SEQUENCE)))
-    env = Env(
-        model=model,
-        batch=BATCH,
-        sequence=sequence,
-        positions=torch.arange(sequence),
-        rope=rope.tables(model, 64),
-        weights=weights,
-        loss_scale=1 / (BATCH * sequence),
-    )
-    return replace(env, **changes)  # type: ignore[arg-type]
-
-
-def columns(model: ModelSpec, name: str) -> int:
-    """Features of each value of a block."""
-    q, kv = model.heads * model.head_dim, model.kv_heads * model.head_dim
-    special = {"qkv": q + 2 * kv, "q": q, "o": q, "k": kv, "v": kv, "gu": 2 * model.ffn, "s": model.ffn}
-    return {**special, "logits": model.vocab}.get(name, model.hidden)
-
-
-def make_reads(model: ModelSpec, node: Node) -> list[Tensor]:
-    """Random operands [tokens, features] of one node."""
-    tokens = BATCH * SEQUENCE
-    generator = torch.Generator().manual_seed(7)
-    return [
-        torch.randint(0, model.vocab, (tokens,), generator=generator)
-        if name in ("tokens", "targets")
-        else random(tokens, columns(model, name), seed=11 + i)
-        for i, name in enumerate(node.reads)
-    ]
-
-
-def oracle(
-    model: ModelSpec,
-    node: Node,
-    weights: dict[str, Tensor],
-    reads: list[Tensor],
-    upstream: Callable[[str, Tensor], Tensor],
-) -> tuple[list[Tensor], list[Tensor | None], dict[str, Tensor]]:
-    """Writes, gradients of the reads (None: not floating) and of the weights, by autograd through the reference."""
-    leaves = [r.clone().requires_grad_() if r.is_floating_point() else r for r in reads]
-    own = {name: w.clone().requires_grad_() for name, w in weights.items()}
-    values = {n: t.view(BATCH, SEQUENCE, *t.shape[1:]) for n, t in zip(node.reads, leaves, strict=True)}
-    block = Block("layer", 1, (node,))
-    reference._run(block, values, {(1, n): w for n, w in own.items()}, rope.tables(model, SEQUENCE))
-    writes = [values[name] for name in node.writes]
-    writes = [w.reshape(BATCH * SEQUENCE, -1) if w.dim() else w for w in writes]
-    total = sum((w * upstream(n, w)).sum() for n, w in zip(node.writes, writes, strict=True))
-    assert isinstance(total, Tensor)
-    wanted = [leaf for leaf in (*leaves, *own.values()) if leaf.requires_grad]
-    found = dict(zip(map(id, wanted), torch.autograd.grad(total, wanted), strict=True))
-    return (
-        [w.detach() for w in writes],
-        [found.get(id(leaf)) for leaf in leaves],
-        {name: found[id(w)] for name, w in own.items()},
-    )
-
-
-def upstream(name: str, value: Tensor) -> Tensor:
-    """The gradient that reaches a write: random, but 1 for the loss, which has none coming in."""
-    return torch.ones_like(value) if name == "loss" else random(*value.shape, seed=len(name) + 29)
-
-
-def pick(
-    rule_part: tuple[tuple[str, int], ...], reads: list[Tensor], results: tuple[Tensor, ...], node: Node
-) -> tuple[Tensor, ...]:
-    """The saved tensors that opset lists, in its order."""
-    count = len(node.writes)
-    groups = {"read": reads, "write": list(results[:count]), "stat": list(results[count:])}
-    return tuple(groups[where][i].clone() for where, i in rule_part)
-
-
-def gradients(
-    env: Env, node: Node, reads: list[Tensor], results: tuple[Tensor, ...], grads: tuple[Tensor, ...]
-) -> tuple[Tensor, ...]:
-    """Weight gradients into env.grads, then the input gradients; each is given only what opset says it needs."""
-    rule, operation = OPS[node.op], OPERATIONS[node.op]
-    needed, kept = pick(rule.wgrad, reads, results, node), pick(rule.dgrad, reads, results, node)
-    for tensor in (*reads, *results):  # what opset does not list may be gone by now
-        tensor.fill_(float("nan") if tensor.is_floating_point() else 0)
-    if operation.wgrad:
-        operation.wgrad(env, node, grads, needed)
-    return operation.dgrad(env, node, grads, kept) if operation.dgrad else ()
-
-
-def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-10) -> None:
-    torch.testing.assert_close(found.to(wanted.dtype).view(wanted.shape), wanted, rtol=tolerance, atol=tolerance)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 NODES = [
@@ -380,113 +275,3 @@ def test_bf16_stays_near_the_reference_and_keeps_its_types(variant: str, node: N
         assert (found.double() - wanted_or_none).norm() <= 2e-2 * wanted_or_none.norm()
     for name, wanted in of_weights.items():
         assert (totals[name].double() - wanted).norm() <= 1e-2 * wanted.norm()
-
-
-# Attention backends.
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("window", [0, 5])
-@pytest.mark.parametrize("kv_heads", [1, 2, 6])
-def test_attention_backends_agree_on_the_cpu(dtype: torch.dtype, window: int, kv_heads: int) -> None:
-    sequence, width, device = 37, 16, torch.device("cpu")
-    shapes = [(2, sequence, heads, width) for heads in (6, kv_heads, kv_heads, 6)]
-    q, k, v, g = (random(*s, seed=i, dtype=dtype).transpose(1, 2) for i, s in enumerate(shapes))
-    plain = attention.BACKENDS["math"]
-    wide = [x.double() for x in (q, k, v, g)]
-    o, lse = plain.forward(*wide[:3], window)
-    wanted = (o, lse, *plain.backward(wide[3], *wide[:3], o, lse, window))
-    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 4e-2}[dtype]
-    ran = 0
-    for backend in attention.BACKENDS.values():
-        if backend.supported(device, dtype, width, sequence, window) is not None:
-            continue
-        o, lse = backend.forward(q, k, v, window)
-        assert lse.shape == q.shape[:3] and lse.dtype == (dtype if dtype == torch.float64 else torch.float32)
-        for found, want in zip((o, lse, *backend.backward(g, q, k, v, o, lse, window)), wanted, strict=True):
-            close(found, want.to(found.dtype), tolerance)
-        ran += 1
-    assert ran == 2  # math, and sdpa as the CPU kernel
-
-
-@pytest.mark.parametrize("name", ["flash", "cudnn", "efficient"])
-def test_the_cuda_backends_fit_the_signatures_of_this_torch(name: str) -> None:
-    """On meta tensors: no values, but torch's own declarations of arguments, results and shapes."""
-    shapes = [(2, 37, heads, 16) for heads in (6, 2, 2, 6)]
-    q, k, v, g = (torch.empty(s, dtype=torch.bfloat16, device="meta").transpose(1, 2) for s in shapes)
-    for window in (0, 5) if name == "flash" else (0,):
-        o, lse = attention.BACKENDS[name].forward(q, k, v, window)
-        assert o.shape == q.shape and lse.shape == q.shape[:3] and lse.dtype == torch.float32
-        made = attention.BACKENDS[name].backward(g, q, k, v, o, lse, window)
-        assert [m.shape for m in made] == [q.shape, k.shape, v.shape]
-
-
-def test_a_backend_says_why_it_cannot_run() -> None:
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    for name in ("flash", "cudnn", "efficient"):
-        assert "CUDA" in str(attention.unsupported(name, cpu, torch.bfloat16, 64))
-    assert "float64" in str(attention.unsupported("flash", cuda, torch.float64, 64))
-    assert attention.unsupported("cudnn", cuda, torch.bfloat16, 64, sequence=1) is not None
-    assert attention.unsupported("math", cpu, torch.float64, 7) is None
-    with pytest.raises(UsageError) as error:
-        attention.unsupported("flsh", cpu, torch.float32, 64)
-    assert error.value.hint == "did you mean flash?"
-
-
-# Generation.
-
-
-def run_model(
-    model: ModelSpec, weights: reference.Weights, tokens: Tensor, cache: KVCache, start: int, backend: str
-) -> Tensor:
-    """Logits [batch, new, vocab] of the tokens at `start`, through OPERATIONS and the cache."""
-    batch, new = tokens.shape
-    value = tokens.reshape(-1)
-    for block in blocks(model):
-        env = make_env(
-            model,
-            {w.name: weights[block.index, w.name] for w in block.weights()},
-            batch=batch,
-            sequence=new,
-            positions=torch.arange(start, start + new),
-            cache=cache,
-            layer=block.index - 1,
-            start=start,
-            attention=backend,
-        )
-        values = {block.nodes[0].reads[0]: value}
-        for node in block.nodes:
-            if node.op != "cross_entropy":
-                results = OPERATIONS[node.op].forward(env, node, *(values[r] for r in node.reads))
-                assert len(results) == len(node.writes) + len(OPS[node.op].stats)
-                values.update(zip(node.writes, results, strict=False))
-        value = values["logits" if block.kind == "head" else block.nodes[-1].writes[0]]
-    return value.view(batch, new, -1)
-
-
-@pytest.mark.parametrize("variant", ["llama", "one key head", "qk norm", "window"])
-@pytest.mark.parametrize("backend", ["sdpa", "math"])
-def test_cached_decoding_equals_the_full_forward(variant: str, backend: str) -> None:
-    model = MODELS[variant]
-    weights = {
-        k: w + random(*w.shape, seed=5) * 0.2 for k, w in reference.init_weights(model, 3, torch.float64).items()
-    }
-    tokens = torch.randint(0, model.vocab, (2, 12), generator=torch.Generator().manual_seed(1))
-    wanted = reference.reference_logits(model, weights, tokens)
-    cache = KVCache.empty(model, model.layers, 2, 12, dtype=torch.float64)
-    cache.k.fill_(float("nan"))
-    cache.v.fill_(float("nan"))
-    start = 0
-    for new in (4, 1, 3, 1, 1, 2):  # prefill, single tokens, and several at once as speculation verifies them
-        found = run_model(model, weights, tokens[:, start : start + new], cache, start, backend)
-        close(found, wanted[:, start : start + new])
-        start += new
-
-
-def test_a_cache_refuses_what_does_not_fit() -> None:
-    cache = KVCache.empty(TINY, 2, 1, 4)
-    assert cache.nbytes == 2 * 2 * TINY.kv_heads * 4 * TINY.head_dim * 4
-    x = torch.zeros(1, TINY.kv_heads, 3, TINY.head_dim)
-    cache.append(0, x, x, 1)
-    with pytest.raises(ValueError, match=r"2\.\.4 .* 4 tokens"):
-        cache.append(0, x, x, 2)

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from math import gcd
 
 import pytest
 
@@ -52,6 +53,7 @@ def anything(random_: random.Random, levels: int) -> Work:
 
     dtype = random_.choice(("bf16", "fp32", "fp64", "fp16", "fp8", "int8"))
     keys, group = size(0, 17), random_.choice((1, 2, 3, 8, 16, 1024))
+    inner = random_.choice((1, gcd(group, 2), gcd(group, 8)))
     choices: list[Callable[[], Work]] = [
         lambda: Matmul(
             size(0, 18), size(0, 16), size(0, 18), dtype, random_.choice(("fwd", "dgrad", "wgrad")), size(0, 4)
@@ -69,7 +71,7 @@ def anything(random_: random.Random, levels: int) -> Work:
         ),
         lambda: Memory(random_.choice(("copy", "rmsnorm")), size(0, 36), dtype),
         lambda: Optimizer(size(0, 34), random_.choice(("mixed", "fp32", "fp64"))),
-        lambda: Collective(random_.choice(OPS), size(0, 36), group, random_.randrange(levels)),
+        lambda: Collective(random_.choice(OPS), size(0, 36), group, random_.randrange(levels), inner),
         lambda: Copy(
             random_.choice(("h2d", "d2h", "d2d", "h2h", "disk_read", "disk_write")), size(0, 36), bool(size(0, 1.9) - 1)
         ),

@@ -209,7 +209,23 @@ budget = { secs = 3 }
 @pytest.mark.parametrize("axis", ["context", "expert", "decoding"])
 def test_later_axes(tmp_path: Path, axis: str) -> None:
     found = refused(tmp_path, TRAIN + f"[search]\n{axis} = 2\n")
-    assert "not yet searchable in this version" in found[f"search.{axis}"]
+    said = found[f"search.{axis}"]
+    assert "not yet searchable in this version; expected one of data, tensor, pipeline, " in said
+
+
+def test_several_objectives_are_refused_as_such(tmp_path: Path) -> None:
+    found = refused(tmp_path, TRAIN + '[objective]\nminimize = ["latency", "peak_memory"]\n')["objective.minimize"]
+    assert "several objectives, which are not yet searchable in this version" in found
+    assert "expected one: step_time, peak_memory or latency (nearest: latency)" in found
+    both = refused(tmp_path, TRAIN + '[objective]\nminimize = "latency"\nmaximize = "tokens_per_s"\n')
+    assert "a second objective" in both["objective.maximize"]
+
+
+def test_the_gate_is_a_section_of_its_own(tmp_path: Path) -> None:
+    gate = load(tmp_path, TRAIN + "[gate]\nlaunches = 7\nthreshold = 0.05\n").merged()["gate"]
+    assert gate == {"launches": 7, "threshold": 0.05}
+    wrong = refused(tmp_path, TRAIN + "[gate]\nlaunches = 0\ntreshold = 0.05\n")
+    assert "at least 1" in wrong["gate.launches"] and "nearest: threshold" in wrong["gate.treshold"]
 
 
 def test_missing_sections_and_kinds(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from autotune.planners.costs.works import flops, model_flops, works
 from autotune.planners.lower.body import lower_block
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.shape import Shape
+from autotune.runners.ops import cross_entropy
+from autotune.runners.ops.env import Env
 from autotune.runners.reference import init_weight, init_weights, reference_gradients
 from autotune.runners.state import DTYPES
 from autotune.runners.training import Trainer
@@ -189,6 +191,35 @@ def test_bytes_of_tensor_collectives(tensor: int) -> None:
             total[shape.sequence_parallel, which] = sum(work.bytes for work in done)
     assert total[False, 0] == total[False, 1] == total[True, 0] == 2 * ring
     assert total[True, 1] == 3 * ring
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("bf16", 4), ("fp32", 4), ("fp64", 8)])
+def test_the_loss_exchanges_three_numbers_a_token(dtype: str, width: int) -> None:
+    """What the executed operation hands to the tensor group, in order, is what is priced; alone it sends nothing."""
+    model = MODELS["llama-gqa"]
+    head = blocks(model)[-1]
+    (node,) = [node for node in head.nodes if node.op == "cross_entropy"]
+    for tensor in (1, 2):
+        shape = Shape(2, 8, 8, tensor, dtype=dtype)
+        body = lower_block(head, shape)
+        (loss,) = [i for i in body.forward.ranks[0] if i.op == "cross_entropy"]
+        priced = [w for w in works(head, body, loss, shape, 1, 2) if isinstance(w, Collective)]
+        sent: list[int] = []
+
+        def all_reduce(values: torch.Tensor, how: str, sent: list[int] = sent) -> torch.Tensor:
+            sent.append(values.nbytes)
+            return values
+
+        logits = torch.randn(shape.tokens, model.vocab // tensor).to(DTYPES[dtype])
+        targets = torch.zeros(shape.tokens, dtype=torch.int64)
+        nothing = torch.empty(0)
+        env = Env(model, 2, 8, nothing, (nothing, nothing), {}, {}, tensor_size=tensor, all_reduce=all_reduce)
+        cross_entropy.forward(env, node, logits, targets)
+        assert [work.size for work in priced] == sent
+        assert sum(sent) == (3 * width * shape.tokens if tensor > 1 else 0)
+        assert all((w.op, w.group, w.level, w.inner) == ("all_reduce", 2, 1, 2) for w in priced)
+        (rest,) = [w for w in works(head, body, loss, shape) if isinstance(w, Memory)]
+        assert rest.op == "cross_entropy" and rest.bytes >= logits.nbytes
 
 
 def test_memory_bound_work_moves_what_it_names() -> None:

@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -172,6 +173,12 @@ def test_a_degree_that_no_plan_can_have(refused: Callable[..., str]) -> None:
     assert "tensor must divide kv_heads 2 (found 4; nearest 2)" in refused(3, "search", "r.toml", *flags)
 
 
+def test_a_machine_that_nobody_knows(refused: Callable[..., str]) -> None:
+    said = refused(2, "search", "r.toml", "--set", "machine.use=h10-sxm")
+    assert '  r.toml: machine.use: found "h10-sxm"; expected this, a shipped or stored profile, or a path' in said
+    assert "(nearest: h100-sxm)" in said
+
+
 def test_a_model_that_fits_on_no_plan(refused: Callable[..., str], home: Home) -> None:
     huge = {**CONFIG, "hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126}
     home.write("model.json", json.dumps(huge))
@@ -279,9 +286,44 @@ def test_pickled_weights_are_refused_unread(refused: Callable[..., str], checkpo
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "a .safetensors file inside the folder" in refused(2, "run", "t.toml", *TENSOR)
     (home.folder / "tokens.npy").write_bytes(pickle.dumps(Bomb(home.folder / "boom")))
-    said = home.run("run", "r.toml", "--set", "workload.data=tokens.npy", "--pin", "data=2", "--pin", "micro_batch=4")
-    assert said.code == 5 and "tokens.npy" in said.stderr
+    assert "pickled" in refused(2, "run", "r.toml", "--set", "workload.data=tokens.npy", *TENSOR)
     assert not (home.folder / "boom").exists()
+
+
+def _token_files(folder: Path) -> dict[str, str]:
+    """Data files that no worker could train on, by name, and what is said of each."""
+    np.save(folder / "real.npy", np.ones(99))
+    np.save(folder / "wide.npy", np.zeros((9, 9), dtype=np.int64))
+    np.save(folder / "beyond.npy", np.arange(200, 300))
+    np.save(folder / "short.npy", np.arange(20))
+    np.save(folder / "cut.npy", np.arange(99))
+    (folder / "cut.npy").write_bytes((folder / "cut.npy").read_bytes()[:200])
+    (folder / "text.npy").write_text("def f(x): return x" * 9)
+    (folder / "empty.npy").write_bytes(b"")
+    (folder / "empty.txt").write_bytes(b"")
+    integers = "expected whole numbers in one dimension"
+    plain = "expected a .npy file as numpy.save writes it"
+    long_enough = "expected at least 33: a sequence and the token after it"
+    return {
+        "real.npy": f"{folder / 'real.npy'}: float64 of shape [99]; {integers}",
+        "wide.npy": f"{folder / 'wide.npy'}: int64 of shape [9, 9]; {integers}",
+        "beyond.npy": f"{folder / 'beyond.npy'}, position 56: token id 256; expected 0 to 255",
+        "short.npy": f"{folder / 'short.npy'}: 20 tokens; {long_enough} (nearest: sequence_length = 19)",
+        "cut.npy": plain,
+        "text.npy": plain,
+        "empty.npy": plain,
+        "empty.txt": f"{folder / 'empty.txt'}: 0 tokens; {long_enough}",
+    }
+
+
+def test_data_that_cannot_be_trained_on(refused: Callable[..., str], home: Home) -> None:
+    for name, text in _token_files(home.folder).items():
+        for words in (("run", "r.toml", *TENSOR), ("search", "r.toml"), ("search", "r.toml", "--measure", "1")):
+            said = refused(2, *words, "--set", f"workload.data={name}")
+            assert "  r.toml: workload.data: found " in said and text in said, said
+    assert runs(home) == 0 and not (home.folder / "plans.db.files" / "logs").exists(), "no worker was started"
+    home.write("model.json", json.dumps({**CONFIG, "vocab_size": 64}))
+    assert "found python standard library: bytes for a vocabulary of 64;" in refused(2, "run", "r.toml", *TENSOR)
 
 
 def test_prompts_that_cannot_be_continued(refused: Callable[..., str], checkpoint: Path, home: Home) -> None:

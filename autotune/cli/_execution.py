@@ -15,6 +15,7 @@ from autotune.cli import _output as out
 from autotune.cli._target import Target, environment
 from autotune.spec.errors import AutotuneError, EnvironmentFault, UsageError
 from autotune.spec.lock import answer
+from autotune.spec.words import counted
 
 if TYPE_CHECKING:
     from autotune.profiles_db.facts import Facts
@@ -100,7 +101,7 @@ def local_device(target: Target) -> tuple[Facts, str]:
 
 def joined() -> int | None:
     """This process's rank in the world that torchrun or Slurm started; None where the run starts its own workers."""
-    from autotune.runners.launch import world_here
+    from autotune.runners.world import world_here
 
     here = world_here()
     return here[0] if here else None
@@ -143,7 +144,7 @@ def execute(
         )
     facts, device = local_device(target)
     if recipe:
-        check_inputs(target.model, target.workload, recipe.checkpoint, recipe.prompts)
+        check_inputs(recipe.path, target.model, target.workload, recipe.checkpoint, recipe.prompts, runs=True)
     job = Job(
         plan=plan,
         model=target.model,
@@ -176,7 +177,8 @@ def execute(
     results: list[RunResult] = []
     try:
         for number in range(launches):
-            out.say(f"run {run}: launch {number + 1} of {launches}, {plan.world} worker(s), plan {plan.describe()}")
+            workers = counted(plan.world, "worker")
+            out.say(f"run {run}: launch {number + 1} of {launches}, {workers}, plan {plan.describe()}")
             first = number == 0
             folder = shared or log_folder(store, run) / str(number)
             result = launch_once(replace(job, check=check and first, trace=first), folder)

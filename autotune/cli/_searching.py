@@ -71,11 +71,11 @@ def find(recipe: Recipe, store: Store, lock: bool, progress: Callable[[str], Non
     """
     from autotune.runners.inputs import check_inputs
 
-    profile = machine(recipe.use, recipe.folder, store)
+    profile = machine(recipe, store)
     question = recipe.question(profile)
-    check_inputs(question.model, question.workload, recipe.checkpoint, recipe.prompts)
-    store.save_recipe(recipe.path, recipe.merged())
     device = _device(question)
+    check_inputs(recipe.path, question.model, question.workload, recipe.checkpoint, recipe.prompts, runs=bool(device))
+    store.save_recipe(recipe.path, recipe.merged())
     if device:  # first of all, so that the search and its predictions are kept under the profile they rest on
         question = _refined(question, store, progress)
     elif question.measure_budget:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autotune.cli import _output as out
@@ -52,13 +51,16 @@ def this_machine(store: Store) -> Profile:
     return profile
 
 
-def machine(use: str, folder: Path, store: Store) -> Profile:
-    """The profile that `[machine] use` names: this machine's newest, a shipped or stored one, or a file's."""
-    if use == "this":
+def machine(recipe: Recipe, store: Store) -> Profile:
+    """The profile that `[machine] use` names: this machine's newest, a shipped or stored one, or a file's.
+
+    What earlier searches measured for the profile of a file, or of one that ships, is taken from the database.
+    """
+    if recipe.use == "this":
         return this_machine(store)
     from autotune.profiles_db.profile_file import resolve
 
-    return resolve(use, folder, store.find_profile)
+    return store.refined(resolve(recipe.use, recipe.folder, store.find_profile, recipe.path))
 
 
 def at_hand(profile: Profile) -> Facts | None:

@@ -99,7 +99,7 @@ def _of_recipe(text: str, overrides: Sequence[str], pins: Sequence[str], store: 
     recipe = read_recipe(text, list(overrides))
     file = lock_path(text)
     if pins:
-        profile = machine(recipe.use, recipe.folder, store)
+        profile = machine(recipe, store)
         devices = recipe.question(profile).devices
         return Target(text, pinned(pins, devices), recipe.model(), recipe.workload_spec(), devices, profile, recipe)
     if text == "-" or not file.exists():
@@ -127,7 +127,7 @@ def _of_lock(file: Path, text: str, store: Store) -> Target:
 def _locked(lock: Lock, file: Path, text: str, recipe: Recipe, store: Store) -> Target:
     from autotune.spec.lock import stale
 
-    profile = machine(recipe.use, recipe.folder, store)
+    profile = machine(recipe, store)
     reasons = stale(lock, recipe, profile)
     if reasons:
         hint = f"search again with `autotune search {recipe.path}`, or restore what changed"

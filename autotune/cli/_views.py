@@ -10,6 +10,7 @@ from autotune.cli import _output as out
 from autotune.report.units import percent, seconds, signed, size
 from autotune.spec.lock import answer, why_lost
 from autotune.spec.prediction import Found, Prediction
+from autotune.spec.words import counted
 from autotune.spec.workload import Workload
 
 if TYPE_CHECKING:
@@ -56,10 +57,11 @@ def found_lines(found: Found) -> Iterator[str]:
     best, space, work = found.best, found.space, found.question.workload
     yield f"plan       {best.plan.id}  {best.plan.describe()}"
     yield f"predicted  {predicted_line(best, work)}"
-    yield f"           on {found.question.profile.name}, whose times are {rests_on(best.grades)}"
+    yield f"           on {found.question.profile.name}; its time rests on prices that are {rests_on(best.grades)}"
     if best.plan.id in found.measured:
         measured = found.measured[best.plan.id]
-        yield f"measured   {seconds(measured)} {unit_of(work)} (predicted {signed(best.step_s / measured - 1)})"
+        off = signed(best.step_s / measured - 1)
+        yield f"measured   {seconds(measured)} {unit_of(work)}: the prediction is off by {off}"
     if found.finished:
         yield (
             f"bound      {seconds(found.bound.step_s)}: no plan in this space can be more than "
@@ -165,9 +167,9 @@ def run_lines(report: Mapping[str, Any], workload: Workload) -> Iterator[str]:
     peaks, guess = measured["peak_bytes"], said.get("peak_bytes") or [0]
     row("peak memory", "peak_bytes", size, max(peaks, default=0), max(guess))
     yield from out.table(rows, right=(1, 2, 3))
-    all_steps = measured["step_s_all"]
+    all_steps, launches = measured["step_s_all"], counted(len(measured["launches"]), "launch", "launches")
     yield (
-        f"steps      {len(all_steps)} in {len(measured['launches'])} launch(es): median {seconds(median(all_steps))}, "
+        f"steps      {len(all_steps)} in {launches}: median {seconds(median(all_steps))}, "
         f"from {seconds(min(all_steps))} to {seconds(max(all_steps))}, spread {percent(measured['spread'])}"
     )
     yield "memory     " + ", ".join(f"rank {rank} {size(value)}" for rank, value in enumerate(peaks))

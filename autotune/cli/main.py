@@ -95,8 +95,8 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 def _leave(code: int) -> NoReturn:
     """End with `code`: at once where this process was a worker of a world, as gloo's threads may abort Python's way."""
-    launch = sys.modules.get("autotune.runners.launch")
-    if launch is not None and "autotune.runners.worker" in sys.modules and launch.world_here() is not None:
+    world = sys.modules.get("autotune.runners.world")
+    if world is not None and "autotune.runners.worker" in sys.modules and world.world_here() is not None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

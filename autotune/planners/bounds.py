@@ -104,7 +104,7 @@ class Bounder:
         """(collectives over the replicas, optimizer) seconds of each stage."""
         pricer, precision = costs.pricer, self.predictor.workload.precision
         kind = "mixed" if precision == "bf16" else precision
-        level = pricer.level(plan.tensor * plan.data)
+        where = pricer.spread(plan.data, plan.tensor)
         found = []
         for size in costs.sizes:
             weights, gradients, _ = state_bytes(size.parameters, precision, 1)
@@ -117,7 +117,7 @@ class Bounder:
                     if plan.zero
                     else [("all_reduce", gradients)]
                 )
-                wait = sum(pricer.seconds(Collective(op, nbytes, plan.data, level)) for op, nbytes in ops)
+                wait = sum(pricer.seconds(Collective(op, nbytes, plan.data, *where)) for op, nbytes in ops)
             found.append((wait, step))
         return found
 

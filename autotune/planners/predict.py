@@ -35,7 +35,7 @@ class Predictor:
     workload: Workload
     profile: Profile
     _pricers: dict[int, Pricer] = field(default_factory=dict)
-    _bodies: dict[tuple[int, int], BodyCosts] = field(default_factory=dict)
+    _bodies: dict[tuple[int, int, int], BodyCosts] = field(default_factory=dict)
     _rounds: dict[int, Predictor] = field(default_factory=dict)
 
     def ranks(self, world: int) -> int:
@@ -58,10 +58,10 @@ class Predictor:
 
     def bodies(self, plan: Plan) -> BodyCosts:
         pricer = self.pricer(plan.world)
-        level = pricer.level(plan.tensor)
-        key = (self.ranks(plan.world), level)
+        level, inner = pricer.spread(plan.tensor, 1)
+        key = (self.ranks(plan.world), level, inner)
         if key not in self._bodies:
-            self._bodies[key] = BodyCosts(self.profile, pricer, level)
+            self._bodies[key] = BodyCosts(self.profile, pricer, level, inner)
         return self._bodies[key]
 
     def predict(self, plan: Plan, timeline: bool = True) -> Prediction:

@@ -30,7 +30,7 @@ def step_works(predictor: Predictor, plan: Plan) -> set[Work]:
     for block in {b for stage in canonical_stages(predictor.model, cut_of(plan, predictor.model)) for b in stage}:
         body = lower_block(block, shape, plan.recompute)
         for instruction in (*body.forward.ranks[0], *body.backward.ranks[0]):
-            found.update(works(block, body, instruction, shape, bodies.level))
+            found.update(works(block, body, instruction, shape, bodies.level, bodies.inner))
     costs = StepCosts(plan, predictor.model, predictor.workload, predictor.profile, bodies)
     program = lower_training(plan, predictor.model, predictor.workload)
     for op, stage in {(i.op, i.stage) for _, _, i in program}:
@@ -50,7 +50,7 @@ def pass_works(predictor: Predictor, plan: Plan) -> set[Work]:
             shape = block_shape(block, whole)
             body = inference_body(block, whole)
             for instruction in body.forward.ranks[0]:
-                found.update(works(block, body, instruction, shape, bodies.level))
+                found.update(works(block, body, instruction, shape, bodies.level, bodies.inner))
     return found
 
 

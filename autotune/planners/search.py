@@ -91,7 +91,8 @@ def search(
     allowed = limit_bytes(question)
     queue, bounded = _bounded(question, bounder, space, allowed)
     lowest = queue[0][0] if queue else 0.0
-    progress(f"{space.structures} structures, {len(queue)} feasible; best bound {lowest:.6g}")
+    least = f"; none can take less than {lowest:.4g} s" if question.minimize in ("step_time", "latency") else ""
+    progress(f"{space.structures} structures, {len(queue)} feasible{least}")
     state = _State(question)
     finished, interrupted = True, False
     left: float | None = lowest

@@ -49,6 +49,8 @@ AT_LEAST: dict[tuple[str, str], float] = {("Device", "count"): 1, ("Interference
 AT_LEAST |= {("Sample", "ranks"): 1, ("Sample", "runs"): 1, ("Interference", "ranks"): 1}
 AT_LEAST |= {(cls.__name__, f.name): 1 for cls in KINDS.values() for f in fields(cls) if f.type == "int"}
 AT_LEAST |= {("Collective", "level"): 0}
+# Fields younger than the schema: left out where they have their default, so that older versions read the file.
+UNSAID = {("Collective", "inner"): 1}
 HUGE = 2**63 - 1  # what a database column holds
 ABOVE_ZERO = {("Sample", "seconds"), ("Device", "memory_bandwidth"), ("Device", "memory_bytes")}
 ABOVE_ZERO |= {("Link", "bandwidth"), ("Device", "peak_flops"), ("Interference", "communication")}
@@ -130,11 +132,11 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(MACHINES.glob("*.json"))}
 
 
-def resolve(use: str, base: Path, stored: Callable[[str], Profile | None]) -> Profile:
+def resolve(use: str, base: Path, stored: Callable[[str], Profile | None], recipe: str = "recipe") -> Profile:
     """What `[machine] use = "..."` means: a shipped name, a stored one, or a file relative to the folder `base`.
 
     A shipped name comes first, so that a recipe means the same on every machine; anything with a slash or ending in
-    .json is a file. UsageError names the nearest shipped profile.
+    .json is a file. UsageError names the recipe and the nearest shipped profile.
     """
     names = shipped()
     is_file = use.endswith(".json") or "/" in use or os.sep in use
@@ -147,7 +149,7 @@ def resolve(use: str, base: Path, stored: Callable[[str], Profile | None]) -> Pr
         return load_profile(path)
     wanted = f"a readable file ({path} is none)" if is_file else "this, a shipped or stored profile, or a path"
     near = nearest_name(Path(use).stem if is_file else use, [*names, "this"])
-    problem = Problem("recipe", "machine.use", f'"{use}"', f"{wanted}; shipped: {', '.join(names)}", near)
+    problem = Problem(recipe, "machine.use", f'"{use}"', f"{wanted}; shipped: {', '.join(names)}", near)
     raise UsageError("no such machine profile", problems=[problem])
 
 
@@ -161,7 +163,9 @@ def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Sample):
-        work = {"kind": value.work.kind} | {f.name: getattr(value.work, f.name) for f in fields(value.work)}
+        said = {f.name: getattr(value.work, f.name) for f in fields(value.work)}
+        name = type(value.work).__name__
+        work = {"kind": value.work.kind} | {key: v for key, v in said.items() if UNSAID.get((name, key)) != v}
         return {"work": work} | {f.name: getattr(value, f.name) for f in fields(value) if f.name != "work"}
     if isinstance(value, (Device, Host, Link, Interference)):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}

@@ -58,6 +58,18 @@ def profile(session: Session, name: str, shown: str) -> Profile | None:
     return from_dict(row.body, f"{shown}: profile {row.name}") if row else None
 
 
+def refined(session: Session, base: Profile, shown: str) -> Profile:
+    """The newest stored profile that is `base` with further works measured, or `base`."""
+    rows = session.scalars(
+        select(t.ProfileRow)
+        .where(t.ProfileRow.machine == base.fingerprint, t.ProfileRow.name == base.name)
+        .where(t.ProfileRow.created == base.created)
+        .order_by(t.ProfileRow.saved.desc())
+    )
+    found = (from_dict(row.body, f"{shown}: profile {row.name}") for row in rows)
+    return next((profile for profile in found if profile.refines(base)), base)
+
+
 def resolve(session: Session, column: InstrumentedAttribute[str], prefix: str, what: str, shown: str) -> str:
     """The one value of `column` that begins with `prefix`; UsageError with the nearest when none or several do."""
     wanted = prefix.strip().lower()

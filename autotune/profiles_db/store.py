@@ -49,6 +49,13 @@ class Store(Database):
         with self._reading() as session:
             return queries.profile(session, name, self.place.shown)
 
+    def refined(self, base: Profile) -> Profile:
+        """`base` with every work that was measured for it since, as the newest stored profile has them."""
+        from autotune.profiles_db import queries
+
+        with self._reading() as session:
+            return queries.refined(session, base, self.place.shown)
+
     def profile(self, name: str) -> Profile:
         """As `find_profile`; UsageError with the nearest stored name when there is none."""
         found = self.find_profile(name)

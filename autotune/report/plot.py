@@ -14,10 +14,11 @@ from html import escape
 from typing import Any
 
 from autotune.report.figures import Figures, figures
-from autotune.report.page import SCRIPT, STYLE
 from autotune.report.palette import colour, ink
 from autotune.report.perfetto import perfetto
 from autotune.report.picture import RankPicture, nanoseconds, pictures
+from autotune.report.script import SCRIPT
+from autotune.report.style import STYLE
 from autotune.report.svg import svg
 from autotune.report.units import percent, seconds, signed, size
 from autotune.spec.program import DEVICE

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from autotune.planners.lower.expand import coordinates
 from autotune.runners.checkpoint import open_checkpoint
-from autotune.runners.data import batch, open_corpus
+from autotune.runners.corpus import open_corpus
+from autotune.runners.data import batch
 from autotune.runners.job import Job
 from autotune.runners.mesh import barrier
 from autotune.runners.reference import init_weights, reference_gradients

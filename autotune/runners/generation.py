@@ -21,7 +21,8 @@ from autotune.planners.lower.generate import inference_body, lower_generation
 from autotune.planners.lower.shape import Shape, generation_shape
 from autotune.planners.lower.stage import cut_of, stage_blocks
 from autotune.runners.body import Call, Values, Watch, compile_body, run_body
-from autotune.runners.data import batch, open_corpus
+from autotune.runners.corpus import open_corpus
+from autotune.runners.data import batch
 from autotune.runners.interpreter import Interpreter, Operation, Started, Trace
 from autotune.runners.mesh import Mesh, barrier
 from autotune.runners.ops import Env, KVCache
@@ -48,7 +49,7 @@ class Generated(NamedTuple):
 def prompt_tokens(model: ModelSpec, workload: Workload, prompts: Sequence[str] = ()) -> Tensor:
     """int64 [batch, prompt_length]: the prompts as bytes; without any, real text from the workload's corpus.
 
-    Raises UsageError (see tokens.encode, data.open_corpus).
+    Raises UsageError (see tokens.encode, corpus.open_corpus).
     """
     if prompts:
         return torch.tensor(encode(prompts, model, workload))

@@ -14,6 +14,7 @@ from autotune.spec.digest import digest
 from autotune.spec.machine import Profile
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Question
+from autotune.spec.words import counted
 
 IN_PLACE = "operations timed inside this body"
 SOURCE = "measured by running the bodies of a tiny layer on this machine's executor"
@@ -57,7 +58,7 @@ def refine_for(
         # Decoding waits for the host, whose pace differs by the hour on a machine that others share.
         profile = _passes(_issuing(profile, progress), question, plans, progress)
     for ranks, works in missing.items():
-        progress(f"measuring {len(works)} operations of the best plans with {ranks} worker(s)")
+        progress(f"measuring {counted(len(works), 'operation')} of the best plans with {counted(ranks, 'worker')}")
         profile = refined(profile, measure(works, ranks, device, seconds_each=seconds_each))
     return profile
 
@@ -104,7 +105,8 @@ def _bodies(question: Question, plans: Sequence[Plan], progress: Callable[[str],
             if mark not in profile.sources:
                 wanted.setdefault(ranks, {})[mark] = Piece(block, shape, plan.recompute)
     for ranks, pieces in wanted.items():
-        progress(f"timing the operations of {len(pieces)} bodies of the best plans with {ranks} worker(s)")
+        many = counted(len(pieces), "body", "bodies")
+        progress(f"timing the operations of {many} of the best plans with {counted(ranks, 'worker')}")
         samples = time_pieces(question.model, list(pieces.values()), ranks, "cpu" if cpu else "cuda", progress)
         if samples:
             profile = refined(profile, samples)

@@ -3,23 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from autotune.runners.headers import read_headers
 from autotune.runners.tokens import check_generation, encode
+from autotune.spec.errors import UsageError
 from autotune.spec.graph import blocks
 from autotune.spec.model import ModelSpec
 from autotune.spec.workload import Workload
 
 
-def check_inputs(model: ModelSpec, workload: Workload, checkpoint: str, prompts: Sequence[str]) -> None:
-    """Nothing, or a UsageError: a checkpoint that is not this model's, prompts that it cannot continue.
+def check_inputs(
+    recipe: str, model: ModelSpec, workload: Workload, checkpoint: str, prompts: Sequence[str], runs: bool
+) -> None:
+    """Nothing, or a UsageError: a checkpoint that is not this model's, prompts that it cannot continue, data that it
+    cannot be trained on.
 
-    `checkpoint` is a folder of safetensors, "" for random weights; of its files only the headers are read.
+    `recipe` is the file that names them, as the user gave it. `checkpoint` is a folder of safetensors, "" for random
+    weights; of its files only the headers are read. `runs`: workers are to start, so that the default corpus counts.
     """
     if workload.kind == "generate":
         if prompts:
             encode(prompts, model, workload)
         else:
             check_generation(model, workload)
+    if workload.data or (runs and not prompts):
+        _check_data(recipe, model, workload)
     if checkpoint:
         read_headers(checkpoint).verify(weight for block in blocks(model) for weight in block.weights())
+
+
+def _check_data(recipe: str, model: ModelSpec, workload: Workload) -> None:
+    """Opens the corpus as workers will. Its problems are told as ones of `[workload] data`, or of what it is cut to."""
+    from autotune.runners.corpus import open_corpus, windows
+
+    try:
+        corpus = open_corpus(workload.data, model.vocab)
+        windows(corpus, workload.sequence_length if workload.kind == "train" else workload.prompt_length)
+    except UsageError as error:
+        problems = []
+        for p in error.problems:
+            place = f"{p.file}, {p.key}" if p.key else p.file
+            problems.append(replace(p, file=recipe, key="workload.data", found=f"{place}: {p.found}"))
+        raise UsageError(f"{recipe}: the data is not what the workload needs", problems=problems) from None

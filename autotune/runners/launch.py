@@ -20,26 +20,12 @@ from autotune.planners.lower.expand import expand
 from autotune.planners.lower.train import lower_training
 from autotune.planners.parent import follower
 from autotune.runners.job import Job, RankReport, RunResult
+from autotune.runners.world import world_here
 from autotune.spec.errors import RunError, UsageError
 from autotune.spec.program import Program
 from autotune.spec.timeline import Span, Timeline
 
 GRACE = 20.0  # seconds that workers get to end after a signal
-
-
-def world_here() -> tuple[int, int] | None:
-    """(rank, world size) when torchrun or Slurm started this process as one of several, else None."""
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
-        rank, world = os.environ["SLURM_PROCID"], os.environ["SLURM_NTASKS"]
-        nodes = os.environ.get("SLURM_NODELIST", "127.0.0.1")
-        os.environ |= {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": os.environ.get("SLURM_LOCALID", rank)}
-        os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", world))
-        os.environ.setdefault("MASTER_ADDR", os.environ.get("SLURM_LAUNCH_NODE_IPADDR", nodes.split(",")[0]))
-        os.environ.setdefault("MASTER_PORT", "29500")
-        return int(rank), int(world)
-    return None
 
 
 def launch(job: Job, *, nproc: int, log_dir: Path, timeout_s: float = 3600.0) -> RunResult:

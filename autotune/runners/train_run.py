@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from autotune.runners.check import check_step
-from autotune.runners.data import batch, open_corpus
+from autotune.runners.corpus import open_corpus
+from autotune.runners.data import batch
 from autotune.runners.interpreter import Trace
 from autotune.runners.job import Job, RankReport
 from autotune.runners.memory import peak_during

@@ -7,7 +7,7 @@ refined by whole runs. The file form is JSON with the schema name "autotune.mach
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from autotune.spec.work import Work
 
@@ -89,3 +89,9 @@ class Profile:
     def inline(self) -> bool:
         """Whether the host that issues instructions also computes them (a CPU): issue then waits for compute."""
         return self.device.kind == "cpu"
+
+    def refines(self, base: Profile) -> bool:
+        """Whether this is `base` with nothing but further works measured."""
+        mine, theirs = ({(s.work, s.ranks) for s in profile.samples} for profile in (self, base))
+        same = replace(self, samples=base.samples, sources=base.sources) == base
+        return same and mine >= theirs and self.sources.items() >= base.sources.items()

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from autotune.spec.errors import Problem, nearest_name
-from autotune.spec.recipe_schema import INNER, LATER_AXES, SECTIONS, VERSION, RecipeFile
+from autotune.spec.recipe_schema import AXES, INNER, LATER_AXES, SECTIONS, VERSION, RecipeFile
 
 # pydantic's error types in words; those with a limit take it from the error's own context.
 EXPECTED = {
@@ -50,7 +50,7 @@ def _shown(value: object) -> str:
 
 def _unknown(section: str, key: str, kind: str | None) -> tuple[str, str, str | None]:
     if section == "search" and key in LATER_AXES:
-        return "an axis that is not yet searchable in this version", f"no {key}", None
+        return "an axis that is not yet searchable in this version", "one of " + ", ".join(AXES), None
     if section == "workload" and key == "request_rate":
         return "a request rate, which is not yet searchable in this version", "batch instead", "batch"
     valid = keys_of(section, kind)
@@ -84,6 +84,10 @@ def _translate(error: ErrorDetails, kind: str | None) -> tuple[str, str, str, st
             newer = isinstance(error["input"], int) and error["input"] > VERSION
             words = f"{VERSION} (this file is for a newer autotune)" if newer else f"{VERSION}"
             return key, _shown(error["input"]), words, None
+        case "literal_error" if loc[0] == "objective" and isinstance(error["input"], list):
+            one = str(context.get("expected", "")).replace("'", "")
+            near = next((str(item) for item in error["input"] if str(item) in one), None)
+            return key, "several objectives, which are not yet searchable in this version", f"one: {one}", near
         case "literal_error":
             expected = str(context.get("expected", ""))
             choices = [choice.strip("' ") for choice in expected.replace(" or ", ", ").split(",")]

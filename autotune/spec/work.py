@@ -101,20 +101,23 @@ class Collective:
 
     all_reduce, reduce: every rank's tensor; all_gather: the result; reduce_scatter: every rank's input; all_to_all: one
     rank's whole input; broadcast, send_recv: the message. `level` is the link level that the group's slowest hop
-    crosses: an index into the profile's links, innermost 0.
+    crosses: an index into the profile's links, innermost 0. `inner`: how many of the group's ranks share each unit of
+    the level below (a node, say), whose links to the outside they all have at hand.
     """
 
     op: str
     size: int
     group: int
     level: int = 0
+    inner: int = 1
 
     kind: ClassVar[str] = "collective"
     flops: ClassVar[float] = 0.0
 
     @property
     def bytes(self) -> float:
-        """Bytes that one rank puts on the link (the ring algorithms' count, as nccl-tests' bus bandwidth)."""
+        """Bytes that one rank puts on the link (the ring algorithms' count, as nccl-tests' bus bandwidth). Where
+        `inner` ranks share a node: on both levels together, which is just as many."""
         n = self.group
         share = {"all_reduce": 2 * (n - 1) / n, "broadcast": 1.0, "reduce": 1.0, "send_recv": 1.0}.get(
             self.op, (n - 1) / n

@@ -51,11 +51,15 @@ NOTHING = Cost(0.0, {}, {})
 
 @dataclass
 class BodyCosts:
-    """Prices bodies for one profile at one number of concurrent ranks. `level` is the tensor group's link level."""
+    """Prices bodies for one profile at one number of concurrent ranks.
+
+    `level` and `inner` say how the tensor group lies on the links (see `Collective`).
+    """
 
     profile: Profile
     pricer: Pricer
     level: int = 0
+    inner: int = 1
     _known: dict[tuple[Block, Shape, str, str], Cost] = field(default_factory=dict)
 
     def of(self, block: Block, shape: Shape, policy: str, op: str) -> Cost:
@@ -74,7 +78,7 @@ class BodyCosts:
         kinds: dict[str, float] = defaultdict(float)
         grades: dict[str, float] = defaultdict(float)
         for instruction in program.ranks[0]:
-            for work in works(block, body, instruction, shape, self.level):
+            for work in works(block, body, instruction, shape, self.level, self.inner):
                 seconds = self.pricer.seconds(work)
                 kinds[work.kind] += seconds
                 grades[self.pricer.grade(work)] += seconds
@@ -135,7 +139,7 @@ class _Table:
     issue: float
 
     def works(self, instruction: Instruction) -> tuple[Work, ...]:
-        return works(self.block, self.body, instruction, self.shape, self.costs.level)
+        return works(self.block, self.body, instruction, self.shape, self.costs.level, self.costs.inner)
 
     def overhead(self, instruction: Instruction) -> float:
         """What issuing adds where the host itself does the work: the part of it that the work does not hide."""

@@ -91,7 +91,9 @@ class PassCosts:
         if self.plan.tensor == 1:
             return best
         pairs = 2 * 8 * self.shape.batch * self.plan.tensor
-        return best + self.piece(Collective("all_gather", pairs, self.plan.tensor, self.bodies.level))
+        return best + self.piece(
+            Collective("all_gather", pairs, self.plan.tensor, self.bodies.level, self.bodies.inner)
+        )
 
     def hop(self, instruction: Instruction) -> Cost:
         """A boundary activation, or the picked tokens, between two pipeline ranks."""

@@ -78,6 +78,10 @@ class Pricer:
         """The innermost link level that joins `span` ranks (a size of 0 joins any); the last level if none does."""
         return self._links.level(span)
 
+    def spread(self, group: int, stride: int) -> tuple[int, int]:
+        """(level, inner) of a group whose members are `stride` ranks apart: see `Collective`."""
+        return self._links.spread(group, stride)
+
     def bound_seconds(self, work: Work) -> float:
         """A time that `work` cannot beat on this machine: at the best rate that the datasheet or any sample shows, of
         any shape and rank count. Never above `seconds(work)`."""

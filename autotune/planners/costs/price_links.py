@@ -1,5 +1,8 @@
 """What a collective costs: measured for that group, carried over from another group, or from the link's datasheet.
 
+A group that spans nodes with several ranks on each is priced as its phases inside and across the nodes (`phases`):
+each rank has its own way out of the node.
+
 The model is latency and bandwidth (Hockney 1994; for rings Thakur, Rabenseifner & Gropp 2005, section 3):
 t = start + latency x steps + bytes on the link / (bandwidth x efficiency). Bytes are what one rank sends in a ring
 (spec/work.py). Coefficients read here:
@@ -13,7 +16,8 @@ t = start + latency x steps + bytes on the link / (bandwidth x efficiency). Byte
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import ceil, exp, inf, log, log2
+from dataclasses import replace
+from math import ceil, exp, gcd, inf, log, log2
 
 from autotune.planners.costs.price_roofline import Roofline
 from autotune.planners.costs.price_tables import SizeTable
@@ -32,6 +36,32 @@ def steps(op: str, group: int) -> int:
     return table.get(op, depth if op in ROOTED else group - 1)
 
 
+def phases(work: Collective) -> tuple[list[Collective], list[Collective]]:
+    """What a collective over several units is made of: (inside a unit, across units).
+
+    A rank takes its own share of the tensor across, wherever the operation lets it: a long all-reduce is a
+    reduce-scatter and an all-gather (Thakur, Rabenseifner & Gropp 2005, section 4), and so at every level.
+    """
+    inner, outer = work.inner, work.group // work.inner
+
+    def inside(op: str, size: int = work.size) -> Collective:
+        return Collective(op, size, inner, work.level - 1)
+
+    def across(size: int) -> list[Collective]:
+        return [Collective(work.op, size, outer, work.level)]
+
+    share = -(-work.size // inner)
+    match work.op:
+        case "all_reduce":
+            return [inside("reduce_scatter"), inside("all_gather")], across(share)
+        case "all_gather" | "reduce_scatter":
+            return [inside(work.op)], across(share)
+        case "all_to_all":  # what is for the neighbours stays inside
+            return [inside(work.op, -(-work.size // outer))], across(work.size)
+        case _:
+            return [inside(work.op)], across(work.size)
+
+
 class Links:
     """Prices of collectives on one machine."""
 
@@ -42,10 +72,10 @@ class Links:
         self._start = roofline.coefficient("collective_seconds", default=0.0)
         self._tables = _tables(profile.samples, ranks)
         self._exact = _exact(profile.samples, ranks)
-        self._best: dict[tuple[str, int], float] = {}
+        self._best: dict[tuple[str, int, int], float] = {}
         for sample in profile.samples:
             if isinstance(sample.work, Collective) and sample.work.group > 1:
-                key = sample.work.op, sample.work.level
+                key = sample.work.op, sample.work.level, sample.work.inner
                 self._best[key] = max(self._best.get(key, 0.0), sample.work.bytes / sample.seconds)
 
     def level(self, span: int) -> int:
@@ -55,27 +85,62 @@ class Links:
                 return index
         return max(len(self._links) - 1, 0)
 
+    def spread(self, group: int, stride: int) -> tuple[int, int]:
+        """(level, inner) of a group whose members are `stride` ranks apart, ranks filling one unit after another.
+
+        Where the units do not hold equally many members, inner is what all of them hold a multiple of.
+        """
+        level = self.level(group * stride)
+        inside = self._links[level - 1].size // stride if level else 0
+        return level, gcd(group, inside) if inside else 1
+
     def price(self, work: Collective) -> tuple[float, str]:
         if work.group <= 1:
             return 0.0, "measured"  # by definition: nothing is sent
         if work in self._exact:
             return self._exact[work], "measured"
-        groups = self._tables.get((work.op, work.level), {})
+        if self._has_levels(work):
+            return self._two_levels(work)
+        groups = self._tables.get((work.op, work.level, work.inner), {})
         if work.group in groups:
             return groups[work.group].at(work.size, floor=inf)
         if groups:
             return self._carried(work, groups)
         return self._model(work), "datasheet"
 
+    def _has_levels(self, work: Collective) -> bool:
+        """Whether the price is that of the work's phases: nothing of its kind was measured."""
+        return 1 < work.inner < work.group and work.level > 0 and (work.op, work.level, work.inner) not in self._tables
+
     def bound(self, work: Collective) -> float:
         """The bytes on the link at the best rate that the datasheet or a sample shows."""
         if work.group <= 1:
             return 0.0
-        best = self._best.get((work.op, work.level), 0.0)
+        if self._has_levels(work):
+            return max(sum(map(self.bound, side)) for side in phases(work))
+        best = self._best.get((work.op, work.level, work.inner), 0.0)
         if self._links:
             bandwidth, efficiency = self._bandwidth(work)
             best = max(best, bandwidth * max(efficiency, 1.0))
         return work.bytes / best if best else 0.0
+
+    def _two_levels(self, work: Collective) -> tuple[float, str]:
+        """Inside the units and across them, in chunks of which one goes inside while another goes across (the rings and
+        trees of NCCL): the slower of the two sets the rate, and the other adds what its smallest message takes. What
+        is too small to gain from that goes over one way out, as NCCL's choice among its algorithms would have it."""
+        sides = []
+        grades = set()
+        for side in phases(work):
+            prices = [self.price(phase) for phase in side]
+            grades |= {grade for _, grade in prices}
+            least = sum(self.price(replace(phase, size=1))[0] for phase in side)
+            sides.append((sum(seconds for seconds, _ in prices), least))
+        (inside, start_inside), (across, start_across) = sides
+        seconds = max(inside + start_across, across + start_inside)
+        one, grade = self.price(replace(work, inner=1))
+        if one < seconds:
+            return one, grade if grade == "datasheet" else "extrapolated"
+        return seconds, "datasheet" if "datasheet" in grades else "extrapolated"
 
     def _model(self, work: Collective) -> float:
         bandwidth, efficiency = self._bandwidth(work)
@@ -134,16 +199,16 @@ def _exact(samples: Iterable[Sample], ranks: int) -> dict[Collective, float]:
     return exact
 
 
-def _tables(samples: Iterable[Sample], ranks: int) -> dict[tuple[str, int], dict[int, SizeTable]]:
-    """By (op, level) and group, the samples taken while the most ranks worked that are no more than `ranks` or the
-    group itself; else those taken with the fewest above."""
-    found: dict[tuple[str, int], dict[int, dict[int, list[tuple[float, float]]]]] = {}
+def _tables(samples: Iterable[Sample], ranks: int) -> dict[tuple[str, int, int], dict[int, SizeTable]]:
+    """By (op, level, inner) and group, the samples taken while the most ranks worked that are no more than `ranks` or
+    the group itself; else those taken with the fewest above."""
+    found: dict[tuple[str, int, int], dict[int, dict[int, list[tuple[float, float]]]]] = {}
     for sample in samples:
         work = sample.work
         if isinstance(work, Collective) and work.group > 1:
-            by_group = found.setdefault((work.op, work.level), {})
+            by_group = found.setdefault((work.op, work.level, work.inner), {})
             by_group.setdefault(work.group, {}).setdefault(sample.ranks, []).append((work.size, sample.seconds))
-    tables: dict[tuple[str, int], dict[int, SizeTable]] = {}
+    tables: dict[tuple[str, int, int], dict[int, SizeTable]] = {}
     for key, by_group in found.items():
         for group, by_ranks in by_group.items():
             limit = max(ranks, group)

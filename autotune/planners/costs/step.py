@@ -105,8 +105,7 @@ class StepCosts:
     def over_data(self, op: str, stage: int, which: int) -> Work:
         """A collective over the data ranks on a stage's weights (0) or gradients (1)."""
         size = state_bytes(self.sizes[stage].parameters, self.workload.precision, 1)[which]
-        level = self.pricer.level(self.plan.tensor * self.plan.data)
-        return Collective(op, size, self.plan.data, level)
+        return Collective(op, size, self.plan.data, *self.pricer.spread(self.plan.data, self.plan.tensor))
 
     def hop(self, stage: int) -> Work:
         """A boundary activation or its gradient between two pipeline ranks."""
@@ -142,7 +141,7 @@ class StepCosts:
         plan, blocks = self.plan, stage_blocks(self.model, cut_of(self.plan, self.model))[stage]
         weights = (w for block in blocks for w in partial_weights(block, plan.tensor, plan.sequence_parallel))
         size = sum(w.size for w in weights) * (8 if self.workload.precision == "fp64" else 4)
-        return Collective("all_reduce", size, self.plan.tensor, self.bodies.level)
+        return Collective("all_reduce", size, self.plan.tensor, self.bodies.level, self.bodies.inner)
 
 
 PIECES: dict[str, Callable[[StepCosts, int], tuple[Work, ...]]] = {

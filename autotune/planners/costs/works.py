@@ -73,23 +73,38 @@ WORKS: dict[str, Rule] = {
     "attention.dgrad": _attention("bwd"),
 }
 
+
+def _loss_exchange(shape: Shape) -> tuple[tuple[str, int], ...]:
+    """Of each token the log-sum-exp (its maximum over ranks), then that rescaled and the target's logit (sums)."""
+    values = shape.tokens * max(BYTES[shape.dtype], BYTES["fp32"])
+    return ("all_reduce", values), ("all_reduce", 2 * values)
+
+
+# What an operation sends over the tensor group while it computes: (collective, bytes) in order.
+EXCHANGES: dict[str, Callable[[Shape], tuple[tuple[str, int], ...]]] = {"cross_entropy": _loss_exchange}
+
 # What probes call a memory-bound operation, where it is not its own name.
 PROBE_NAMES = {"rotary.dgrad": "rotary"}
 
 
-def works(block: Block, body: Body, instruction: Instruction, shape: Shape, level: int = 0) -> tuple[Work, ...]:
-    """The primitives of one instruction of `body`. `level` is the link level that tensor collectives cross."""
+def works(
+    block: Block, body: Body, instruction: Instruction, shape: Shape, level: int = 0, inner: int = 1
+) -> tuple[Work, ...]:
+    """The primitives of one instruction of `body`. `level` and `inner` say how the tensor group lies on the links (see
+    `Collective`)."""
     if instruction.lane == TENSOR:
         whole = max(body.sizes[n] for n in instruction.reads + instruction.writes)
-        return (Collective(instruction.op, whole, shape.tensor, level),)
+        return (Collective(instruction.op, whole, shape.tensor, level, inner),)
     if instruction.op in WORKS:
         return WORKS[instruction.op](block.nodes[instruction.part], shape)
     if instruction.part == NO_NODE:
         moved = sum(body.sizes[n] for n in instruction.reads + instruction.writes)
         return (Memory("add", moved, shape.dtype),)
     moved = sum(body.sizes[n] for n in instruction.reads + instruction.writes)
+    sends = EXCHANGES[instruction.op](shape) if shape.tensor > 1 and instruction.op in EXCHANGES else ()
     name = PROBE_NAMES.get(instruction.op, instruction.op.replace(".dgrad", "_bwd").replace(".wgrad", "_wgrad"))
-    return (Memory(name, moved, shape.dtype),)
+    exchanged = (Collective(op, size, shape.tensor, level, inner) for op, size in sends)
+    return Memory(name, moved, shape.dtype), *exchanged
 
 
 def flops(block: Block, program: Program, body: Body, shape: Shape) -> float:

@@ -16,6 +16,7 @@ from autotune.spec.machine import Sample
 from autotune.spec.work import Work
 
 Progress = Callable[[str], None]
+USUAL = (("batch", 1), ("level", 0), ("inner", 1))  # what a phrase about a piece of work leaves unsaid
 SLOW = 2.0  # a piece whose single run would take this many times its fair share is put off
 LOOKS = 3  # times that a piece is measured at most, in one session
 RUNS = 3  # a piece runs at least this often: to warm up, to be estimated, to be timed
@@ -40,6 +41,7 @@ class Rates:
 def describe(work: Work) -> str:
     """`work` as one short phrase without its dataclass noise."""
     fields = [(name, getattr(work, name)) for name in getattr(type(work), "__slots__", ())]
+    fields = [pair for pair in fields if pair not in USUAL]
     return f"{work.kind} " + " ".join(f"{name}={value}" for name, value in fields)
 
 
@@ -179,7 +181,7 @@ def _put_off(
         caught.append(answer)
         yield answer
     if caught:
-        say(f"{len(caught)} pieces that were put off are measured")
+        say(f"slow pieces: {len(caught)} measured in the time that was left")
     for line, count in skipped.items():
         say(line.replace("{}", str(count)))
     return caught
