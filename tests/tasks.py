@@ -28,8 +28,13 @@ def random_batch(workload: Workload, vocab: int) -> tuple[torch.Tensor, torch.Te
     return text[:, :-1].contiguous(), text[:, 1:].contiguous()
 
 
-def train(rank: int, world: int, plan: Plan, model: ModelSpec, workload: Workload, steps: int) -> dict[str, Any]:
-    """Runs `steps` steps; gives losses, the first step's summed gradients, the last weights, and the trace."""
+def train(
+    rank: int, world: int, plan: Plan, model: ModelSpec, workload: Workload, steps: int, faults: Any = ()
+) -> dict[str, Any]:
+    """Runs `steps` steps; gives losses, the first step's summed gradients, the last weights, and the trace.
+
+    `faults`, (step, weight, value), are added to the summed gradient of a weight before its norm is taken.
+    """
     load = lambda index, weight: shard(  # noqa: E731
         weight, init_weight(weight, 0, DTYPES[workload.precision]), trainer_tensor, plan.tensor
     )
@@ -51,7 +56,18 @@ def train(rank: int, world: int, plan: Plan, model: ModelSpec, workload: Workloa
         for key, gradient in state.grads.items():
             gradients.setdefault(key, gradient.clone().numpy())
 
-    trainer.interpreter.hooks = {"OPT": capture}
+    spoilt: set[int] = set()
+    begun: list[int] = []
+
+    def spoil(instruction: Any, values: Any) -> None:
+        for number, (when, key, value) in enumerate(faults):
+            if when == step and number not in spoilt:
+                spoilt.add(number)
+                for state in trainer.states.values():
+                    if key in state.grads:
+                        state.grads[key].add_(value)
+
+    trainer.interpreter.hooks = {"OPT": capture, "NORM": spoil, "VALIDATE": lambda i, values: begun.append(step)}
     losses, trace = [], Trace()
     for step in range(steps):
         trainer.feed((tokens[mine], targets[mine]))
@@ -63,6 +79,7 @@ def train(rank: int, world: int, plan: Plan, model: ModelSpec, workload: Workloa
             trainer.watch = None
         loss = trainer.interpreter.values.get("loss")
         losses.append(float(loss) if loss is not None else 0.0)
+    trainer.finish()
     weights = {k: w.numpy() for state in trainer.states.values() for k, w in state.weights.items()}
     return {
         "losses": losses,
@@ -71,7 +88,7 @@ def train(rank: int, world: int, plan: Plan, model: ModelSpec, workload: Workloa
         "order": trace.order,
         "memory": trace.memory,
         "tensor": trainer.mesh.tensor,
-        "sent": None,
+        "validated": begun,  # the step of every validation: twice the same where it began again
     }
 
 

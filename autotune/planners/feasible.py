@@ -12,6 +12,11 @@ from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.workload import Workload
 
+# Axes that only training knows.
+TRAINING_ONLY = ("zero", "recompute", "chunks", "layers", "group", "limit", "times", "offload", "sequence_parallel",
+                 "optimizer")  # fmt: skip
+OPTIMIZERS = ("barrier", "post-validated")
+
 
 def _divides(what: str, value: int, of: int, whole: str) -> str | None:
     if value >= 1 and of % value == 0:
@@ -65,6 +70,7 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
         found.append(f"recompute {plan.recompute!r} is unknown (nearest {nearest_name(plan.recompute, RECOMPUTE)})")
     if not 0 <= plan.offload <= 100:
         found.append(f"offload must be a percentage (found {plan.offload}; nearest {min(100, max(0, plan.offload))})")
+    found.append(_optimizer(plan, workload))
     if plan.zero not in (0, 1):
         found.append(f"zero must be 0 or 1 (found {plan.zero}; nearest 1)")
     if plan.zero and plan.data == 1:
@@ -72,11 +78,25 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
     return found
 
 
+def _optimizer(plan: Plan, workload: Workload) -> str | None:
+    """What is wrong with how the optimizer's step is taken."""
+    if plan.optimizer not in OPTIMIZERS:
+        near = nearest_name(plan.optimizer, OPTIMIZERS)
+        return f"optimizer {plan.optimizer!r} is unknown (nearest {near or OPTIMIZERS[0]})"
+    if plan.optimizer == "barrier":
+        return None
+    if plan.pipeline == 1:
+        return f"optimizer {plan.optimizer} needs pipeline > 1 (found 1; nearest 2)"
+    if not workload.clip:
+        return f"optimizer {plan.optimizer} needs [workload] clip above 0: nothing else waits for a norm (found 0)"
+    return None
+
+
 def _generation(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:
     found = [_divides("data x micro_batch", plan.data * plan.micro_batch, workload.batch, "batch")]
     if plan.pipeline > model.layers:
         found.append(f"pipeline must be at most layers {model.layers} (found {plan.pipeline})")
-    for axis in ("zero", "recompute", "chunks", "layers", "group", "limit", "times", "offload", "sequence_parallel"):
+    for axis in TRAINING_ONLY:
         plain = getattr(Plan(), axis)
         if getattr(plan, axis) != plain:
             found.append(f"{axis} has no meaning when generating (found {getattr(plan, axis)!r}; nearest {plain!r})")

@@ -46,6 +46,7 @@ def axis_values(question: Question) -> dict[str, Values]:
         "attention": backends(question.profile),
         "zero": (0, 1) if train else (0,),
         "offload": (0, 50, 100) if train else (0,),
+        "optimizer": (DEFAULTS["optimizer"],),
         "sequence_parallel": (False, True) if train else (False,),
     }
     return {axis: tuple(question.axes.get(axis, choices)) for axis, choices in everything.items()}

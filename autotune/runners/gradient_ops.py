@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from autotune.planners.lower.traits import partial_weights
+from autotune.runners.clip_ops import early, factor
 from autotune.runners.interpreter import Started
 from autotune.spec.program import Instruction
 
@@ -85,8 +86,19 @@ def tie(trainer: Trainer, instruction: Instruction, values: Store) -> Started | 
 
 
 def update(trainer: Trainer, instruction: Instruction, values: Store) -> tuple[Any, ...]:
-    state = trainer.states[instruction.stage]
-    state.update(trainer.workload.learning_rate, trainer.workload.weight_decay)
+    """The optimizer step, clipped where a norm is read; part 1 is one that knows only a part of the norm.
+
+    It empties the gradients where it writes them; otherwise the step may yet be taken back.
+    """
+    state, limit = trainer.states[instruction.stage], trainer.workload.clip
+    scale: float | None = 1.0
+    if "n" in instruction.reads:
+        scale = (early if instruction.part else factor)(float(values["n"][0]), limit)
+    trainer.take(state, scale)
+    if f"g.{instruction.stage}" in instruction.writes:
+        state.grad.zero_()
+    else:
+        state.unsettled = True
     return tuple(values[name] for name in instruction.writes)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -34,7 +34,15 @@ class Started:
     handle: Handle
 
 
-Operation = Callable[[Instruction, Mapping[str, Any]], "tuple[Any, ...] | Started"]
+@dataclass(frozen=True)
+class Again:
+    """Values, and the word that the step must begin again: what it was begun with has changed. Every rank says so, in
+    the same operation, before it has changed anything that outlives the step."""
+
+    values: tuple[Any, ...]
+
+
+Operation = Callable[[Instruction, Mapping[str, Any]], "tuple[Any, ...] | Started | Again"]
 
 
 @dataclass
@@ -70,8 +78,14 @@ class Interpreter:
                 lags[name] = max(lags.get(name, 0), instruction.lag)
         self.history = {name: deque(maxlen=lag + 1) for name, lag in lags.items()}
 
-    def step(self, trace: Trace | None = None) -> None:
-        """Runs the list once and waits for everything it started."""
+    def step(self, trace: Trace | None = None, only: Collection[str] | None = None) -> None:
+        """Runs the list once and waits for everything it started. `only`: of its operations, just these."""
+        while not self._ran(trace, only):
+            if trace is not None:
+                trace.spans, trace.memory, trace.order = [], [], []
+
+    def _ran(self, trace: Trace | None, only: Collection[str] | None) -> bool:
+        """Runs the list; False where it must begin again."""
         clock = _Clock(self.device) if trace is not None else None
         pending: dict[str, tuple[Handle, int]] = {}
         waited: dict[int, float] = {}
@@ -86,6 +100,8 @@ class Interpreter:
                 waited[position] = clock.now()
 
         for position, instruction in enumerate(self.program.ranks[self.rank]):
+            if only is not None and instruction.op not in only:
+                continue
             # An older version arrived before its step ended; only the newest can be on its way.
             for name in (*(() if instruction.lag else instruction.reads), *instruction.writes):
                 if name in pending:
@@ -97,6 +113,8 @@ class Interpreter:
             held = (counted(self._held()), set(map(id, self.values.values()))) if trace is not None else None
             begin = clock.mark(self.streams.get(instruction.lane)) if clock else None
             made = self._issue(instruction, position, pending)
+            again = isinstance(made, Again)
+            made = made.values if isinstance(made, Again) else made
             if clock is not None and trace is not None:
                 issued.append((position, begin, clock.mark(self.streams.get(instruction.lane))))
                 trace.order.append(instruction.label)
@@ -119,6 +137,9 @@ class Interpreter:
                 if name in pending:
                     flying.append((*pending.pop(name), None if self.streams else value))
                 value = None
+            if again and only is None:
+                self._begin_again(position, [h for h, _ in pending.values()] + [h for h, _, _ in flying])
+                return False
         for name in list(pending):
             settle(name)
         for handle, position, _ in flying:
@@ -131,6 +152,28 @@ class Interpreter:
         if clock is not None and trace is not None:
             for position, begin, end in issued:
                 trace.spans.append((position, clock.seconds(begin), waited.get(position, clock.seconds(end))))
+        return True
+
+    def _begin_again(self, position: int, started: list[Handle]) -> None:
+        """Ends what was started, takes in the messages that peers sent before they stopped too, drops what was made."""
+        if self.history:
+            raise RunError("a step that reads older versions cannot begin again")
+        listing = self.program.ranks[self.rank]
+        for handle in started:
+            handle.wait()
+        sent = set()
+        for rank, other in enumerate(self.program.ranks):
+            stop = next((at for at, i in enumerate(other) if i.op == listing[position].op), 0)
+            sent |= {i.meet for i in other[:stop] if rank != self.rank and self.rank in i.peers}
+        pending: dict[str, tuple[Handle, int]] = {}
+        for at, instruction in enumerate(listing[position:], position):
+            if instruction.meet in sent and instruction.meet is not None:
+                self._issue(instruction, at, pending)
+                for name in list(pending):
+                    pending.pop(name)[0].wait()
+        lasting = self.program.given(self.rank)
+        for name in [n for n in self.values if n in self.program.buffers[self.rank] and n not in lasting]:
+            del self.values[name]
 
     def _hold_back(self, ahead: deque[Any]) -> None:
         """Keeps the host at most RUN_AHEAD compute instructions ahead of the device.
@@ -146,7 +189,7 @@ class Interpreter:
 
     def _issue(
         self, instruction: Instruction, position: int, pending: dict[str, tuple[Handle, int]]
-    ) -> tuple[Any, ...]:
+    ) -> tuple[Any, ...] | Again:
         view: Mapping[str, Any] = self.values
         if instruction.lag:
             view = {**self.values, **{n: self._version(n, instruction.lag) for n in instruction.reads}}

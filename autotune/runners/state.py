@@ -14,6 +14,7 @@ from torch import Tensor
 from autotune.spec.graph import Block, Weight
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64, "fp16": torch.float16}
+EPSILON = 1e-8  # AdamW's
 Key = tuple[int, str]  # (block index, weight name)
 Loader = Callable[[int, Weight], Tensor]  # this tensor rank's shard of a block's weight
 
@@ -42,6 +43,8 @@ class StageState:
     grads: dict[Key, Tensor]
     shard: slice
     size: int  # elements before padding
+    taken: float | None = 1.0  # what the last step multiplied the gradients by; None: it was skipped
+    unsettled: bool = False  # whether the last step may yet be taken back
 
     @classmethod
     def build(
@@ -111,7 +114,7 @@ class StageState:
         )
 
     def update(self, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.95)) -> None:
-        """One AdamW step (Loshchilov & Hutter, 1711.05101) on this rank's shard, and zeroed gradients after it."""
+        """One AdamW step (Loshchilov & Hutter, 1711.05101) on this rank's shard."""
         self.step += 1
         torch._fused_adamw_(
             [self.master],
@@ -124,10 +127,28 @@ class StageState:
             beta1=betas[0],
             beta2=betas[1],
             weight_decay=weight_decay,
-            eps=1e-8,
+            eps=EPSILON,
             amsgrad=False,
             maximize=False,
         )
         if self.master.dtype != self.weight.dtype:
             self.weight[self.shard].copy_(self.master)
-        self.grad.zero_()
+
+    def revert(self, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.95)) -> None:
+        """Takes the last step back by solving its equations for what was before (Zero Bubble, 2401.10241, appendix C).
+
+        The gradients must be those of the step. Exact up to rounding; the moments before the first step were zero.
+        """
+        step, gradient = float(self.step), self.grad[self.shard]
+        divisor = self.exp_avg_sq.div(1 - betas[1] ** step).sqrt_().add_(EPSILON)
+        self.master.addcdiv_(self.exp_avg, divisor, value=learning_rate / (1 - betas[0] ** step))
+        self.master.div_(1 - learning_rate * weight_decay)
+        if step == 1:
+            self.exp_avg.zero_()
+            self.exp_avg_sq.zero_()
+        else:
+            self.exp_avg.sub_(gradient, alpha=1 - betas[0]).div_(betas[0])
+            self.exp_avg_sq.addcmul_(gradient, gradient, value=betas[1] - 1).div_(betas[1]).clamp_(min=0)
+        self.step -= 1
+        if self.master.dtype != self.weight.dtype:
+            self.weight[self.shard].copy_(self.master)

@@ -14,6 +14,7 @@ from autotune.planners.lower.shape import training_shape
 from autotune.planners.lower.stage import Sizes, canonical_stages, cut_of, stage_blocks
 from autotune.planners.lower.train import state_bytes
 from autotune.planners.lower.traits import micro_batches, partial_weights, place_of, stage_sizes
+from autotune.planners.passes.clip import POST_VALIDATED
 from autotune.spec.machine import Profile
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
@@ -111,6 +112,16 @@ class StepCosts:
         size = state_bytes(self.sizes[stage].parameters, self.workload.precision, 1)[1]
         return Memory("fill", size, "fp32" if self.workload.precision == "bf16" else self.workload.precision)
 
+    def norm(self, stage: int) -> Work:
+        """The gradients read once. Scaling them is not priced: it happens only in steps that clip."""
+        size = state_bytes(self.sizes[stage].parameters, self.workload.precision, 1)[1]
+        shards = self.plan.data if self.plan.zero else 1
+        return Memory("read", size // shards, "fp32" if self.workload.precision == "bf16" else self.workload.precision)
+
+    def numbers(self, op: str, group: int, span: int) -> Work:
+        """The two fp64 numbers of a norm, between `group` ranks of a mesh part of `span` ranks."""
+        return Collective(op, 16, group, self.pricer.level(span))
+
     def tie(self, stage: int) -> Work:
         """The tied embedding's gradient, summed over the two ranks that hold it, or on the one that holds both."""
         width = 8 if self.workload.precision == "fp64" else 4
@@ -145,5 +156,16 @@ PIECES: dict[str, Callable[[StepCosts, int], tuple[Work, ...]]] = {
     "RELOAD": lambda c, s: (c.move("h2d", s),),
     "RELEASE": lambda c, s: (),
     "MARK": lambda c, s: (),
-    "OPT": lambda c, s: (c.optimizer(s), c.clear(s)),
+    "OPT": lambda c, s: (c.optimizer(s), *(() if c.plan.optimizer == POST_VALIDATED else (c.clear(s),))),
+    "NORM": lambda c, s: (c.norm(s),),
+    "NORM_TENSOR": lambda c, s: (c.numbers("all_reduce", c.plan.tensor, c.plan.tensor),),
+    "NORM_DATA": lambda c, s: (c.numbers("all_reduce", c.plan.data, c.plan.tensor * c.plan.data),),
+    "NORM_PIPELINE": lambda c, s: (c.numbers("all_reduce", c.plan.pipeline, c.plan.world),),
+    "NORM_SEND": lambda c, s: (c.numbers("send_recv", 2, c.plan.world),),
+    "NORM_RECV": lambda c, s: (c.numbers("send_recv", 2, c.plan.world),),
+    "NORM_ADD": lambda c, s: (),
+    "STATE_SEND": lambda c, s: (c.numbers("send_recv", 2, c.plan.world),),
+    "STATE_RECV": lambda c, s: (c.numbers("send_recv", 2, c.plan.world),),
+    "VALIDATE": lambda c, s: (),
+    "CLEAR": lambda c, s: (c.clear(s),),
 }

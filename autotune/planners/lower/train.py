@@ -12,6 +12,7 @@ from typing import NamedTuple
 from autotune.planners.lower.stage import Sizes
 from autotune.planners.lower.traits import Traits, micro_batches, stage_sizes, traits
 from autotune.planners.passes import PASSES
+from autotune.planners.passes.clip import CARRIED, NORM, WHOLE
 from autotune.planners.passes.compute import compute
 from autotune.planners.resolve import Shared, uncollected
 from autotune.planners.schedules import SCHEDULES, Place
@@ -46,6 +47,7 @@ def _kinds(plan: Plan, sizes: tuple[Sizes, ...], w: Workload) -> Mapping[str, Bu
     tokens = Buffer(micro_batches(plan, w) * plan.micro_batch * w.sequence_length * 8, persistent=True)
     shards = plan.data if plan.zero else 1
     kinds = {"tokens": tokens, "targets": tokens, "loss": Buffer(max(4, BYTES[w.precision]), persistent=True)}
+    kinds |= {name: Buffer(16, persistent=True) for name in (NORM, CARRIED, WHOLE)}
     for s, size in enumerate(sizes):
         parts = state_bytes(size.parameters, w.precision, shards)
         kinds |= {f"{n}.{s}": Buffer(b, persistent=True) for n, b in zip("wgo", parts, strict=True)}

@@ -27,6 +27,9 @@ class Traits:
     partial: tuple[bool, ...]  # [stage] whether tensor ranks must sum some gradients (see partial_weights)
     late: tuple[bool, ...]  # [stage] whether W reads the gradient of the stage's output
     offload: int = 0  # percent of a rank's chunk activations that move to the host
+    tensor: int = 1  # 1, or 2 for any number of ranks that share each layer
+    clip: bool = False  # whether the step waits for the gradients' global norm
+    optimizer: str = "barrier"  # when it waits: before the update, or after it
 
     @property
     def place(self) -> Place:
@@ -87,4 +90,7 @@ def traits(plan: Plan, model: ModelSpec, workload: Workload) -> Traits:
         _sums_partial(model, cut_of(plan, model), plan.tensor, plan.sequence_parallel),
         tuple(size.late_gradient for size in stage_sizes(plan, model, workload)),
         plan.offload,
+        min(plan.tensor, 2),
+        workload.clip > 0,
+        plan.optimizer,
     )
