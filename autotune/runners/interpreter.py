@@ -159,18 +159,16 @@ class Interpreter:
         if self.history:
             raise RunError("a step that reads older versions cannot begin again")
         listing = self.program.ranks[self.rank]
-        for handle in started:
-            handle.wait()
         sent = set()
         for rank, other in enumerate(self.program.ranks):
             stop = next((at for at, i in enumerate(other) if i.op == listing[position].op), 0)
-            sent |= {i.meet for i in other[:stop] if rank != self.rank and self.rank in i.peers}
+            sent |= {i.meet for i in other[:stop] if i.meet and rank != self.rank and self.rank in i.peers}
         pending: dict[str, tuple[Handle, int]] = {}
-        for at, instruction in enumerate(listing[position:], position):
-            if instruction.meet in sent and instruction.meet is not None:
-                self._issue(instruction, at, pending)
-                for name in list(pending):
-                    pending.pop(name)[0].wait()
+        kept = [self._issue(i, at, pending) for at, i in enumerate(listing[position:], position) if i.meet in sent]
+        # All receives are posted before anything is waited for: two ranks may have messages for each other.
+        for handle in (*started, *(handle for handle, _ in pending.values())):
+            handle.wait()
+        kept.clear()
         lasting = self.program.given(self.rank)
         for name in [n for n in self.values if n in self.program.buffers[self.rank] and n not in lasting]:
             del self.values[name]
