@@ -17,7 +17,7 @@ from autotune.planners.passes.compute import compute
 from autotune.planners.schedules import SCHEDULES, Order, Pipe, Step
 from autotune.planners.simulate import simulate
 from autotune.planners.validate import validate
-from autotune.runners.state import StageState
+from autotune.runners.state import Rates, StageState
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.program import Instruction
@@ -183,13 +183,14 @@ def test_an_update_is_taken_back(steps: int) -> None:
     """revert undoes the last update up to rounding, moments included; the first one's moments exactly."""
     generator = torch.Generator().manual_seed(steps)
     flat = torch.randn(64, dtype=torch.float64, generator=generator)
-    grad, zeros = torch.zeros_like(flat), torch.zeros_like(flat)
-    state = StageState((), flat, grad, flat, zeros.clone(), zeros.clone(), torch.zeros(()), {}, {}, slice(0, 64), 64)
+    grad, zeros, whole = torch.zeros_like(flat), torch.zeros_like(flat), slice(0, 64)
+    state = StageState((), flat, grad, flat, zeros.clone(), zeros.clone(), torch.zeros(()), {}, {}, whole, 64, whole)
+    rates = Rates(1e-2, 0.1)
     for _ in range(steps):
         before = [t.clone() for t in (state.master, state.exp_avg, state.exp_avg_sq, state.step)]
         grad.copy_(torch.randn(64, dtype=torch.float64, generator=generator))
-        state.update(1e-2, 0.1)
-    state.revert(1e-2, 0.1)
+        state.update(rates)
+    state.revert(rates)
     for now, then in zip((state.master, state.exp_avg, state.exp_avg_sq, state.step), before, strict=True):
         assert torch.allclose(now, then, rtol=1e-13, atol=1e-15)
 

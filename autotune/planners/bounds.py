@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from autotune.planners.costs.step import StepCosts
-from autotune.planners.lower.train import state_bytes
+from autotune.planners.lower.subgroups import split
+from autotune.planners.lower.train import resident_bytes, state_bytes
 from autotune.planners.lower.traits import micro_batches, pipe_of, place_of, stage_sizes
 from autotune.planners.predict import Predictor
 from autotune.planners.schedules import SCHEDULES, held
@@ -85,7 +86,8 @@ class Bounder:
         for size in costs.sizes:
             weights, gradients, _ = state_bytes(size.parameters, precision, 1)
             shards = plan.data if plan.zero else 1
-            step = pricer.seconds(Optimizer(-(-size.parameters // shards), kind))
+            resident, _ = split(size.parameters, shards, plan.optimizer_offload)
+            step = pricer.seconds(Optimizer(resident, kind)) if resident else 0.0
             wait = 0.0
             if plan.data > 1:
                 ops = (
@@ -104,11 +106,12 @@ class Bounder:
         pipe = pipe_of(plan, micro_batches(plan, self.predictor.workload))
         place = schedule.place(pipe)
         alive = (schedule.peak(pipe) if schedule.peak else None) or [1] * plan.pipeline
-        shards = plan.data if plan.zero else 1
+        precision = self.predictor.workload.precision
         least = []
         for rank in range(plan.pipeline):
             own = [sizes[s] for s in held(place, rank)]
-            states = sum(sum(state_bytes(z.parameters, self.predictor.workload.precision, shards)) for z in own)
+            states = sum(sum(state_bytes(z.parameters, precision, 1)[:2]) for z in own)
+            states += sum(resident_bytes(plan, z.parameters, precision) for z in own)
             activation = min(min(z.saved, z.kept + z.made) if schedule.splits else z.saved for z in own)
             least.append(states + alive[rank] * (activation + min(z.inputs for z in own)))
         return max(least)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.stage import partition
+from autotune.planners.lower.subgroups import SUBGROUPS
 from autotune.planners.lower.traits import pipe_of
 from autotune.planners.schedules import SCHEDULES
 from autotune.planners.schedules.times import parse_times
@@ -14,7 +15,7 @@ from autotune.spec.workload import Workload
 
 # Axes that only training knows.
 TRAINING_ONLY = ("zero", "recompute", "chunks", "layers", "group", "limit", "times", "offload", "sequence_parallel",
-                 "optimizer")  # fmt: skip
+                 "optimizer", "optimizer_offload", "optimizer_stride")  # fmt: skip
 OPTIMIZERS = ("barrier", "post-validated")
 
 
@@ -83,8 +84,18 @@ def _optimizer(plan: Plan, workload: Workload) -> str | None:
     if plan.optimizer not in OPTIMIZERS:
         near = nearest_name(plan.optimizer, OPTIMIZERS)
         return f"optimizer {plan.optimizer!r} is unknown (nearest {near or OPTIMIZERS[0]})"
+    if not 0 <= plan.optimizer_offload <= 100:
+        nearest = min(100, max(0, plan.optimizer_offload))
+        return f"optimizer_offload must be a percentage (found {plan.optimizer_offload}; nearest {nearest})"
+    if not 0 <= plan.optimizer_stride <= SUBGROUPS:
+        nearest = min(SUBGROUPS, max(0, plan.optimizer_stride))
+        return f"optimizer_stride must be 0 to {SUBGROUPS} (found {plan.optimizer_stride}; nearest {nearest})"
+    if plan.optimizer_stride and not plan.optimizer_offload:
+        return f"optimizer_stride needs optimizer_offload above 0 (found stride {plan.optimizer_stride}; nearest 0)"
     if plan.optimizer == "barrier":
         return None
+    if plan.optimizer_offload:
+        return f"optimizer {plan.optimizer} needs optimizer_offload 0 (found {plan.optimizer_offload}; nearest 0)"
     if plan.pipeline == 1:
         return f"optimizer {plan.optimizer} needs pipeline > 1 (found 1; nearest 2)"
     if not workload.clip:

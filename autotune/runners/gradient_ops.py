@@ -88,18 +88,18 @@ def tie(trainer: Trainer, instruction: Instruction, values: Store) -> Started | 
 def update(trainer: Trainer, instruction: Instruction, values: Store) -> tuple[Any, ...]:
     """The optimizer step, clipped where a norm is read; part 1 is one that knows only a part of the norm.
 
-    It empties the gradients where it writes them; otherwise the step may yet be taken back.
+    It empties the gradients where nothing after it reads them: not where the step may yet be taken back, nor where some
+    of it is still to be done elsewhere.
     """
     state, limit = trainer.states[instruction.stage], trainer.workload.clip
     scale: float | None = 1.0
     if "n" in instruction.reads:
         scale = (early if instruction.part else factor)(float(values["n"][0]), limit)
     trainer.take(state, scale)
-    if f"g.{instruction.stage}" in instruction.writes:
+    state.unsettled = f"g.{instruction.stage}" not in instruction.writes
+    if not state.unsettled and not trainer.plan.optimizer_offload:
         state.grad.zero_()
-    else:
-        state.unsettled = True
-    return tuple(values[name] for name in instruction.writes)
+    return tuple(values.get(name) for name in instruction.writes)
 
 
 OPERATIONS = {

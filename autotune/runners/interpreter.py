@@ -11,13 +11,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 
 from autotune.spec.errors import RunError
-from autotune.spec.program import COMPUTE, DEVICE, Instruction, Program
+from autotune.spec.program import COMPUTE, DEVICE, HOST, Instruction, Program
 
 RUN_AHEAD = 3
 
@@ -35,6 +36,14 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Deferred:
+    """Values that `work()` fills, on the lane of the host: when what the instruction reads and overwrites is there."""
+
+    values: tuple[Any, ...]
+    work: Callable[[], None]
+
+
+@dataclass(frozen=True)
 class Again:
     """Values, and the word that the step must begin again: what it was begun with has changed. Every rank says so, in
     the same operation, before it has changed anything that outlives the step."""
@@ -42,7 +51,7 @@ class Again:
     values: tuple[Any, ...]
 
 
-Operation = Callable[[Instruction, Mapping[str, Any]], "tuple[Any, ...] | Started | Again"]
+Operation = Callable[[Instruction, Mapping[str, Any]], "tuple[Any, ...] | Started | Deferred | Again"]
 
 
 @dataclass
@@ -66,11 +75,14 @@ class Interpreter:
     hooks: Mapping[str, Callable[[Instruction, Mapping[str, Any]], None]] = field(default_factory=dict)
     streams: dict[str, Any] = field(default_factory=dict)
     history: dict[str, deque[Any]] = field(default_factory=dict)
+    helper: ThreadPoolExecutor | None = None  # the lane of the host, on CUDA
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda":
             self.streams = {
-                lane: torch.cuda.Stream(self.device) for lane in self.program.lanes(self.rank) if lane != COMPUTE
+                lane: torch.cuda.Stream(self.device)
+                for lane in self.program.lanes(self.rank)
+                if lane not in (COMPUTE, HOST)
             }
         lags: dict[str, int] = {}
         for instruction in self.program.ranks[self.rank]:
@@ -104,7 +116,7 @@ class Interpreter:
                 continue
             # An older version arrived before its step ended; only the newest can be on its way.
             for name in (*(() if instruction.lag else instruction.reads), *instruction.writes):
-                if name in pending:
+                if name in pending and not (self.streams and instruction.lane == HOST):
                     settle(name)
             if self.streams and instruction.lane == COMPUTE:
                 self._hold_back(ahead)
@@ -193,9 +205,14 @@ class Interpreter:
             view = {**self.values, **{n: self._version(n, instruction.lag) for n in instruction.reads}}
         operation = self.operations[instruction.op]
         stream = self.streams.get(instruction.lane)
+        handle: Handle | None
         if stream is None:
             made = operation(instruction, view)
             handle = made.handle if isinstance(made, Started) else None
+            if isinstance(made, Deferred):
+                handle = self._defer(
+                    made, [pending[n][0] for n in (*instruction.reads, *instruction.writes) if n in pending]
+                )
         else:  # a CUDA lane beside compute: what reads something starts after what compute has been given so far
             compute = torch.cuda.current_stream(self.device)
             if instruction.reads:
@@ -215,7 +232,22 @@ class Interpreter:
         if handle is not None:
             for name in (*instruction.writes, *instruction.reads):
                 pending[name] = (handle, position)
-        return made.values if isinstance(made, Started) else made
+        return made.values if isinstance(made, Started | Deferred) else made
+
+    def _defer(self, made: Deferred, needs: list[Handle]) -> Handle | None:
+        """On CUDA a thread works while the device does; a CPU has no other processor to leave it to."""
+        if not self.streams:
+            made.work()
+            return None
+        if self.helper is None:
+            self.helper = ThreadPoolExecutor(1, "host")
+
+        def work() -> None:
+            for need in needs:
+                need.synchronize() if isinstance(need, _Recorded) else need.wait()
+            made.work()
+
+        return _Later(self.helper.submit(work))
 
     def _held(self) -> dict[str, Any]:
         """The store and the older versions beside it."""
@@ -252,6 +284,20 @@ class _Recorded:
 
     def wait(self) -> None:
         torch.cuda.current_stream(self.device).wait_event(self.event)
+
+    def synchronize(self) -> None:
+        """The calling thread stops until the event has passed."""
+        self.event.synchronize()
+
+
+@dataclass(frozen=True)
+class _Later:
+    """What the thread of the host does: who waits for it stops."""
+
+    future: Future[None]
+
+    def wait(self) -> None:
+        self.future.result()
 
 
 @dataclass

@@ -20,13 +20,13 @@ from autotune.planners.lower.traits import micro_batches, place_of
 from autotune.planners.passes.clip import CARRIED, NORM, WHOLE
 from autotune.planners.passes.settle import SETTLES
 from autotune.planners.schedules import held
-from autotune.runners import clip_ops, gradient_ops, message_ops, stage_ops, tier_ops
+from autotune.runners import clip_ops, gradient_ops, message_ops, stage_ops, subgroup_ops, tier_ops
 from autotune.runners.body import Call, Values, Watch, compile_body, run_body
 from autotune.runners.interpreter import Interpreter, Operation
 from autotune.runners.mesh import Mesh
 from autotune.runners.ops import Env
 from autotune.runners.rope import tables
-from autotune.runners.state import Loader, StageState
+from autotune.runners.state import Loader, Rates, StageState
 from autotune.spec.graph import Block
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
@@ -39,6 +39,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     **tier_ops.OPERATIONS,
     **gradient_ops.OPERATIONS,
     **clip_ops.OPERATIONS,
+    **subgroup_ops.OPERATIONS,
 }
 NUMBERS = (NORM, CARRIED, WHOLE)
 Batch = tuple[Tensor, Tensor]  # tokens and targets, int64 [sequences of this replica, sequence length]
@@ -79,6 +80,7 @@ class Trainer:
                 shards=plan.data if plan.zero else 1,
                 shard=mesh.data if plan.zero else 0,
                 device=device,
+                offload=plan.optimizer_offload,
             )
             for s in held(place, mesh.pipeline)
         }
@@ -112,6 +114,7 @@ class Trainer:
                 f"w.{s}": state.weight,
                 f"g.{s}": state.grad,
                 f"o.{s}": (*own, state.exp_avg, state.exp_avg_sq),
+                **{f"oh.{s}.{j}": states for j, states in enumerate(state.hosted)},
             }
         if self.workload.clip:
             names = {n for i in self.program.ranks[self.mesh.rank] for n in (*i.reads, *i.writes)} & {*NUMBERS}
@@ -152,6 +155,10 @@ class Trainer:
         group = self.mesh.axes["tensor"]
         return run_body(self.calls[block, op], self.block_env(state, block), given, group, watch)
 
+    @property
+    def rates(self) -> Rates:
+        return Rates(self.workload.learning_rate, self.workload.weight_decay)
+
     def take(self, state: StageState, scale: float | None) -> None:
         """One optimizer step with the gradients scaled, in place; None: it is skipped."""
         state.taken = scale
@@ -159,12 +166,12 @@ class Trainer:
             return
         if scale != 1.0:
             state.grad.mul_(scale)
-        state.update(self.workload.learning_rate, self.workload.weight_decay)
+        state.update(self.rates)
 
     def redo(self, state: StageState, scale: float | None) -> None:
         """Takes the last step back where there was one, and takes it as it should have been."""
         if state.taken is not None:
-            state.revert(self.workload.learning_rate, self.workload.weight_decay)
+            state.revert(self.rates)
         self.take(state, scale)
         if self.plan.zero:
             mine = state.weight[state.shard].clone()

@@ -33,6 +33,7 @@ def join(job: Job) -> tuple[int, torch.device]:
     if job.device == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)))
         torch.cuda.set_device(device)
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
         dist.init_process_group("cuda:nccl,cpu:gloo", rank=rank, world_size=world, timeout=TIMEOUT, device_id=device)
     else:
         device = torch.device("cpu")

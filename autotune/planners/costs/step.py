@@ -12,6 +12,7 @@ from autotune.planners.costs.price import Pricer
 from autotune.planners.lower.body import PROGRAMS
 from autotune.planners.lower.shape import training_shape
 from autotune.planners.lower.stage import Sizes, canonical_stages, cut_of, stage_blocks
+from autotune.planners.lower.subgroups import split, subgroup_bytes
 from autotune.planners.lower.train import state_bytes
 from autotune.planners.lower.traits import micro_batches, partial_weights, place_of, stage_sizes
 from autotune.planners.passes.clip import POST_VALIDATED
@@ -102,10 +103,35 @@ class StepCosts:
         level = self.pricer.level(self.plan.world)
         return Collective("send_recv", size, 2, level)
 
-    def optimizer(self, stage: int) -> Work:
+    def optimizer(self, stage: int) -> tuple[Work, ...]:
+        """The update of what is on the device."""
+        resident, _ = self.shares(stage)
+        return (Optimizer(resident, self.mixed),) if resident else ()
+
+    @property
+    def mixed(self) -> str:
+        return "mixed" if self.workload.precision == "bf16" else self.workload.precision
+
+    def shares(self, stage: int) -> tuple[int, int]:
+        """Elements whose optimizer states stay on the device, and those of one subgroup on the host."""
         shards = self.plan.data if self.plan.zero else 1
-        kind = "mixed" if self.workload.precision == "bf16" else self.workload.precision
-        return Optimizer(-(-self.sizes[stage].parameters // shards), kind)
+        return split(self.sizes[stage].parameters, shards, self.plan.optimizer_offload)
+
+    def subgroup(self, stage: int, direction: str, which: int) -> tuple[Work, ...]:
+        """A subgroup's states (0), gradients (1) or weights (2) to the host or to the device."""
+        size = subgroup_bytes(self.shares(stage)[1], self.workload.precision)[which]
+        return (Copy("h2h" if self.profile.inline else direction, size, not self.profile.inline),) if size else ()
+
+    def update(self, stage: int, place: str) -> tuple[Work, ...]:
+        """A subgroup's update by the device or by the host."""
+        _, each = self.shares(stage)
+        place = "device" if self.profile.inline else place
+        return (Optimizer(each, self.mixed, place),) if each else ()
+
+    @property
+    def keeps_gradients(self) -> bool:
+        """Whether something after OPT still reads the gradients, and empties them in its place."""
+        return self.plan.optimizer == POST_VALIDATED or self.plan.optimizer_offload > 0
 
     def clear(self, stage: int) -> Work:
         """The gradients set to zero after the update."""
@@ -156,7 +182,14 @@ PIECES: dict[str, Callable[[StepCosts, int], tuple[Work, ...]]] = {
     "RELOAD": lambda c, s: (c.move("h2d", s),),
     "RELEASE": lambda c, s: (),
     "MARK": lambda c, s: (),
-    "OPT": lambda c, s: (c.optimizer(s), *(() if c.plan.optimizer == POST_VALIDATED else (c.clear(s),))),
+    "OPT": lambda c, s: (*c.optimizer(s), *(() if c.keeps_gradients else (c.clear(s),))),
+    "FETCH": lambda c, s: c.subgroup(s, "h2d", 0),
+    "OPT_FETCHED": lambda c, s: c.update(s, "device"),
+    "RETURN": lambda c, s: c.subgroup(s, "d2h", 0),
+    "GRADIENT_DOWN": lambda c, s: c.subgroup(s, "d2h", 1),
+    "OPT_HOST": lambda c, s: c.update(s, "host"),
+    "WEIGHT_UP": lambda c, s: c.subgroup(s, "h2d", 2),
+    "JOIN": lambda c, s: (c.clear(s),),
     "NORM": lambda c, s: (c.norm(s),),
     "NORM_TENSOR": lambda c, s: (c.numbers("all_reduce", c.plan.tensor, c.plan.tensor),),
     "NORM_DATA": lambda c, s: (c.numbers("all_reduce", c.plan.data, c.plan.tensor * c.plan.data),),

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from autotune.planners.lower.stage import Sizes
+from autotune.planners.lower.subgroups import split, subgroup_bytes
 from autotune.planners.lower.traits import Traits, micro_batches, stage_sizes, traits
 from autotune.planners.passes import PASSES
 from autotune.planners.passes.clip import CARRIED, NORM, WHOLE
@@ -22,7 +23,7 @@ from autotune.spec.program import HOST, Buffer, Instruction, Program
 from autotune.spec.work import BYTES
 from autotune.spec.workload import Workload
 
-TEMPORARY = "xakbdht"  # first letters of the buffers that live within a step
+TEMPORARY = "xakbdhtfre"  # first letters of the buffers that live within a step
 
 
 def state_bytes(parameters: int, precision: str, shards: int) -> tuple[int, int, int]:
@@ -37,6 +38,11 @@ def state_bytes(parameters: int, precision: str, shards: int) -> tuple[int, int,
     return width * parameters, width * parameters, 2 * width * padded
 
 
+def resident_bytes(plan: Plan, parameters: int, precision: str) -> int:
+    """Bytes of the optimizer states of a stage that stay in the device's memory."""
+    return state_bytes(split(parameters, plan.data if plan.zero else 1, plan.optimizer_offload)[0], precision, 1)[2]
+
+
 def kind_of(name: str) -> str:
     """What the size of a buffer depends on: its name without the micro-batch."""
     return name.rpartition(".")[0] if name.count(".") == 2 else name
@@ -49,7 +55,13 @@ def _kinds(plan: Plan, sizes: tuple[Sizes, ...], w: Workload) -> Mapping[str, Bu
     kinds = {"tokens": tokens, "targets": tokens, "loss": Buffer(max(4, BYTES[w.precision]), persistent=True)}
     kinds |= {name: Buffer(16, persistent=True) for name in (NORM, CARRIED, WHOLE)}
     for s, size in enumerate(sizes):
-        parts = state_bytes(size.parameters, w.precision, shards)
+        parts = (*state_bytes(size.parameters, w.precision, 1)[:2], resident_bytes(plan, size.parameters, w.precision))
+        states, gradient, weight = subgroup_bytes(
+            split(size.parameters, shards, plan.optimizer_offload)[1], w.precision
+        )
+        kinds |= {f"oh.{s}": Buffer(states, HOST, persistent=True), f"f.{s}": Buffer(states)}
+        kinds |= {f"hg.{s}": Buffer(gradient, HOST), f"hw.{s}": Buffer(weight, HOST)}
+        kinds |= {f"r.{s}": Buffer(), f"e.{s}": Buffer()}
         kinds |= {f"{n}.{s}": Buffer(b, persistent=True) for n, b in zip("wgo", parts, strict=True)}
         kinds |= {f"x.{s + 1}": Buffer(size.output), f"d.{s - 1}": Buffer(size.inputs), f"b.{s}": Buffer(size.made)}
         early, late = size.saved - size.kept, size.kept

@@ -30,6 +30,8 @@ class Traits:
     tensor: int = 1  # 1, or 2 for any number of ranks that share each layer
     clip: bool = False  # whether the step waits for the gradients' global norm
     optimizer: str = "barrier"  # when it waits: before the update, or after it
+    subgroups: bool = False  # whether some optimizer states live on the host
+    stride: int = 0  # every so manieth subgroup is updated by the device
 
     @property
     def place(self) -> Place:
@@ -93,4 +95,6 @@ def traits(plan: Plan, model: ModelSpec, workload: Workload) -> Traits:
         min(plan.tensor, 2),
         workload.clip > 0,
         plan.optimizer,
+        plan.optimizer_offload > 0,
+        plan.optimizer_stride,
     )

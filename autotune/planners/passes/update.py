@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from autotune.planners.lower.traits import Traits
 from autotune.planners.passes.clip import NORM, POST_VALIDATED, norms
+from autotune.planners.passes.subgroups import joined, moves, started
 from autotune.planners.schedules import held
 from autotune.spec.program import COMPUTE, DATA, TENSOR, Instruction, Program
 
@@ -37,8 +38,13 @@ def update(program: Program, traits: Traits) -> Program:
         out += tie + tail
         out += norms(rank, traits) if traits.clip else []
         complete = traits.optimizer != POST_VALIDATED or rank == len(program.ranks) - 1
-        for stage in stages:
-            out += _step(stage, traits, complete)
+        steps = [_step(stage, traits, complete) for stage in stages]
+        if traits.subgroups:  # the host has all its work before anything waits for it
+            out += [
+                i for stage, step in zip(stages, steps, strict=True) for i in (step[0], *moves(stage, traits.stride))
+            ]
+            steps = [[*joined(stage, traits.stride), *step[1:]] for stage, step in zip(stages, steps, strict=True)]
+        out += [i for step in steps for i in step]
         ranks.append(tuple(out))
     return Program(tuple(ranks), program.buffers, program.live, program.facts)
 
@@ -70,7 +76,9 @@ def _step(stage: int, traits: Traits, complete: bool) -> list[Instruction]:
     """
     w, g, o = f"w.{stage}", f"g.{stage}", f"o.{stage}"
     reads = (g, w, NORM) if traits.clip else (g, w)
-    writes = (w, o) if traits.optimizer == POST_VALIDATED else (w, o, g)
+    gradients = () if traits.optimizer == POST_VALIDATED else (g,)
+    tokens = started(stage, traits.stride) if traits.subgroups else ()
+    writes = (w, o, *gradients, *tokens)
     step = Instruction("OPT", stage, part=0 if complete else 1, reads=reads, writes=writes)
     if traits.data == 1 or not traits.zero:
         return [step]
