@@ -20,6 +20,8 @@ from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.workload import Workload
 
+WIDE = {torch.bfloat16: torch.float32}  # what NumPy knows in the place of what it does not
+
 
 def random_batch(workload: Workload, vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The global batch, the same on every rank."""
@@ -80,7 +82,11 @@ def train(
         loss = trainer.interpreter.values.get("loss")
         losses.append(float(loss) if loss is not None else 0.0)
     trainer.finish()
-    weights = {k: w.numpy() for state in trainer.states.values() for k, w in state.weights.items()}
+    weights = {
+        k: w.to(WIDE.get(w.dtype, w.dtype)).numpy()
+        for state in trainer.states.values()
+        for k, w in state.weights.items()
+    }
     return {
         "losses": losses,
         "gradients": gradients,

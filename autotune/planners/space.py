@@ -52,7 +52,15 @@ def axis_values(question: Question) -> dict[str, Values]:
     return {axis: tuple(question.axes.get(axis, choices)) for axis, choices in everything.items()}
 
 
-INNER = ("chunks", "layers", "group", "limit", "times")  # axes whose choices hang on the plan so far
+INNER = (
+    "chunks",
+    "layers",
+    "group",
+    "limit",
+    "times",
+    "optimizer_offload",
+    "optimizer_stride",
+)  # axes whose choices hang on the plan so far
 
 
 class Advice(Protocol):
@@ -64,6 +72,12 @@ class Advice(Protocol):
     def times(self, plan: Plan) -> str:
         """The relative durations of the plan's stages."""
 
+    def states(self, plan: Plan) -> tuple[int, ...]:
+        """The `optimizer_offload` worth trying."""
+
+    def stride(self, plan: Plan) -> int:
+        """The `optimizer_stride` of a plan with optimizer states on the host."""
+
 
 class Plain:
     """No advice: the even cut, equal times."""
@@ -73,6 +87,12 @@ class Plain:
 
     def times(self, plan: Plan) -> str:
         return ""
+
+    def states(self, plan: Plan) -> tuple[int, ...]:
+        return (0,)
+
+    def stride(self, plan: Plan) -> int:
+        return 0
 
 
 def canonical(plan: Plan) -> bool:
@@ -140,7 +160,16 @@ class Enumeration:
                 placed = replace(chunked, layers=cut)  # type: ignore[arg-type]
                 times = given.get("times", (self.advice.times(placed),) if schedule.timed else ("",))
                 for group, limit, each in product(groups, limits, times):
-                    yield replace(placed, group=group, limit=limit, times=each)  # type: ignore[arg-type]
+                    yield from self.states(replace(placed, group=group, limit=limit, times=each))  # type: ignore[arg-type]
+
+    def states(self, plan: Plan) -> Iterator[Plan]:
+        """The plan with its optimizer states where they may be."""
+        given = self.question.axes
+        for share in given.get("optimizer_offload", self.advice.states(plan)):
+            moved = replace(plan, optimizer_offload=share)  # type: ignore[arg-type]
+            strides = given.get("optimizer_stride", (self.advice.stride(moved) if share else 0,))
+            for stride in strides:
+                yield replace(moved, optimizer_stride=stride)  # type: ignore[arg-type]
 
     def _given(self, axis: str) -> Values:
         return tuple(self.question.axes.get(axis, (DEFAULTS[axis],)))

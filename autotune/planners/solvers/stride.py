@@ -25,22 +25,28 @@ class Subgroup:
     def seconds(self, count: int, stride: int) -> float:
         """The update of `count` subgroups with every `stride`-th on the device; 0: none.
 
-        Beyond the longest lane there is what the first or last piece waits for: a gradient before the host can start
-        and weights after it has ended; a fetch before the device's first update, an update and a return after the last
-        fetch.
+        Beyond the longest lane there is what its first or last piece waits for: a gradient before the host can start
+        and weights after it has ended; what of a fetch and an update the gradients before the first return do not hide;
+        an update and a return after the last fetch.
         """
         here = count // stride if stride else 0
         there = count - here
+        first = self.fetch + self.update - (stride - 1) * self.gradient
         lanes = [
             there * self.host + (self.gradient + self.weight if there else 0.0),
             here * self.fetch + there * self.weight + (self.update + self.back if here and not there else 0.0),
-            here * self.back + there * self.gradient + (self.fetch + self.update if here else 0.0),
+            here * self.back + there * self.gradient + (max(0.0, first) if here else 0.0),
             here * self.update + (self.fetch + self.back if here else 0.0),
         ]
         return float(max(lanes))
 
 
+def strides(count: int) -> list[int]:
+    """0 for none on the device, then the widest stride for each number of subgroups that one can put there."""
+    widest = {count // stride: stride for stride in range(1, count + 1)}
+    return [0, *(widest[here] for here in sorted(widest))]
+
+
 def best_stride(count: int, subgroup: Subgroup) -> int:
-    """The stride from 1 to `count`, or 0 for none on the device, with the shortest update; of equals the widest."""
-    choices: list[int] = [0, *range(count, 0, -1)]
-    return min(choices, key=lambda stride: subgroup.seconds(count, stride))
+    """The stride with the shortest update; of equals the one with the fewest subgroups on the device."""
+    return min(strides(count), key=lambda stride: subgroup.seconds(count, stride))
