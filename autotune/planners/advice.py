@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from autotune.planners.bounds import Bounder
 from autotune.planners.costs.step import StepCosts
-from autotune.planners.lower.subgroups import SUBGROUPS
+from autotune.planners.lower.subgroups import SUBGROUPS, split, subgroup_bytes
+from autotune.planners.lower.traits import stage_sizes
 from autotune.planners.schedules.times import Times
 from autotune.planners.solvers.stride import Subgroup, best_stride
 from autotune.spec.plan import Plan
@@ -26,18 +28,25 @@ class PricedAdvice:
     """Asks a bounder, which has the stages of most plans priced already."""
 
     bounder: Bounder
-    allowed: int = 0  # bytes that a plan may allocate on a rank; 0: not known
+    allowed: float = inf  # bytes that a plan may allocate on a rank
     _times: dict[Plan, str] = field(default_factory=dict)
 
     def cuts(self, plan: Plan) -> tuple[str, ...]:
         return ("",)
 
     def states(self, plan: Plan) -> tuple[int, ...]:
-        """All optimizer states on the device, and all on the host where memory is what binds: where the states alone
-        come near to what a rank may allocate. A processor's memory is the host's: nothing is gained."""
-        if self.bounder.predictor.profile.inline or not self.allowed:
+        """All optimizer states on the device; and all on the host where memory is what binds, the states alone coming
+        near to what a rank may allocate, and the node's host has room. A processor's memory is the host's."""
+        predictor = self.bounder.predictor
+        profile, precision = predictor.profile, predictor.workload.precision
+        if profile.inline or self.bounder.memory(plan) <= NEAR * self.allowed:
             return (0,)
-        return (0, 100) if self.bounder.memory(plan) > NEAR * self.allowed else (0,)
+        shards = plan.data if plan.zero else 1
+        groups = (
+            split(size.parameters, shards, 100)[1] for size in stage_sizes(plan, predictor.model, predictor.workload)
+        )
+        moved = SUBGROUPS * sum(subgroup_bytes(each, precision)[0] for each in groups) // plan.pipeline
+        return (0, 100) if moved * predictor.ranks(plan.world) <= NEAR * profile.host.memory_bytes else (0,)
 
     def stride(self, plan: Plan) -> int:
         """The stride that balances host and device on the rank's largest stage."""
