@@ -13,7 +13,7 @@ from autotune.planners.lower.expand import expand
 from autotune.planners.lower.train import lower_training
 from autotune.planners.simulate import memory
 from autotune.planners.validate import validate
-from autotune.runners.reference import adamw_step, init_weights, reference_gradients
+from autotune.runners.reference import adamw_step, clip_gradients, init_weights, reference_gradients
 from autotune.runners.vocabulary_shard import assemble
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
@@ -21,21 +21,30 @@ from autotune.spec.workload import Workload
 from tests.pool import Pool
 from tests.tasks import random_batch
 
+Faults = tuple[tuple[int, tuple[int, str], float], ...]  # (step, weight, what is added to its gradient)
 BOUND = 1e-10  # in double precision, absolute
 
 
 @lru_cache
-def oracle(model: ModelSpec, work: Workload) -> tuple[list[float], dict[Any, torch.Tensor], dict[Any, torch.Tensor]]:
-    """Two steps in one process: losses, first gradients, final weights."""
+def oracle(
+    model: ModelSpec, work: Workload, faults: Faults = (), steps: int = 2
+) -> tuple[list[float], dict[Any, torch.Tensor], dict[Any, torch.Tensor]]:
+    """Some steps in one process: losses, first gradients, final weights. `faults` are added to gradients."""
     weights = init_weights(model, 0, torch.float64)
     tokens, targets = random_batch(work, model.vocab)
     losses, first = [], {}
     states: dict[Any, Any] = {}
-    for step in range(2):
+    taken = 0
+    for step in range(steps):
         loss, gradients = reference_gradients(model, weights, tokens, targets)
         losses.append(float(loss))
+        for when, key, value in faults:
+            gradients[key].add_(value if when == step else 0.0)
         first = first or {k: g.clone() for k, g in gradients.items()}
-        adamw_step(weights, gradients, states, step + 1, work.learning_rate, work.weight_decay)
+        if work.clip and not clip_gradients(gradients, work.clip):
+            continue
+        taken += 1
+        adamw_step(weights, gradients, states, taken, work.learning_rate, work.weight_decay)
     return losses, first, weights
 
 
@@ -48,10 +57,12 @@ def whole(plan: Plan, model: ModelSpec, answers: list[dict[str, Any]], what: str
     return assemble(plan, model, pieces)
 
 
-def assert_equal(pool: Pool, model: ModelSpec, plan: Plan, work: Workload) -> None:
-    """Two steps of `plan` on real processes equal the oracle's, in the order and with the bytes of its program."""
-    answers = pool.run("train", plan.world, plan=plan, model=model, workload=work, steps=2)
-    losses, gradients, weights = oracle(model, work)
+def assert_equal(
+    pool: Pool, model: ModelSpec, plan: Plan, work: Workload, faults: Faults = (), steps: int = 2
+) -> list[dict[str, Any]]:
+    """Steps of `plan` on real processes equal the oracle's, in the order and with the bytes of its program."""
+    answers = pool.run("train", plan.world, plan=plan, model=model, workload=work, steps=steps, faults=faults)
+    losses, gradients, weights = oracle(model, work, faults, steps)
     for step, expected in enumerate(losses):
         measured = sum(a["losses"][step] for a in answers) / plan.tensor
         assert measured == pytest.approx(expected, abs=BOUND)
@@ -66,3 +77,4 @@ def assert_equal(pool: Pool, model: ModelSpec, plan: Plan, work: Workload) -> No
     for rank, answer in enumerate(answers):
         assert answer["order"] == [i.label for i in program.ranks[rank]]
         assert answer["memory"] == predicted[rank]["device"]
+    return answers

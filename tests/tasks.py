@@ -24,6 +24,8 @@ from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.workload import Workload
 
+WIDE = {torch.bfloat16: torch.float32}  # what NumPy knows in the place of what it does not
+
 
 def random_batch(workload: Workload, vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The global batch, the same on every rank."""
@@ -32,8 +34,13 @@ def random_batch(workload: Workload, vocab: int) -> tuple[torch.Tensor, torch.Te
     return text[:, :-1].clone(), text[:, 1:].clone()  # one row alone would be two views of one storage
 
 
-def train(rank: int, world: int, plan: Plan, model: ModelSpec, workload: Workload, steps: int) -> dict[str, Any]:
-    """Runs `steps` steps; gives losses, the first step's summed gradients, the last weights, and the trace."""
+def train(
+    rank: int, world: int, plan: Plan, model: ModelSpec, workload: Workload, steps: int, faults: Any = ()
+) -> dict[str, Any]:
+    """Runs `steps` steps; gives losses, the first step's summed gradients, the last weights, and the trace.
+
+    `faults`, (step, weight, value), are added to the summed gradient of a weight before its norm is taken.
+    """
     load = lambda index, weight: shard(  # noqa: E731
         weight, init_weight(weight, 0, DTYPES[workload.precision]), trainer_tensor, plan.tensor
     )
@@ -55,7 +62,18 @@ def train(rank: int, world: int, plan: Plan, model: ModelSpec, workload: Workloa
         for key, gradient in state.grads.items():
             gradients.setdefault(key, gradient.clone().numpy())
 
-    trainer.interpreter.hooks = {"OPT": capture}
+    spoilt: set[int] = set()
+    begun: list[int] = []
+
+    def spoil(instruction: Any, values: Any) -> None:
+        for number, (when, key, value) in enumerate(faults):
+            if when == step and number not in spoilt:
+                spoilt.add(number)
+                for state in trainer.states.values():
+                    if key in state.grads:
+                        state.grads[key].add_(value)
+
+    trainer.interpreter.hooks = {"OPT": capture, "NORM": spoil, "VALIDATE": lambda i, values: begun.append(step)}
     losses, trace = [], Trace()
     for step in range(steps):
         trainer.feed((tokens[mine], targets[mine]))
@@ -67,8 +85,9 @@ def train(rank: int, world: int, plan: Plan, model: ModelSpec, workload: Workloa
             trainer.watch = None
         loss = trainer.interpreter.values.get("loss")
         losses.append(float(loss) if loss is not None else 0.0)
+    trainer.finish()
     weights = {
-        k: (w.float() if w.dtype == torch.bfloat16 else w).numpy()
+        k: w.to(WIDE.get(w.dtype, w.dtype)).numpy()
         for state in trainer.states.values()
         for k, w in state.weights.items()
     }
@@ -81,6 +100,7 @@ def train(rank: int, world: int, plan: Plan, model: ModelSpec, workload: Workloa
         "tensor": trainer.mesh.tensor,
         "pipeline": trainer.mesh.pipeline,
         "sent": None,
+        "validated": begun,  # the step of every validation: twice the same where it began again
     }
 
 

@@ -1,7 +1,7 @@
 """Every schedule of the table, with every pass that is legal on it, gives the serial loss and gradients.
 
 A schedule joins by being in the table: plans are drawn at random over ranks, micro-batches, chunks, uneven layers,
-recompute, offload, replicas and the schedule's own axes.
+recompute, offload, clipping, optimizer states on the host, replicas and the schedule's own axes.
 """
 
 from __future__ import annotations
@@ -58,7 +58,12 @@ def draw_plan(draw: random.Random, name: str) -> tuple[ModelSpec, Plan, Workload
         layers=draw.choice(["", uneven(draw, model.layers, stages)]),
         times=draw.choice(["", "20,24,11,2"]) if entry.timed else "",
     )
-    work = Workload(sequence_length=8, global_batch=items * data, precision="fp64", learning_rate=1e-2)
+    update = random.Random(plan.digest)  # of how the step ends: drawn apart, so that it changes no other draw
+    clip = update.choice([0.0, 0.1, 10.0])  # none; always, and never: the gradients' norm is about 1
+    work = Workload(sequence_length=8, global_batch=items * data, precision="fp64", learning_rate=1e-2, clip=clip)
+    plan = replace(plan, optimizer=update.choice(["barrier", "post-validated"]) if clip else "barrier")
+    share = update.choice([0, 50, 100]) if plan.optimizer == "barrier" else 0
+    plan = replace(plan, optimizer_offload=share, optimizer_stride=update.choice([0, 1, 3, 8]) if share else 0)
     pipe = pipe_of(plan, items)
     if entry.refuse(pipe) or not entry.groups(pipe):
         return None

@@ -70,7 +70,7 @@ def anything(random_: random.Random, levels: int) -> Work:
             random_.choice(("fwd", "bwd")),
         ),
         lambda: Memory(random_.choice(("copy", "rmsnorm")), size(0, 36), dtype),
-        lambda: Optimizer(size(0, 34), random_.choice(("mixed", "fp32", "fp64"))),
+        lambda: Optimizer(size(0, 34), random_.choice(("mixed", "fp32", "fp64")), random_.choice(("device", "host"))),
         lambda: Collective(random_.choice(OPS), size(0, 36), group, random_.randrange(levels), inner),
         lambda: Copy(
             random_.choice(("h2d", "d2h", "d2d", "h2h", "disk_read", "disk_write")), size(0, 36), bool(size(0, 1.9) - 1)

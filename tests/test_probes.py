@@ -47,6 +47,7 @@ PIECES: list[Work] = [
     *(Memory(op, 8192, dtype) for op in OPS for dtype in ("fp32", "bf16")),
     Optimizer(1000, "fp32"),
     Optimizer(1000, "mixed"),
+    Optimizer(1000, "mixed", "host"),
     Copy("h2h", 4096, False),
     Copy("disk_write", 4096, False),
     Copy("disk_read", 4096, False),

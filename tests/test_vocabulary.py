@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from autotune.planners.advice import PricedAdvice
 from autotune.planners.bounds import Bounder
 from autotune.planners.costs.works import model_flops
 from autotune.planners.feasible import why_not
@@ -219,6 +220,21 @@ def test_what_is_refused(plan: Plan, reason: str) -> None:
 def test_a_vocabulary_without_a_row_for_every_rank_is_refused() -> None:
     found = why_not(replace(TIED, vocab=9), WORK, Plan(pipeline=4, vocabulary="vocab-1"))
     assert found == "vocabulary vocab-1 needs a row on every rank: at least 13 (found 9)"
+
+
+def test_clipping_keeps_the_vocabulary_at_the_ends() -> None:
+    clipped, profile = replace(LARGE_WORK, clip=1.0), load_profile(shipped()["a100-sxm-80gb"])
+    found = why_not(TIED, replace(WORK, clip=1.0), Plan(pipeline=2, vocabulary="vocab-1"))
+    assert found is not None and "clip 0" in found and "(found clip 1; nearest vocabulary 'ends')" in found
+    assert {p.vocabulary for p in Enumeration(Question(LARGE, clipped, profile, 2, {}))} == {"ends"}
+
+
+def test_cuts_are_found_where_the_vocabulary_is_no_stages() -> None:
+    """As many stages as layers, and fewer: the final norm is all that the last stage has beside its layers."""
+    predictor = Predictor(LARGE, LARGE_WORK, load_profile(shipped()["a100-sxm-80gb"]))
+    for stages in (2, LARGE.layers):
+        for cut in PricedAdvice(Bounder(predictor)).cuts(Plan(pipeline=stages, vocabulary="vocab-1")):
+            assert not cut or sum(map(int, cut.split(","))) == LARGE.layers
 
 
 def test_the_axis_is_searched() -> None:

@@ -13,11 +13,14 @@ from math import ceil
 from autotune.planners.bounds import Bounder
 from autotune.planners.costs.step import StepCosts
 from autotune.planners.lower.stage import cut_of
+from autotune.planners.lower.subgroups import SUBGROUPS
 from autotune.planners.schedules.times import Times
 from autotune.planners.solvers.partition import partition
+from autotune.planners.solvers.stride import Subgroup, best_stride
 from autotune.spec.plan import Plan
 from autotune.spec.program import Instruction
 
+NEAR = 0.8  # of the allowed bytes; activations and transients come on top of what the bound counts
 SCALE = 100.0  # a mean forward is written as this
 
 
@@ -26,6 +29,7 @@ class PricedAdvice:
     """Asks a bounder, which has the stages of most plans priced already."""
 
     bounder: Bounder
+    allowed: int = 0  # bytes that a plan may allocate on a rank; 0: not known
     _times: dict[Plan, str] = field(default_factory=dict)
     _cuts: dict[Plan, str] = field(default_factory=dict)
 
@@ -42,10 +46,26 @@ class PricedAdvice:
         """The cut by dynamic programming over the blocks' prices; "" where it is the even one."""
         model = self.bounder.predictor.model
         costs = self.bounder.stages(plan)[1]
-        embed, *layers, head = (costs.block(block) for stage in costs.stages for block in stage)
+        seconds = [costs.block(block) for stage in costs.stages for block in stage]
+        embed = seconds.pop(0) if plan.vocabulary == "ends" else 0.0  # a sharded vocabulary is no stage's
+        *layers, head = seconds
         even = cut_of(replace(plan, layers=""), model).layers
         best = partition(layers, plan.stages, embed, head)
         return "" if best == even else ",".join(map(str, best))
+
+    def states(self, plan: Plan) -> tuple[int, ...]:
+        """All optimizer states on the device, and all on the host where memory is what binds: where the states alone
+        come near to what a rank may allocate. A processor's memory is the host's: nothing is gained."""
+        if self.bounder.predictor.profile.inline or not self.allowed:
+            return (0,)
+        return (0, 100) if self.bounder.memory(plan) > NEAR * self.allowed else (0,)
+
+    def stride(self, plan: Plan) -> int:
+        """The stride that balances host and device on the rank's largest stage."""
+        _, costs = self.bounder.stages(plan)
+        return best_stride(
+            SUBGROUPS, subgroup_times(StepCosts(plan, costs.model, costs.workload, costs.profile, costs.bodies))
+        )
 
     def times(self, plan: Plan) -> str:
         """Durations of F, B, W of each stage and of a hop, relative to the mean forward."""
@@ -54,6 +74,13 @@ class PricedAdvice:
             _, costs = self.bounder.stages(plan)
             self._times[key] = str(relative(costs, plan))
         return self._times[key]
+
+
+def subgroup_times(costs: StepCosts) -> Subgroup:
+    """Seconds of one subgroup's moves and updates, of the stage with most parameters."""
+    stage = max(range(len(costs.sizes)), key=lambda s: costs.sizes[s].parameters)
+    ops = ("FETCH", "OPT_FETCHED", "RETURN", "GRADIENT_DOWN", "OPT_HOST", "WEIGHT_UP")
+    return Subgroup(*(costs.seconds(0, Instruction(op, stage)) for op in ops))
 
 
 def relative(costs: StepCosts, plan: Plan) -> Times:

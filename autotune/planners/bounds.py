@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from autotune.planners.costs.step import StepCosts
-from autotune.planners.lower.train import state_bytes
+from autotune.planners.lower.subgroups import split
+from autotune.planners.lower.train import resident_bytes, state_bytes
 from autotune.planners.lower.traits import micro_batches, pipe_of, place_of, stage_sizes
 from autotune.planners.predict import Predictor
 from autotune.planners.schedules import SCHEDULES, held
@@ -109,7 +110,8 @@ class Bounder:
         for size in costs.sizes:
             weights, gradients, _ = state_bytes(size.parameters, precision, 1)
             shards = plan.data if plan.zero else 1
-            step = pricer.seconds(Optimizer(-(-size.parameters // shards), kind))
+            resident, _ = split(size.parameters, shards, plan.optimizer_offload)
+            step = pricer.seconds(Optimizer(resident, kind)) if resident else 0.0
             wait = 0.0
             if plan.data > 1:
                 ops = (
@@ -129,12 +131,13 @@ class Bounder:
         place = schedule.place(pipe)
         known = schedule.peak(pipe) if schedule.peak and not plan.offload else None
         alive = known or [1] * plan.pipeline  # what may wait on the host is not counted
-        shards = plan.data if plan.zero else 1
+        precision = self.predictor.workload.precision
         least = []
         for rank in range(plan.pipeline):
             own = [sizes[s] for s in held(place, rank)]
             everything = (*own, *sizes[plan.stages :])  # with the rank's shard of the vocabulary
-            states = sum(sum(state_bytes(z.parameters, self.predictor.workload.precision, shards)) for z in everything)
+            states = sum(sum(state_bytes(z.parameters, precision, 1)[:2]) for z in everything)
+            states += sum(resident_bytes(plan, z.parameters, precision) for z in everything)
             activation = min(min(z.saved, z.kept + z.made) if schedule.splits else z.saved for z in own)
             least.append(states + alive[rank] * (activation + min(z.inputs for z in own)))
         return max(least)

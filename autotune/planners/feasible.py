@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.stage import partition
+from autotune.planners.lower.subgroups import SUBGROUPS
 from autotune.planners.lower.traits import pipe_of
 from autotune.planners.lower.vocabulary import shard_rows
 from autotune.planners.schedules import SCHEDULES, Pipe
@@ -25,8 +26,13 @@ TRAINING_AXES = (
     "times",
     "order",
     "offload",
+    "vocabulary",
     "sequence_parallel",
+    "optimizer",
+    "optimizer_offload",
+    "optimizer_stride",
 )
+OPTIMIZERS = ("barrier", "post-validated")
 
 
 def _divides(what: str, value: int, of: int, whole: str) -> str | None:
@@ -63,7 +69,7 @@ def _texts(plan: Plan, model: ModelSpec) -> str | None:
     return None
 
 
-def _vocabulary(plan: Plan, model: ModelSpec) -> str | None:
+def _vocabulary(plan: Plan, model: ModelSpec, workload: Workload) -> str | None:
     """Why the vocabulary cannot lie where the plan wants it."""
     if plan.vocabulary == "ends":
         return None
@@ -76,6 +82,9 @@ def _vocabulary(plan: Plan, model: ModelSpec) -> str | None:
         return (
             f"vocabulary {plan.vocabulary} is sharded over the pipeline alone: tensor must be 1 (found {plan.tensor})"
         )
+    if workload.clip:
+        found = f"found clip {workload.clip:g}; nearest vocabulary 'ends'"
+        return f"vocabulary {plan.vocabulary} needs [workload] clip 0: its shards are not in the norm ({found})"
     place = SCHEDULES[plan.schedule].place(Pipe(plan.pipeline, plan.pipeline * 2, plan.chunks))
     if any(len(ranks) > 1 for ranks in place):
         return f"vocabulary {plan.vocabulary} needs a schedule with one copy of each stage (found {plan.schedule})"
@@ -105,7 +114,8 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
         found.append(f"recompute {plan.recompute!r} is unknown (nearest {nearest_name(plan.recompute, RECOMPUTE)})")
     if not 0 <= plan.offload <= 100:
         found.append(f"offload must be a percentage (found {plan.offload}; nearest {min(100, max(0, plan.offload))})")
-    found.append(_vocabulary(plan, model))
+    found.append(_vocabulary(plan, model, workload))
+    found.append(_optimizer(plan, workload))
     if plan.zero not in (0, 1):
         found.append(f"zero must be 0 or 1 (found {plan.zero}; nearest 1)")
     if plan.zero and plan.data == 1:
@@ -113,23 +123,35 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
     return found
 
 
+def _optimizer(plan: Plan, workload: Workload) -> str | None:
+    """What is wrong with how the optimizer's step is taken."""
+    if plan.optimizer not in OPTIMIZERS:
+        near = nearest_name(plan.optimizer, OPTIMIZERS)
+        return f"optimizer {plan.optimizer!r} is unknown (nearest {near or OPTIMIZERS[0]})"
+    if not 0 <= plan.optimizer_offload <= 100:
+        nearest = min(100, max(0, plan.optimizer_offload))
+        return f"optimizer_offload must be a percentage (found {plan.optimizer_offload}; nearest {nearest})"
+    if not 0 <= plan.optimizer_stride <= SUBGROUPS:
+        nearest = min(SUBGROUPS, max(0, plan.optimizer_stride))
+        return f"optimizer_stride must be 0 to {SUBGROUPS} (found {plan.optimizer_stride}; nearest {nearest})"
+    if plan.optimizer_stride and not plan.optimizer_offload:
+        return f"optimizer_stride needs optimizer_offload above 0 (found stride {plan.optimizer_stride}; nearest 0)"
+    if plan.optimizer == "barrier":
+        return None
+    if plan.optimizer_offload:
+        return f"optimizer {plan.optimizer} needs optimizer_offload 0 (found {plan.optimizer_offload}; nearest 0)"
+    if plan.pipeline == 1:
+        return f"optimizer {plan.optimizer} needs pipeline > 1 (found 1; nearest 2)"
+    if not workload.clip:
+        return f"optimizer {plan.optimizer} needs [workload] clip above 0: nothing else waits for a norm (found 0)"
+    return None
+
+
 def _generation(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:
     found = [_divides("data x micro_batch", plan.data * plan.micro_batch, workload.batch, "batch")]
     if plan.pipeline > model.layers:
         found.append(f"pipeline must be at most layers {model.layers} (found {plan.pipeline})")
-    for axis in (
-        "zero",
-        "recompute",
-        "chunks",
-        "layers",
-        "group",
-        "limit",
-        "times",
-        "order",
-        "offload",
-        "vocabulary",
-        "sequence_parallel",
-    ):
+    for axis in TRAINING_AXES:
         plain = getattr(Plan(), axis)
         if getattr(plan, axis) != plain:
             found.append(f"{axis} has no meaning when generating (found {getattr(plan, axis)!r}; nearest {plain!r})")

@@ -17,13 +17,21 @@ from autotune.spec.machine import Profile
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Prediction
-from autotune.spec.program import COMPUTE
+from autotune.spec.program import COMPUTE, DEVICE
 from autotune.spec.timeline import Timeline
 from autotune.spec.workload import Workload
 
 COST_MODEL = "2"  # goes up whenever predictions may change: stored predictions of another version are not reused
 
-CLASSES = {"w": "weights", "g": "gradients", "o": "optimizer", "a": "activations", "x": "boundaries", "d": "boundaries"}
+CLASSES = {
+    "w": "weights",
+    "g": "gradients",
+    "o": "optimizer",
+    "f": "optimizer",
+    "a": "activations",
+    "x": "boundaries",
+    "d": "boundaries",
+}
 CLASSES |= dict.fromkeys("yzu", "activations")
 
 
@@ -138,6 +146,8 @@ def memory_by_class(line: Timeline, rank: int, profile: Profile) -> Mapping[str,
             live.difference_update(instruction.frees)
     parts: Counter[str] = Counter()
     for name in live:
+        if buffers[name].tier != DEVICE:
+            continue
         parts[CLASSES.get(name.split(".")[0], "data")] += buffers[name].size
     parts["transient"] = series[at] - parts.total() if series else 0
     parts["overhead"] = profile.device.context_bytes

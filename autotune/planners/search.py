@@ -87,8 +87,8 @@ def search(
     began = time.monotonic()
     predictor = _WORKER = Predictor(question.model, question.workload, question.profile)
     bounder = Bounder(predictor)
-    space = Enumeration(question, PricedAdvice(bounder))
     allowed = limit_bytes(question)
+    space = Enumeration(question, PricedAdvice(bounder, allowed))
     queue, bounded = _bounded(question, bounder, space, allowed)
     lowest = queue[0][0] if queue else 0.0
     least = f"; none can take less than {lowest:.4g} s" if question.minimize in ("step_time", "latency") else ""

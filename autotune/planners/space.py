@@ -47,6 +47,7 @@ def axis_values(question: Question) -> dict[str, Values]:
         "attention": backends(question.profile),
         "zero": (0, 1) if train else (0,),
         "offload": (0, 50, 100) if train else (0,),
+        "optimizer": (DEFAULTS["optimizer"],),
         "sequence_parallel": (False, True) if train else (False,),
     }
     return {axis: tuple(question.axes.get(axis, choices)) for axis, choices in everything.items()}
@@ -59,7 +60,7 @@ def _vocabularies(plan: Plan, place: Place) -> Values:
 
 
 # Axes whose choices hang on the plan so far.
-INNER = ("chunks", "vocabulary", "layers", "group", "limit", "times", "order")
+INNER = ("chunks", "vocabulary", "layers", "group", "limit", "times", "order", "optimizer_offload", "optimizer_stride")
 
 
 class Advice(Protocol):
@@ -71,6 +72,12 @@ class Advice(Protocol):
     def times(self, plan: Plan) -> str:
         """The relative durations of the plan's stages."""
 
+    def states(self, plan: Plan) -> tuple[int, ...]:
+        """The `optimizer_offload` worth trying."""
+
+    def stride(self, plan: Plan) -> int:
+        """The `optimizer_stride` of a plan with optimizer states on the host."""
+
 
 class Plain:
     """No advice: the even cut, equal times."""
@@ -80,6 +87,12 @@ class Plain:
 
     def times(self, plan: Plan) -> str:
         return ""
+
+    def states(self, plan: Plan) -> tuple[int, ...]:
+        return (0,)
+
+    def stride(self, plan: Plan) -> int:
+        return 0
 
 
 def canonical(plan: Plan) -> bool:
@@ -144,11 +157,13 @@ class Enumeration:
                 yield chunked  # refused as it is: its inner choices would be refused for the same reason
                 continue
             groups, limits = given.get("group", schedule.groups(pipe)), given.get("limit", schedule.limits(pipe))
-            vocabularies = given.get("vocabulary", _vocabularies(chunked, schedule.place(pipe)))
+            offered = ("ends",) if self.question.workload.clip else _vocabularies(chunked, schedule.place(pipe))
+            vocabularies = given.get("vocabulary", offered)
             for placed in self._placed(chunked, vocabularies):
                 times = given.get("times", (self.advice.times(placed),) if schedule.timed else ("",))
                 for group, limit, each, order in product(groups, limits, times, self._given("order")):
-                    yield replace(placed, group=group, limit=limit, times=each, order=order)  # type: ignore[arg-type]
+                    ordered = replace(placed, group=group, limit=limit, times=each, order=order)  # type: ignore[arg-type]
+                    yield from self.states(ordered)
 
     def _placed(self, plan: Plan, vocabularies: Iterable[object]) -> Iterator[Plan]:
         """The plan with every place of its vocabulary and every cut of its layers."""
@@ -156,6 +171,15 @@ class Enumeration:
             sharded = replace(plan, vocabulary=where)  # type: ignore[arg-type]
             for cut in self.question.axes.get("layers", self.advice.cuts(sharded)):
                 yield replace(sharded, layers=cut)  # type: ignore[arg-type]
+
+    def states(self, plan: Plan) -> Iterator[Plan]:
+        """The plan with its optimizer states where they may be."""
+        given = self.question.axes
+        for share in given.get("optimizer_offload", self.advice.states(plan)):
+            moved = replace(plan, optimizer_offload=share)  # type: ignore[arg-type]
+            strides = given.get("optimizer_stride", (self.advice.stride(moved) if share else 0,))
+            for stride in strides:
+                yield replace(moved, optimizer_stride=stride)  # type: ignore[arg-type]
 
     def _given(self, axis: str) -> Values:
         return tuple(self.question.axes.get(axis, (DEFAULTS[axis],)))

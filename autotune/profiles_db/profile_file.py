@@ -33,6 +33,7 @@ CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("Attention", "form"): ("fwd", "bwd"),
     ("Memory", "dtype"): tuple(BYTES),
     ("Optimizer", "dtype"): ("mixed", "fp32", "fp64"),
+    ("Optimizer", "place"): ("device", "host"),
     ("Collective", "op"): (
         "all_reduce",
         "all_gather",

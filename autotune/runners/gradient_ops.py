@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from autotune.planners.lower.traits import partial_weights
+from autotune.runners.clip_ops import early, factor
 from autotune.runners.interpreter import Started
 from autotune.spec.program import Instruction
 
@@ -85,9 +86,20 @@ def tie(trainer: Trainer, instruction: Instruction, values: Store) -> Started | 
 
 
 def update(trainer: Trainer, instruction: Instruction, values: Store) -> tuple[Any, ...]:
-    state = trainer.states[instruction.stage]
-    state.update(trainer.workload.learning_rate, trainer.workload.weight_decay)
-    return tuple(values[name] for name in instruction.writes)
+    """The optimizer step, clipped where a norm is read; part 1 is one that knows only a part of the norm.
+
+    It empties the gradients where nothing after it reads them: not where the step may yet be taken back, nor where some
+    of it is still to be done elsewhere.
+    """
+    state, limit = trainer.states[instruction.stage], trainer.workload.clip
+    scale: float | None = 1.0
+    if "n" in instruction.reads:
+        scale = (early if instruction.part else factor)(float(values["n"][0]), limit)
+    trainer.take(state, scale)
+    state.unsettled = f"g.{instruction.stage}" not in instruction.writes
+    if not state.unsettled and not trainer.plan.optimizer_offload:
+        state.grad.zero_()
+    return tuple(values.get(name) for name in instruction.writes)
 
 
 OPERATIONS = {

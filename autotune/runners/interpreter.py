@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +20,11 @@ import torch
 
 from autotune.runners.flying import Flying, Handle
 from autotune.spec.errors import RunError
-from autotune.spec.program import COMPUTE, DEVICE, Instruction, Program
+from autotune.spec.program import COMPUTE, DEVICE, HOST, Instruction, Program
 
 RUN_AHEAD = 3
+Writing = dict[str, tuple[Handle, int]]  # buffers that are being written, each by the instruction at a position
+Reading = dict[str, list[tuple[Handle, int]]]  # buffers that are being read, each by several
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,23 @@ class Started:
     handle: Handle
 
 
-Operation = Callable[[Instruction, Mapping[str, Any]], "tuple[Any, ...] | Started"]
+@dataclass(frozen=True)
+class Deferred:
+    """Values that `work()` fills, on the lane of the host: when what the instruction reads and overwrites is there."""
+
+    values: tuple[Any, ...]
+    work: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Again:
+    """Values, and the word that the step must begin again: what it was begun with has changed. Every rank says so, in
+    the same operation, before it has changed anything that outlives the step."""
+
+    values: tuple[Any, ...]
+
+
+Operation = Callable[[Instruction, Mapping[str, Any]], "tuple[Any, ...] | Started | Deferred | Again"]
 
 
 @dataclass
@@ -58,13 +77,14 @@ class Interpreter:
     streams: dict[str, Any] = field(default_factory=dict)
     history: dict[str, deque[Any]] = field(default_factory=dict)
     flying: Flying = field(default_factory=Flying)
+    helper: ThreadPoolExecutor | None = None  # the lane of the host, on CUDA
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda":
             self.streams = {
                 lane: torch.cuda.Stream(self.device)
                 for lane in self.program.lanes(self.rank)
-                if lane != COMPUTE and lane not in self.host_lanes
+                if lane not in (COMPUTE, HOST) and lane not in self.host_lanes
             }
         lags: dict[str, int] = {}
         for instruction in self.program.ranks[self.rank]:
@@ -72,11 +92,17 @@ class Interpreter:
                 lags[name] = max(lags.get(name, 0), instruction.lag)
         self.history = {name: deque(maxlen=lag + 1) for name, lag in lags.items()}
 
-    def step(self, trace: Trace | None = None) -> None:
-        """Runs the list once and waits for everything it started."""
+    def step(self, trace: Trace | None = None, only: Collection[str] | None = None) -> None:
+        """Runs the list once and waits for everything it started. `only`: of its operations, just these."""
+        while not self._ran(trace, only):
+            if trace is not None:
+                trace.spans, trace.memory, trace.order = [], [], []
+
+    def _ran(self, trace: Trace | None, only: Collection[str] | None) -> bool:
+        """Runs the list; False where it must begin again."""
         clock = _Clock(self.device) if trace is not None else None
-        pending: dict[str, tuple[Handle, int]] = {}  # buffers that are being written
-        reading: dict[str, list[tuple[Handle, int]]] = {}  # buffers that are being read, by whom
+        pending: Writing = {}  # buffers that are being written
+        reading: Reading = {}  # buffers that are being read, by whom
         waited: dict[int, float] = {}
         issued: list[Any] = []
         landed: dict[int, float] = {}
@@ -88,11 +114,14 @@ class Interpreter:
                 waited[position] = clock.now()
 
         for position, instruction in enumerate(self.program.ranks[self.rank]):
+            if only is not None and instruction.op not in only:
+                continue
+            deferred = bool(self.streams) and instruction.lane == HOST  # the host's own thread waits for what it needs
             # An older version arrived before its step ended; only the newest can be on its way.
             for name in (*(() if instruction.lag else instruction.reads), *instruction.writes):
-                if name in pending:
+                if name in pending and not deferred:
                     settle(*pending.pop(name))
-            for name in instruction.writes:
+            for name in instruction.writes if not deferred else ():
                 for reader in reading.pop(name, ()):
                     settle(*reader)
             self.flying.drop(landed)
@@ -103,6 +132,8 @@ class Interpreter:
             held = (counted(self._held()), set(map(id, self.values.values()))) if trace is not None else None
             begin = clock.mark(self.streams.get(instruction.lane)) if clock else None
             made = self._issue(instruction, position, pending, reading)
+            again = isinstance(made, Again)
+            made = made.values if isinstance(made, Again) else made
             if clock is not None and trace is not None:
                 issued.append((position, begin, clock.mark(self.streams.get(instruction.lane))))
                 trace.order.append(instruction.label)
@@ -127,6 +158,9 @@ class Interpreter:
                     if self.device.type != "cuda":
                         self.flying.keep(handle, number, value)
                 value = None
+            if again and only is None:
+                self._begin_again(position, pending, reading)
+                return False
         for by in [*pending.values(), *(one for several in reading.values() for one in several)]:
             settle(*by)
         pending.clear()
@@ -138,6 +172,29 @@ class Interpreter:
             waited |= {position: clock.seconds(when) for position, when in landed.items()}
             for position, begin, end in issued:
                 trace.spans.append((position, clock.seconds(begin), waited.get(position, clock.seconds(end))))
+        return True
+
+    def _begin_again(self, position: int, pending: Writing, reading: Reading) -> None:
+        """Ends what was started, takes in the messages that peers sent before they stopped too, drops what was made."""
+        if self.history:
+            raise RunError("a step that reads older versions cannot begin again")
+        listing = self.program.ranks[self.rank]
+        sent = set()
+        for rank, other in enumerate(self.program.ranks):
+            stop = next((at for at, i in enumerate(other) if i.op == listing[position].op), 0)
+            sent |= {i.meet for i in other[:stop] if i.meet and rank != self.rank and self.rank in i.peers}
+        received: Writing = {}
+        kept = [self._issue(i, at, received, {}) for at, i in enumerate(listing[position:], position) if i.meet in sent]
+        # All receives are posted before anything is waited for: two ranks may have messages for each other.
+        for handle, _ in (*pending.values(), *(by for several in reading.values() for by in several)):
+            handle.wait()
+        for handle, _ in received.values():
+            handle.wait()
+        self.flying.drop({}, all_of_them=True)
+        kept.clear()
+        lasting = self.program.given(self.rank)
+        for name in [n for n in self.values if n in self.program.buffers[self.rank] and n not in lasting]:
+            del self.values[name]
 
     def _hold_back(self, ahead: deque[Any]) -> None:
         """Keeps the host at most RUN_AHEAD compute instructions ahead of the device.
@@ -152,20 +209,21 @@ class Interpreter:
         ahead.append(event)
 
     def _issue(
-        self,
-        instruction: Instruction,
-        position: int,
-        pending: dict[str, tuple[Handle, int]],
-        reading: dict[str, list[tuple[Handle, int]]],
-    ) -> tuple[Any, ...]:
+        self, instruction: Instruction, position: int, pending: Writing, reading: Reading
+    ) -> tuple[Any, ...] | Again:
         view: Mapping[str, Any] = self.values
         if instruction.lag:
             view = {**self.values, **{n: self._version(n, instruction.lag) for n in instruction.reads}}
         operation = self.operations[instruction.op]
         stream = self.streams.get(instruction.lane)
+        handle: Handle | None
         if stream is None:
             made = operation(instruction, view)
             handle = made.handle if isinstance(made, Started) else None
+            if isinstance(made, Deferred):
+                needs = [pending[n][0] for n in (*instruction.reads, *instruction.writes) if n in pending]
+                needs += [reader for name in instruction.writes for reader, _ in reading.get(name, ())]
+                handle = self._defer(made, needs)
         else:  # a CUDA lane beside compute: what reads something starts after what compute has been given so far
             compute = torch.cuda.current_stream(self.device)
             if instruction.reads:
@@ -188,7 +246,22 @@ class Interpreter:
             for name in instruction.reads:
                 if name not in instruction.writes:
                     reading.setdefault(name, []).append((handle, position))
-        return made.values if isinstance(made, Started) else made
+        return made.values if isinstance(made, Started | Deferred) else made
+
+    def _defer(self, made: Deferred, needs: list[Handle]) -> Handle | None:
+        """On CUDA a thread works while the device does; a CPU has no other processor to leave it to."""
+        if not self.streams:
+            made.work()
+            return None
+        if self.helper is None:
+            self.helper = ThreadPoolExecutor(1, "host")
+
+        def work() -> None:
+            for need in needs:
+                need.synchronize() if isinstance(need, _Recorded) else need.wait()
+            made.work()
+
+        return _Later(self.helper.submit(work))
 
     def _held(self) -> dict[str, Any]:
         """The store and the older versions beside it."""
@@ -225,6 +298,20 @@ class _Recorded:
 
     def wait(self) -> None:
         torch.cuda.current_stream(self.device).wait_event(self.event)
+
+    def synchronize(self) -> None:
+        """The calling thread stops until the event has passed."""
+        self.event.synchronize()
+
+
+@dataclass(frozen=True)
+class _Later:
+    """What the thread of the host does: who waits for it stops."""
+
+    future: Future[None]
+
+    def wait(self) -> None:
+        self.future.result()
 
 
 @dataclass

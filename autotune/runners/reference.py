@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, MutableMapping, Sequence
-from math import sqrt
+from math import isfinite, sqrt
 
 import torch
 from torch import Tensor
@@ -188,6 +188,21 @@ def reference_generate(
     for _ in range(new_tokens):
         tokens = torch.cat((tokens, reference_logits(model, weights, tokens)[:, -1:].argmax(-1)), dim=1)
     return tokens[:, prompt.shape[1] :]
+
+
+@torch.no_grad()
+def clip_gradients(gradients: Mapping[Key, Tensor], limit: float) -> bool:
+    """Scales the gradients in place so that their global L2 norm is at most `limit`; a shared tensor counts once.
+
+    False, and nothing scaled, where one of them is not finite: the step is to be skipped.
+    """
+    distinct = {id(gradient): gradient for gradient in gradients.values()}.values()
+    norm = sqrt(sum(float(gradient.double().square().sum()) for gradient in distinct))
+    if not isfinite(norm):
+        return False
+    for gradient in distinct:
+        gradient.mul_(min(1.0, limit / norm) if norm else 1.0)
+    return True
 
 
 @torch.no_grad()

@@ -52,6 +52,7 @@ def train_run(job: Job, rank: int, device: torch.device, load: Loader, folder: P
     trace = Trace()
     if job.trace:
         step(trace)
+    trainer.finish()
     return RankReport(
         rank,
         seconds,

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from autotune.planners.lower.body import PROGRAMS, lower_block
@@ -17,14 +18,16 @@ from autotune.planners.lower.stage import cut_of, stage_blocks
 from autotune.planners.lower.train import lower_training
 from autotune.planners.lower.traits import micro_batches, place_of
 from autotune.planners.lower.vocabulary import vocabulary_blocks
+from autotune.planners.passes.clip import CARRIED, NORM, WHOLE
+from autotune.planners.passes.settle import SETTLES
 from autotune.planners.schedules import held
-from autotune.runners import gradient_ops, message_ops, stage_ops, tier_ops, vocabulary_ops
+from autotune.runners import clip_ops, gradient_ops, message_ops, stage_ops, subgroup_ops, tier_ops, vocabulary_ops
 from autotune.runners.body import Call, Values, Watch, compile_body, run_body
 from autotune.runners.interpreter import Interpreter, Operation
 from autotune.runners.mesh import Mesh, staged
 from autotune.runners.ops import Env
 from autotune.runners.rope import tables
-from autotune.runners.state import Loader, StageState
+from autotune.runners.state import Loader, Rates, StageState
 from autotune.runners.vocabulary_shard import loaded_rows
 from autotune.spec.graph import Block
 from autotune.spec.model import ModelSpec
@@ -38,7 +41,10 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     **tier_ops.OPERATIONS,
     **gradient_ops.OPERATIONS,
     **vocabulary_ops.OPERATIONS,
+    **clip_ops.OPERATIONS,
+    **subgroup_ops.OPERATIONS,
 }
+NUMBERS = (NORM, CARRIED, WHOLE)
 Batch = tuple[Tensor, Tensor]  # tokens and targets, int64 [sequences of this replica, sequence length]
 
 
@@ -75,6 +81,7 @@ class Trainer:
             shards=plan.data if plan.zero else 1,
             shard=mesh.data if plan.zero else 0,
             device=device,
+            offload=plan.optimizer_offload,
         )
         states = {s: build(stages[s], load) for s in held(place, mesh.pipeline)}
         used = {i.op for i in program.ranks[rank]} & set(PROGRAMS)
@@ -111,7 +118,11 @@ class Trainer:
                 f"w.{s}": state.weight,
                 f"g.{s}": state.grad,
                 f"o.{s}": (*own, state.exp_avg, state.exp_avg_sq),
+                **{f"oh.{s}.{j}": states for j, states in enumerate(state.hosted)},
             }
+        if self.workload.clip:
+            names = {n for i in self.program.ranks[self.mesh.rank] for n in (*i.reads, *i.writes)} & {*NUMBERS}
+            values |= {n: torch.zeros(2, dtype=torch.float64, device=self.mesh.device) for n in names}
         dtype = torch.float64 if self.workload.precision == "fp64" else torch.float32
         if self.plan.stages - 1 in self.states:
             values["loss"] = torch.zeros((), dtype=dtype, device=self.mesh.device)
@@ -147,6 +158,32 @@ class Trainer:
             self.watch.append((block, op, watch))
         group = self.mesh.axes["tensor"]
         return run_body(self.calls[block, op], self.block_env(state, block), given, group, watch)
+
+    @property
+    def rates(self) -> Rates:
+        return Rates(self.workload.learning_rate, self.workload.weight_decay)
+
+    def take(self, state: StageState, scale: float | None) -> None:
+        """One optimizer step with the gradients scaled, in place; None: it is skipped."""
+        state.taken = scale
+        if scale is None:
+            return
+        if scale != 1.0:
+            state.grad.mul_(scale)
+        state.update(self.rates)
+
+    def redo(self, state: StageState, scale: float | None) -> None:
+        """Takes the last step back where there was one, and takes it as it should have been."""
+        if state.taken is not None:
+            state.revert(self.rates)
+        self.take(state, scale)
+        if self.plan.zero:
+            mine = state.weight[state.shard].clone()
+            dist.all_gather_into_tensor(state.weight, mine, group=self.mesh.axes["data"])
+
+    def finish(self) -> None:
+        """Settles what the last step left open: afterwards the weights are those of all steps. Every rank calls it."""
+        self.interpreter.step(only=SETTLES)
 
     @property
     def items(self) -> int:

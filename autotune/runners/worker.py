@@ -34,6 +34,7 @@ def join(job: Job) -> tuple[int, torch.device]:
         local, count = int(os.environ.get("LOCAL_RANK", rank)), torch.cuda.device_count()
         device = torch.device("cuda", local % count)
         torch.cuda.set_device(device)
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
         if here > count:  # NCCL refuses two ranks on one device: gloo carries messages through the host (no speed)
             dist.init_process_group("gloo", rank=rank, world_size=world, timeout=TIMEOUT)
         else:

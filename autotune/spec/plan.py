@@ -28,6 +28,9 @@ class Plan:
     sequence_parallel: bool = False  # Megatron's: norms and residuals sharded over the tensor ranks by sequence
     order: str = ""  # the schedule "given": a line a rank, `0F0 0F1 0BW0` (planners.schedules.text)
     offload: int = 0  # percent of a rank's chunk activations that wait on the host for their backward
+    optimizer: str = "barrier"  # with clipping: barrier | post-validated (update first, judge by the norm later)
+    optimizer_offload: int = 0  # percent of a rank's optimizer states that live on the host, in subgroups
+    optimizer_stride: int = 0  # each so manieth of those subgroups is updated by the device; 0: none
     layers: str = ""  # layers of each stage, "5,6,6,5"; "": as even as can be
     group: int = 0  # micro-batches of a scheduling unit, for schedules with such; 0: the schedule's own choice
     limit: int = 0  # chunk activations that a rank may hold, for schedules made under a limit; 0: the schedule's own

@@ -103,6 +103,7 @@ class Recipe:
                 data=str(self._at(section.data)) if section.data else "",
                 learning_rate=section.learning_rate,
                 weight_decay=section.weight_decay,
+                clip=section.clip,
             )
         return Workload(
             kind="generate",

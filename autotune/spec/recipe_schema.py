@@ -28,6 +28,7 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "recompute": ("none", "selective", "full"),
     "zero": (0, 1),
     "vocabulary": ("ends", "naive", "vocab-1", "vocab-2"),
+    "optimizer": ("barrier", "post-validated"),
     "attention": ("sdpa", "flash", "cudnn", "efficient", "math"),
 }
 
@@ -71,6 +72,7 @@ class TrainSection(Section):
     steps: int = Field(default=10, ge=1, description="steps that `autotune run` measures unless --steps says otherwise")
     learning_rate: float = Field(default=3e-4, gt=0, description="AdamW's")
     weight_decay: float = Field(default=0.1, ge=0, description="AdamW's, decoupled")
+    clip: float = Field(default=0.0, ge=0, description="most that the gradients' global norm may be; 0: no limit")
 
 
 class GenerateSection(Section):

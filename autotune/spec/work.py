@@ -80,10 +80,14 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Optimizer:
-    """One AdamW update of `parameters` elements; "mixed" also writes the bf16 copy of the fp32 masters."""
+    """One AdamW update of `parameters` elements; "mixed" also writes the bf16 copy of the fp32 masters.
+
+    `place`: by the device, or by the host's processor in the host's memory.
+    """
 
     parameters: int
     dtype: str = "mixed"
+    place: str = "device"
 
     kind: ClassVar[str] = "optimizer"
     flops: ClassVar[float] = 0.0

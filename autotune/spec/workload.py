@@ -21,6 +21,7 @@ class Workload:
     data: str = ""  # a text or .npy token file, absolute; "": the Python standard library's own source as bytes
     learning_rate: float = 3e-4
     weight_decay: float = 0.1
+    clip: float = 0.0  # most that the gradients' global L2 norm may be (and a step with a NaN is skipped); 0: no limit
 
     @property
     def digest(self) -> str:

@@ -155,7 +155,13 @@ class Pricer:
         def unlike(key: Key) -> Any:
             return key[1] != work.dtype, str(key[1]), _far(key[-1], self.ranks)
 
-        price = self._sized(("optimizer", work.dtype), unlike, work.bytes)
+        def usable(key: Key) -> bool:
+            return key[2] == work.place
+
+        price = self._sized(("optimizer", work.dtype, work.place), unlike, work.bytes, usable)
+        if work.place == "host":  # the workers of a node share its memory, and one alone was measured
+            seconds, grade = price or (self._roofline.on_host(work), "datasheet")
+            return seconds * self.ranks, grade if self.ranks == 1 or grade == "datasheet" else "extrapolated"
         if price is None and any(key[0] == "memory" and key[1] == "copy" for key in self._sizes):
             dtype = "fp32" if work.dtype == "mixed" else work.dtype
             price = self._memory(Memory("copy", int(work.bytes), dtype))[0], "extrapolated"
@@ -295,7 +301,7 @@ def _size_key(work: Memory | Optimizer | Copy | Launch, ranks: int) -> Key:
     if isinstance(work, Memory):
         return "memory", work.op, work.dtype, ranks
     if isinstance(work, Optimizer):
-        return "optimizer", work.dtype, ranks
+        return "optimizer", work.dtype, work.place, ranks
     if isinstance(work, Copy):
         return "copy", work.direction, work.pinned, ranks
     return "launch", ranks

@@ -9,7 +9,8 @@ Coefficients read here, each a fraction of a peak unless said, more specific nam
   matmul_memory_efficiency  what a skinny product reaches of the memory bandwidth
   attention_efficiency.<backend>.<form>, attention_efficiency.<form>; attention_half_keys, by the same names: the keys
                             that reach half of it
-  attention_memory_efficiency, memory_efficiency.<op>, memory_efficiency, optimizer_efficiency
+  attention_memory_efficiency, memory_efficiency.<op>, memory_efficiency, optimizer_efficiency,
+                            host_optimizer_efficiency
   host_link_bandwidth.<direction>, host_link_bandwidth, disk_bandwidth.<direction>, disk_bandwidth (bytes/s);
   pageable_efficiency; launch_seconds (of the host, one operation); kernel_seconds
 """
@@ -83,6 +84,13 @@ class Roofline:
         name = f"memory_efficiency.{work.op}" if isinstance(work, Memory) else "optimizer_efficiency"
         efficiency = self.coefficient(name, default=self.memory_efficiency)
         return work.bytes / (self.bandwidth * efficiency) + self.kernel_seconds
+
+    def on_host(self, work: Optimizer) -> float:
+        """An update by the host's processor, bound by its memory."""
+        rate = self._profile.host.memory_bandwidth
+        if not rate:
+            raise self._missing("host.memory_bandwidth", "bytes/s of the host's memory")
+        return work.bytes / (rate * self.coefficient("host_optimizer_efficiency", default=self.memory_efficiency))
 
     def copy_rate(self, work: Copy) -> float:
         """Bytes of `size` a second, at best. A copy inside one memory reads and writes each byte.

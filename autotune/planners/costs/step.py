@@ -13,9 +13,11 @@ from autotune.planners.costs.vocabulary import VOCABULARY_WORKS, ShardSizes
 from autotune.planners.lower.body import PROGRAMS
 from autotune.planners.lower.shape import training_shape
 from autotune.planners.lower.stage import Sizes, canonical_stages, cut_of, stage_blocks
+from autotune.planners.lower.subgroups import split, subgroup_bytes
 from autotune.planners.lower.train import state_bytes
 from autotune.planners.lower.traits import micro_batches, partial_weights, place_of, stage_sizes
 from autotune.planners.lower.workspace import staging
+from autotune.planners.passes.clip import POST_VALIDATED
 from autotune.spec.graph import Block
 from autotune.spec.machine import Profile
 from autotune.spec.model import ModelSpec
@@ -113,15 +115,50 @@ class StepCosts:
         level = self.pricer.level(self.plan.world)
         return Collective("send_recv", size, 2, level)
 
-    def optimizer(self, stage: int) -> Work:
+    def optimizer(self, stage: int) -> tuple[Work, ...]:
+        """The update of what is on the device."""
+        resident, _ = self.shares(stage)
+        return (Optimizer(resident, self.mixed),) if resident else ()
+
+    @property
+    def mixed(self) -> str:
+        return "mixed" if self.workload.precision == "bf16" else self.workload.precision
+
+    def shares(self, stage: int) -> tuple[int, int]:
+        """Elements whose optimizer states stay on the device, and those of one subgroup on the host."""
         shards = self.plan.data if self.plan.zero else 1
-        kind = "mixed" if self.workload.precision == "bf16" else self.workload.precision
-        return Optimizer(-(-self.sizes[stage].parameters // shards), kind)
+        return split(self.sizes[stage].parameters, shards, self.plan.optimizer_offload)
+
+    def subgroup(self, stage: int, direction: str, which: int) -> tuple[Work, ...]:
+        """A subgroup's states (0), gradients (1) or weights (2) to the host or to the device."""
+        size = subgroup_bytes(self.shares(stage)[1], self.workload.precision)[which]
+        return (Copy("h2h" if self.profile.inline else direction, size, not self.profile.inline),) if size else ()
+
+    def update(self, stage: int, place: str) -> tuple[Work, ...]:
+        """A subgroup's update by the device or by the host."""
+        _, each = self.shares(stage)
+        place = "device" if self.profile.inline else place
+        return (Optimizer(each, self.mixed, place),) if each else ()
+
+    @property
+    def keeps_gradients(self) -> bool:
+        """Whether something after OPT still reads the gradients, and empties them in its place."""
+        return self.plan.optimizer == POST_VALIDATED or self.plan.optimizer_offload > 0
 
     def clear(self, stage: int) -> Work:
         """The gradients set to zero after the update."""
         size = state_bytes(self.sizes[stage].parameters, self.workload.precision, 1)[1]
         return Memory("fill", size, "fp32" if self.workload.precision == "bf16" else self.workload.precision)
+
+    def norm(self, stage: int) -> Work:
+        """The gradients read once. Scaling them is not priced: it happens only in steps that clip."""
+        size = state_bytes(self.sizes[stage].parameters, self.workload.precision, 1)[1]
+        shards = self.plan.data if self.plan.zero else 1
+        return Memory("read", size // shards, "fp32" if self.workload.precision == "bf16" else self.workload.precision)
+
+    def numbers(self, op: str, group: int, span: int) -> Work:
+        """The two fp64 numbers of a norm, between `group` ranks of a mesh part of `span` ranks."""
+        return Collective(op, 16, group, self.pricer.level(span))
 
     def tie(self, stage: int) -> Work:
         """The tied embedding's gradient, summed over the two ranks that hold it, or on the one that holds both."""
@@ -157,5 +194,23 @@ PIECES: dict[str, Callable[[StepCosts, int], tuple[Work, ...]]] = {
     "RELOAD": lambda c, s: (c.move("h2d", s),),
     "RELEASE": lambda c, s: (),
     "MARK": lambda c, s: (),
-    "OPT": lambda c, s: (c.optimizer(s), c.clear(s)),
+    "OPT": lambda c, s: (*c.optimizer(s), *(() if c.keeps_gradients else (c.clear(s),))),
+    "FETCH": lambda c, s: c.subgroup(s, "h2d", 0),
+    "OPT_FETCHED": lambda c, s: c.update(s, "device"),
+    "RETURN": lambda c, s: c.subgroup(s, "d2h", 0),
+    "GRADIENT_DOWN": lambda c, s: c.subgroup(s, "d2h", 1),
+    "OPT_HOST": lambda c, s: c.update(s, "host"),
+    "WEIGHT_UP": lambda c, s: c.subgroup(s, "h2d", 2),
+    "JOIN": lambda c, s: (c.clear(s),),
+    "NORM": lambda c, s: (c.norm(s),),
+    "NORM_TENSOR": lambda c, s: (c.numbers("all_reduce", c.plan.tensor, c.plan.tensor),),
+    "NORM_DATA": lambda c, s: (c.numbers("all_reduce", c.plan.data, c.plan.tensor * c.plan.data),),
+    "NORM_PIPELINE": lambda c, s: (c.numbers("all_reduce", c.plan.pipeline, c.plan.world),),
+    "NORM_SEND": lambda c, s: (c.numbers("send_recv", 2, c.plan.world),),
+    "NORM_RECV": lambda c, s: (c.numbers("send_recv", 2, c.plan.world),),
+    "NORM_ADD": lambda c, s: (),
+    "STATE_SEND": lambda c, s: (c.numbers("send_recv", 2, c.plan.world),),
+    "STATE_RECV": lambda c, s: (c.numbers("send_recv", 2, c.plan.world),),
+    "VALIDATE": lambda c, s: (),
+    "CLEAR": lambda c, s: (c.clear(s),),
 }

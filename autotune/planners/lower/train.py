@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from autotune.planners.lower.subgroups import split, subgroup_bytes
 from autotune.planners.lower.traits import Traits, micro_batches, stage_sizes, traits
 from autotune.planners.lower.vocabulary import vocabulary_bytes
 from autotune.planners.passes import PASSES
+from autotune.planners.passes.clip import CARRIED, NORM, WHOLE
 from autotune.planners.passes.compute import compute
 from autotune.planners.resolve import Shared, uncollected
-from autotune.planners.schedules import SCHEDULES, Place
+from autotune.planners.schedules import SCHEDULES, Order, Place
 from autotune.planners.schedules.insertion import insert
 from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.spec.model import ModelSpec
@@ -23,7 +25,7 @@ from autotune.spec.program import HOST, Buffer, Instruction, Program
 from autotune.spec.work import BYTES
 from autotune.spec.workload import Workload
 
-TEMPORARY = "xakbdhtyzu"  # first letters of the buffers that live within a step
+TEMPORARY = "xakbdhtyzufre"  # first letters of the buffers that live within a step
 
 
 def state_bytes(parameters: int, precision: str, shards: int) -> tuple[int, int, int]:
@@ -36,6 +38,11 @@ def state_bytes(parameters: int, precision: str, shards: int) -> tuple[int, int,
         return 2 * parameters, 4 * parameters, 12 * padded
     width = BYTES[precision]
     return width * parameters, width * parameters, 2 * width * padded
+
+
+def resident_bytes(plan: Plan, parameters: int, precision: str) -> int:
+    """Bytes of the optimizer states of a stage that stay in the device's memory."""
+    return state_bytes(split(parameters, plan.data if plan.zero else 1, plan.optimizer_offload)[0], precision, 1)[2]
 
 
 def kind_of(name: str) -> str:
@@ -58,8 +65,15 @@ def _kinds(plan: Plan, model: ModelSpec, w: Workload) -> Mapping[str, Buffer]:
     tokens = Buffer(micro_batches(plan, w) * plan.micro_batch * w.sequence_length * 8, persistent=True)
     shards = plan.data if plan.zero else 1
     kinds = {"tokens": tokens, "targets": tokens, "loss": Buffer(max(4, BYTES[w.precision]), persistent=True)}
+    kinds |= {name: Buffer(16, persistent=True) for name in (NORM, CARRIED, WHOLE)}
     for s, size in enumerate(stage_sizes(plan, model, w)):
-        parts = state_bytes(size.parameters, w.precision, shards)
+        parts = (*state_bytes(size.parameters, w.precision, 1)[:2], resident_bytes(plan, size.parameters, w.precision))
+        states, gradient, weight = subgroup_bytes(
+            split(size.parameters, shards, plan.optimizer_offload)[1], w.precision
+        )
+        kinds |= {f"oh.{s}": Buffer(states, HOST, persistent=True), f"f.{s}": Buffer(states)}
+        kinds |= {f"hg.{s}": Buffer(gradient, HOST), f"hw.{s}": Buffer(weight, HOST)}
+        kinds |= {f"r.{s}": Buffer(), f"e.{s}": Buffer()}
         kinds |= {f"{n}.{s}": Buffer(b, persistent=True) for n, b in zip("wgo", parts, strict=True)}
         if s == plan.stages:  # a rank's rows of the vocabulary: no stage's
             continue
@@ -106,14 +120,20 @@ class _Declared(dict[str, Buffer]):
 PERSISTENT, PASSING = Buffer(persistent=True), Buffer()
 
 
-def _draw(key: Traits) -> Outline:
-    order = SCHEDULES[key.schedule].order(key.pipe)
-    if not key.ends:
-        order = insert(order, key.pipe, key.place, VOCABULARIES[key.vocabulary], key.product)
+def completed(order: Order, key: Traits) -> Program:
+    """The order's program after all passes; its buffers have no sizes yet."""
     listed = compute(order, key)
     program = Program(tuple(map(tuple, listed)), tuple(_Declared() for _ in listed))
     for apply in PASSES.values():
         program = apply(program, key)
+    return program
+
+
+def _draw(key: Traits) -> Outline:
+    order = SCHEDULES[key.schedule].order(key.pipe)
+    if not key.ends:
+        order = insert(order, key.pipe, key.place, VOCABULARIES[key.vocabulary], key.product)
+    program = completed(order, key)
     kinds = tuple(map(_kinds_of, program.ranks))
     return Outline(Shared(program.ranks), kinds, key.place)
 

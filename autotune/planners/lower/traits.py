@@ -31,6 +31,11 @@ class Traits:
     offload: int = 0  # percent of a rank's chunk activations that move to the host
     vocabulary: str = "ends"
     product: float = 0.0  # see lower.vocabulary.product_share
+    tensor: int = 1  # 1, or 2 for any number of ranks that share each layer
+    clip: bool = False  # whether the step waits for the gradients' global norm
+    optimizer: str = "barrier"  # when it waits: before the update, or after it
+    subgroups: bool = False  # whether some optimizer states live on the host
+    stride: int = 0  # every so manieth subgroup is updated by the device
 
     @property
     def place(self) -> Place:
@@ -114,4 +119,9 @@ def traits(plan: Plan, model: ModelSpec, workload: Workload) -> Traits:
         plan.offload,
         plan.vocabulary,
         0.0 if plan.vocabulary == "ends" else product_share(plan, model, workload),
+        min(plan.tensor, 2),
+        workload.clip > 0,
+        plan.optimizer,
+        plan.optimizer_offload > 0,
+        plan.optimizer_stride,
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from autotune.planners.lower.traits import Traits
 from autotune.planners.passes.communicate import communicate
 from autotune.planners.passes.offload import offload
+from autotune.planners.passes.settle import settle
 from autotune.planners.passes.update import update
 from autotune.planners.passes.vocabulary import meet
 from autotune.spec.program import Program
@@ -18,4 +19,5 @@ PASSES: dict[str, Pass] = {
     "vocabulary": meet,
     "communicate": lambda program, traits: communicate(program),
     "update": update,
+    "settle": settle,
 }

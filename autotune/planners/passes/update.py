@@ -8,6 +8,8 @@ comes at the end instead: a host that waits for it would keep this rank from the
 from __future__ import annotations
 
 from autotune.planners.lower.traits import Traits
+from autotune.planners.passes.clip import NORM, POST_VALIDATED, norms
+from autotune.planners.passes.subgroups import joined, moves, started
 from autotune.spec.program import COMPUTE, DATA, TENSOR, Instruction, Program
 
 
@@ -34,8 +36,15 @@ def update(program: Program, traits: Traits) -> Program:
             out.append(instruction)
             out += eager.get(at, ())
         out += tie + tail
-        for stage in stages:
-            out += _step(stage, traits)
+        out += norms(rank, traits) if traits.clip else []
+        complete = traits.optimizer != POST_VALIDATED or rank == len(program.ranks) - 1
+        steps = [_step(stage, traits, complete) for stage in stages]
+        if traits.subgroups:  # the host has all its work before anything waits for it
+            out += [
+                i for stage, step in zip(stages, steps, strict=True) for i in (step[0], *moves(stage, traits.stride))
+            ]
+            steps = [[*joined(stage, traits.stride), *step[1:]] for stage, step in zip(stages, steps, strict=True)]
+        out += [i for step in steps for i in step]
         ranks.append(tuple(out))
     return Program(tuple(ranks), program.buffers, program.live, program.facts)
 
@@ -60,10 +69,17 @@ def _over_data(stage: int, traits: Traits) -> list[Instruction]:
     return [Instruction("REDUCE_SCATTER" if traits.zero else "ALL_REDUCE", stage, lane=DATA, reads=g, writes=g)]
 
 
-def _step(stage: int, traits: Traits) -> list[Instruction]:
-    """The optimizer step; with ZeRO-1 each data rank updates its share and all gather the rest."""
+def _step(stage: int, traits: Traits, complete: bool) -> list[Instruction]:
+    """The optimizer step; with ZeRO-1 each data rank updates its share and all gather the rest.
+
+    Part 1 is a step that knows only a part of the gradients' norm. One that may be taken back leaves the gradients.
+    """
     w, g, o = f"w.{stage}", f"g.{stage}", f"o.{stage}"
-    step = Instruction("OPT", stage, reads=(g, w), writes=(w, o, g))
+    reads = (g, w, NORM) if traits.clip else (g, w)
+    gradients = () if traits.optimizer == POST_VALIDATED else (g,)
+    tokens = started(stage, traits.stride) if traits.subgroups else ()
+    writes = (w, o, *gradients, *tokens)
+    step = Instruction("OPT", stage, part=0 if complete else 1, reads=reads, writes=writes)
     if traits.data == 1 or not traits.zero:
         return [step]
     return [step, Instruction("ALL_GATHER", stage, lane=DATA, reads=(w,), writes=(w,))]

@@ -26,6 +26,11 @@ def works(setting: Setting) -> list[Optimizer]:
     return [Optimizer(size, dtype) for size in sizes]
 
 
+def on_host(quick: bool) -> list[Optimizer]:
+    """Updates by the processor beside an accelerator, of subgroups of the states that live in its memory."""
+    return [Optimizer(size, "mixed", "host") for size in ((1 << 24, 1 << 20) if quick else (1 << 26, 1 << 20, 1 << 23))]
+
+
 def prepare(work: Optimizer, crew: Crew) -> Trial:
     """Weights, gradients and moments rotate through more than the cache: a step touches each of them once."""
     dtype = DTYPES["fp32" if work.dtype == "mixed" else work.dtype]

@@ -1,0 +1,211 @@
+"""The optimizer's step: clipped by the gradients' global norm, with a barrier or validated afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import isfinite
+
+import pytest
+import torch
+
+from autotune.planners.feasible import why_not
+from autotune.planners.lower.train import TEMPORARY, completed, lower_training
+from autotune.planners.lower.traits import Traits, pipe_of, place_of
+from autotune.planners.schedules import SCHEDULES, Order, Pipe, Step
+from autotune.planners.simulate import simulate
+from autotune.planners.validate import validate
+from autotune.runners.state import Rates, StageState
+from autotune.spec.model import ModelSpec
+from autotune.spec.plan import Plan
+from autotune.spec.program import Buffer, Instruction
+from autotune.spec.workload import Workload
+from tests.equal import Faults, assert_equal
+from tests.pool import Pool
+
+TIED = ModelSpec("deep-llama", "LlamaForCausalLM", 16, 9, 4, 4, 4, 24, 32, tied=True)
+OPEN = ModelSpec("deep-qwen", "Qwen3ForCausalLM", 24, 10, 8, 4, 4, 32, 40, qkv_bias=True, qk_norm=True)
+WORK = Workload(sequence_length=8, global_batch=8, precision="fp64", learning_rate=1e-2)
+SOMETIMES = 3.0  # a clip that plain gradients of these models stay under
+EARLY, LATE = (1, "attn_norm.weight"), (9, "attn_norm.weight")  # in the first stage, and in the last
+CASES: dict[str, Faults] = {
+    "plain": (),
+    "nan at the end": ((1, LATE, float("nan")),),
+    "nan at the start": ((1, EARLY, float("nan")),),
+    "infinite": ((0, LATE, float("inf")),),
+    "huge at the end": ((1, LATE, 1e3),),
+    "huge at the start": ((1, EARLY, 1e3),),
+    "huge, and in the last step too": ((0, LATE, 1e3), (2, EARLY, 10.0)),
+}
+
+
+def early_plans() -> list[Plan]:
+    """One plan of each schedule on 2 and on 4 ranks, where it is legal."""
+    found = []
+    for name, entry in SCHEDULES.items():
+        for pipeline in (2, 4):
+            chunks = entry.chunks[-1]
+            plan = Plan(1, 1, pipeline, 1, name, chunks, attention="math", optimizer="post-validated")
+            if pipeline * chunks <= TIED.layers and not entry.refuse(pipe_of(plan, 8)):
+                found.append(plan)
+    return found
+
+
+@pytest.mark.parametrize("clip", [1e-3, SOMETIMES])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(attention="math"),
+        Plan(2, 1, 2, zero=1, attention="math"),
+        Plan(1, 2, 2, attention="math", sequence_parallel=True),
+        Plan(2, 2, 1, zero=1, attention="math"),
+        Plan(1, 1, 4, attention="math"),
+    ],
+    ids=Plan.describe,
+)
+@pytest.mark.parametrize("model", [TIED, OPEN], ids=lambda m: m.name)
+def test_a_clipped_step_equals_the_reference(pool: Pool, model: ModelSpec, plan: Plan, clip: float) -> None:
+    assert_equal(pool, model, plan, replace(WORK, clip=clip))
+
+
+@pytest.mark.parametrize("faults", CASES.values(), ids=list(CASES))
+def test_a_step_with_a_fault_equals_the_reference(pool: Pool, faults: Faults) -> None:
+    assert_equal(pool, TIED, Plan(1, 1, 2, attention="math"), replace(WORK, clip=SOMETIMES), faults, steps=3)
+
+
+@pytest.mark.parametrize("plan", early_plans(), ids=Plan.describe)
+@pytest.mark.parametrize("faults", CASES.values(), ids=list(CASES))
+def test_validated_afterwards_equals_the_reference(pool: Pool, plan: Plan, faults: Faults) -> None:
+    work = replace(WORK, clip=SOMETIMES)
+    assert why_not(TIED, work, plan, plan.world) is None
+    answers = assert_equal(pool, TIED, plan, work, faults, steps=3)
+    # A step begins again just where a rank has updated wrongly before it: not where the first rank saw the NaN itself.
+    place = place_of(plan, 8)
+    first = {EARLY: min(place[0]) == 0, LATE: min(place[-1]) == 0}
+    wrong = {step for step, key, value in faults if isfinite(value) or not first[key]}
+    for answer in answers:
+        begun = answer["validated"]  # the last entry is the validation after the last step
+        assert {step for step in begun[:-1] if begun[:-1].count(step) > 1} == {s + 1 for s in wrong if s < 2}
+
+
+def zb_h2(pipe: Pipe) -> Order:
+    """The handcrafted schedule of Zero Bubble (2401.10241, section 3.1), whose ranks start and end one F apart."""
+    ranks, items = pipe.ranks, pipe.items
+    found: Order = []
+    for rank in range(ranks):
+        warm = min(items, 2 * (ranks - rank) - 1)
+        steps = [Step("F", rank, item) for item in range(warm)]
+        weights = 0
+        for item in range(items):
+            steps.append(Step("B", rank, item))
+            if warm < items:
+                if item + 1 - weights > 2 * rank:
+                    steps.append(Step("W", rank, weights))
+                    weights += 1
+                steps.append(Step("F", rank, warm))
+                warm += 1
+            else:
+                steps.append(Step("W", rank, weights))
+                weights += 1
+        found.append(steps + [Step("W", rank, item) for item in range(weights, items)])
+    return found
+
+
+@dataclass
+class Unit:
+    """F, B and W take a second, messages a hundredth, the update one."""
+
+    def seconds(self, rank: int, instruction: Instruction) -> float:
+        if instruction.op in ("F", "B", "W", "OPT"):
+            return 1.0
+        return 0.01 if instruction.peers else 0.0
+
+    def transient(self, rank: int, instruction: Instruction) -> int:
+        return 0
+
+    def sent(self, rank: int, instruction: Instruction) -> int:
+        return 0
+
+
+def declared(listing: Sequence[Instruction]) -> dict[str, Buffer]:
+    """A buffer without a size for every name of a rank's list."""
+    names = dict.fromkeys(name for i in listing for name in (*i.reads, *i.writes))
+    return {name: Buffer(persistent=name[0] not in TEMPORARY or "." not in name) for name in names}
+
+
+def two_steps(optimizer: str, ranks: int = 4, items: int = 12) -> tuple[list[float], list[float], float]:
+    """Of each rank, the seconds between its update and its next forward, and when its two steps started; the period."""
+    pipe = Pipe(ranks, items)
+    key = Traits("1f1b", pipe, 1, 0, False, (False,) * ranks, (True,) * ranks, clip=True, optimizer=optimizer)
+    program = completed(zb_h2(pipe), key)
+    program = replace(program, buffers=tuple(map(declared, program.ranks)))
+    validate(program)
+    validate(program, inline=True)
+    line = simulate(program, Unit(), steps=2)
+    waits, skews, starts = [], [], []
+    for rank in range(ranks):
+        forwards = [s.start for s in line.spans if s.rank == rank and line.instruction(s).op == "F"]
+        updates = [s.end for s in line.spans if s.rank == rank and line.instruction(s).op == "OPT"]
+        waits.append(forwards[items] - updates[0])
+        starts.append(forwards[items])
+        skews.append(forwards[items] - forwards[0])
+    return waits, starts, max(skews)
+
+
+def test_ranks_start_their_next_step_without_waiting() -> None:
+    """The start skew is kept: each rank goes from its update to its next forward, as if no norm were taken.
+
+    With a barrier every rank waits for the last one, which ends one F a rank later than the first.
+    """
+    waits, starts, period = two_steps("post-validated")
+    assert max(waits) < 0.1
+    assert all(0.9 < later - earlier < 1.1 for earlier, later in pairwise(starts))
+    assert period == pytest.approx(3 * 12 + 1, abs=0.2)  # all its work and the update: no bubble
+    waits, _, slower = two_steps("barrier")
+    assert slower == pytest.approx(period + 3, abs=0.2)  # the (p - 1) F of the skew are lost
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_no_schedule_is_slower_for_it(name: str) -> None:
+    """With any schedule the second step's end comes no later than with a barrier, but for the messages of the norm."""
+    entry = SCHEDULES[name]
+    ends = []
+    for optimizer in ("barrier", "post-validated"):
+        plan = Plan(1, 1, 4, 1, name, entry.chunks[-1], attention="math", optimizer=optimizer)
+        if plan.stages > TIED.layers:
+            plan = replace(plan, pipeline=2)
+        if entry.refuse(pipe_of(plan, 8)):
+            pytest.skip(f"{name} is not legal with 8 micro-batches on {plan.pipeline} ranks")
+        program = lower_training(plan, TIED, replace(WORK, clip=1.0))
+        ends.append(simulate(program, Unit(), steps=2).makespan)
+    assert ends[1] <= ends[0] + 16 * 0.01
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_an_update_is_taken_back(steps: int) -> None:
+    """revert undoes the last update up to rounding, moments included; the first one's moments exactly."""
+    generator = torch.Generator().manual_seed(steps)
+    flat = torch.randn(64, dtype=torch.float64, generator=generator)
+    grad, zeros, whole = torch.zeros_like(flat), torch.zeros_like(flat), slice(0, 64)
+    state = StageState((), flat, grad, flat, zeros.clone(), zeros.clone(), torch.zeros(()), {}, {}, whole, 64, whole)
+    rates = Rates(1e-2, 0.1)
+    for _ in range(steps):
+        before = [t.clone() for t in (state.master, state.exp_avg, state.exp_avg_sq, state.step)]
+        grad.copy_(torch.randn(64, dtype=torch.float64, generator=generator))
+        state.update(rates)
+    state.revert(rates)
+    for now, then in zip((state.master, state.exp_avg, state.exp_avg_sq, state.step), before, strict=True):
+        assert torch.allclose(now, then, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("plan", "clip", "reason"),
+    [
+        (Plan(1, 1, 2, optimizer="post-validated"), 0.0, "clip above 0"),
+        (Plan(optimizer="post-validated"), 1.0, "needs pipeline > 1"),
+        (Plan(1, 1, 2, optimizer="postvalidated"), 1.0, "nearest post-validated"),
+    ],
+)
+def test_what_cannot_be_validated_is_refused(plan: Plan, clip: float, reason: str) -> None:
+    assert reason in str(why_not(TIED, replace(WORK, clip=clip), plan))
