@@ -42,7 +42,10 @@ class PricedAdvice:
         """The cut by dynamic programming over the blocks' prices; "" where it is the even one."""
         model = self.bounder.predictor.model
         costs = self.bounder.stages(plan)[1]
-        embed, *layers, head = (costs.block(block) for stage in costs.stages for block in stage)
+        priced = [(block.kind, costs.block(block)) for stage in costs.stages for block in stage]
+        layers = [seconds for kind, seconds in priced if kind == "layer"]
+        # A sharded vocabulary leaves no embedding, and of the head the norm.
+        embed, head = (sum(seconds for kind, seconds in priced if kind == end) for end in ("embed", "head"))
         even = cut_of(replace(plan, layers=""), model).layers
         best = partition(layers, plan.stages, embed, head)
         return "" if best == even else ",".join(map(str, best))

@@ -124,7 +124,7 @@ class Interpreter:
                 value = self.values.pop(name)
                 used = [pending.pop(name)] if name in pending else []
                 for handle, number in used + reading.pop(name, []):
-                    if self.device.type != "cuda":
+                    if not isinstance(handle, _Recorded):
                         self.flying.keep(handle, number, value)
                 value = None
         for by in [*pending.values(), *(one for several in reading.values() for one in several)]:
@@ -135,7 +135,8 @@ class Interpreter:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         if clock is not None and trace is not None:
-            waited |= {position: clock.seconds(when) for position, when in landed.items()}
+            if self.device.type != "cuda":  # there the clock is made of events, and a message's end is not seen
+                waited |= {position: clock.seconds(when) for position, when in landed.items()}
             for position, begin, end in issued:
                 trace.spans.append((position, clock.seconds(begin), waited.get(position, clock.seconds(end))))
 
