@@ -102,7 +102,7 @@ def test_search_locks_and_the_lock_is_used(autotune: Autotune, recipe: str) -> N
     assert autotune("explain", recipe, "--versus", other).code == 0
     differ = autotune("plans", "diff", found["plan_id"], other, "--json").json["differences"]
     assert differ and all(mine != theirs for mine, theirs in differ.values())
-    listed = autotune("plans", "ls", "--json").json["plans"]
+    listed = autotune("plans", "ls", "--limit", "1000", "--json").json["plans"]
     assert found["plan_id"] in [row["plan_id"] for row in listed]
 
 
