@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from autotune.planners.costs.step import StepCosts
+from autotune.planners.lower.stage import Sizes
 from autotune.planners.lower.train import state_bytes
 from autotune.planners.lower.traits import micro_batches, pipe_of, place_of, stage_sizes
 from autotune.planners.predict import Predictor
@@ -136,5 +137,12 @@ class Bounder:
             everything = (*own, *sizes[plan.stages :])  # with the rank's shard of the vocabulary
             states = sum(sum(state_bytes(z.parameters, self.predictor.workload.precision, shards)) for z in everything)
             activation = min(min(z.saved, z.kept + z.made) if schedule.splits else z.saved for z in own)
-            least.append(states + alive[rank] * (activation + min(z.inputs for z in own)))
+            kept = alive[rank] * (activation + min(z.inputs for z in own))
+            least.append(states + max(kept, *(_at_once(z, schedule.splits) for z in own)))
         return max(least)
+
+
+def _at_once(size: Sizes, splits: bool) -> int:
+    """Bytes that one forward or backward of a stage needs while it runs, in any order and wherever the rest is."""
+    backward = min(size.backward, size.made + size.input_gradient) if splits else size.backward
+    return size.saved + size.inputs + size.output + max(size.forward, backward)

@@ -46,7 +46,8 @@ def axis_values(question: Question) -> dict[str, Values]:
         "recompute": tuple(RECOMPUTE) if train else ("none",),
         "attention": backends(question.profile),
         "zero": (0, 1) if train else (0,),
-        "offload": (0, 50, 100) if train else (0,),
+        # Moving activations only adds to a step: `relieved` tries it where a plan does not fit.
+        "offload": MOVED if train and question.minimize == "peak_memory" else (0,),
         "sequence_parallel": (False, True) if train else (False,),
     }
     return {axis: tuple(question.axes.get(axis, choices)) for axis, choices in everything.items()}
@@ -58,6 +59,7 @@ def _vocabularies(plan: Plan, place: Place) -> Values:
     return ("ends", "vocab-1", "vocab-2") if sharded else ("ends",)
 
 
+MOVED = (0, 50, 100)  # percent of the activations on the host that a search tries
 # Axes whose choices hang on the plan so far.
 INNER = ("chunks", "vocabulary", "layers", "group", "limit", "times", "order")
 
@@ -159,6 +161,21 @@ class Enumeration:
 
     def _given(self, axis: str) -> Values:
         return tuple(self.question.axes.get(axis, (DEFAULTS[axis],)))
+
+    def relieved(self, plan: Plan) -> tuple[Plan, ...]:
+        """What stands in for a plan that does not fit: the same with all activations on the host, if that is open."""
+        return () if plan.offload else self._moved(plan, MOVED[-1:])
+
+    def eased(self, plan: Plan) -> tuple[Plan, ...]:
+        """What to try when all activations on the host do fit: fewer. Where they do not, no fewer can."""
+        return self._moved(plan, MOVED[1:-1]) if plan.offload == MOVED[-1] else ()
+
+    def _moved(self, plan: Plan, percents: tuple[int, ...]) -> tuple[Plan, ...]:
+        question = self.question
+        if "offload" in question.axes or question.workload.kind != "train" or question.minimize == "peak_memory":
+            return ()
+        self.structures += len(percents)
+        return tuple(replace(plan, offload=percent) for percent in percents)
 
     def reject(self, reason: str) -> None:
         """Counts one plan as infeasible; `examples` keeps the first full reason of each kind."""

@@ -44,7 +44,7 @@ class Sizes:
     backward: int  # transient bytes of a backward beyond what it starts and ends with
     kept: int = 0  # the part of `saved` that the weight gradient needs
     made: int = 0  # what the input gradient leaves for the weight gradient
-    input_gradient: int = 0  # transient bytes
+    input_gradient: int = 0  # transient bytes; below 0 where what it needs is gone before all that it leaves is there
     weight_gradient: int = 0  # transient bytes
     late_gradient: bool = False  # whether the weight gradient reads the gradient of the stage's output
 
@@ -130,10 +130,15 @@ def body_peaks(block: Block, shape: Shape, policy: str, site: Site) -> Mapping[s
     return {op: peak(body.program(op)) for op in PROGRAMS}
 
 
-@lru_cache(maxsize=8192)
 def sizes(model: ModelSpec, cut: Cut, stage: int, shape: Shape, policy: str, site: Site) -> Sizes:
-    """The bytes of one stage. Inside it, the output of one block is the kept input of the next."""
-    held = canonical_stages(model, cut)[stage]
+    """The bytes of one stage; stages of equal blocks are worked out once."""
+    found = _sizes(canonical_stages(model, cut)[stage], shape, policy, site)
+    return replace(found, parameters=local_parameters(stage_blocks(model, cut)[stage], shape.tensor))
+
+
+@lru_cache(maxsize=8192)
+def _sizes(held: tuple[Block, ...], shape: Shape, policy: str, site: Site) -> Sizes:
+    """All but the parameters. Inside a stage, the output of one block is the kept input of the next."""
     bodies: list[Body] = [lower_block(block, shape, policy) for block in held]
     peaks = [body_peaks(block, shape, policy, site) for block in held]
     inner = [body.output_bytes for body in bodies[:-1]]  # activations between blocks; their gradients are as large
@@ -161,7 +166,7 @@ def sizes(model: ModelSpec, cut: Cut, stage: int, shape: Shape, policy: str, sit
     started = resident + output + inputs
     given = output if late[-1] else 0
     return Sizes(
-        local_parameters(stage_blocks(model, cut)[stage], shape.tensor),
+        0,
         resident,
         output,
         inputs,
@@ -169,7 +174,7 @@ def sizes(model: ModelSpec, cut: Cut, stage: int, shape: Shape, policy: str, sit
         max(0, backward - started),
         sum(kept) + sum(inner),
         sum(made),
-        max(0, first - started - sum(made)),
+        first - started - sum(made),
         max(0, second - sum(kept) - sum(inner) - sum(made) - given),
         late[-1],
     )
