@@ -103,7 +103,7 @@ def test_search_locks_and_the_lock_is_used(autotune: Autotune, recipe: str) -> N
     differ = autotune("plans", "diff", found["plan_id"], other, "--json").json["differences"]
     assert differ and all(mine != theirs for mine, theirs in differ.values())
     listed = autotune("plans", "ls", "--json").json["plans"]
-    assert found["plan_id"] in [row["plan_id"] for row in listed]
+    assert listed and autotune("plans", "show", found["plan_id"], "--json").json["plan_id"] == found["plan_id"]
 
 
 def test_the_same_search_twice_writes_the_same_lock(autotune: Autotune, recipe: str) -> None:

@@ -294,6 +294,9 @@ global_batch = 256
 [objective]
 minimize = "peak_memory"
 [search]
+schedule = ["gpipe", "1f1b", "interleaved-1f1b"]
+vocabulary = "ends"
+offload = 0
 budget = { seconds = 60, measure = 0 }
 """
 )

@@ -154,9 +154,9 @@ def test_prompts_that_cannot_be_continued(prompts: list[str], said: str) -> None
 
 
 def test_text_needs_every_byte() -> None:
-    with pytest.raises(UsageError, match="found 100; expected at least 256"):
+    with pytest.raises(UsageError, match=r"100; expected.*at least 256"):
         prompt_tokens(replace(LLAMA, vocab=100), WORK, ["abcdefg"])
-    with pytest.raises(UsageError, match="found 100; expected at least 256"):
+    with pytest.raises(UsageError, match=r"100; expected.*at least 256"):
         prompt_tokens(replace(LLAMA, vocab=100), WORK)
 
 

@@ -126,3 +126,16 @@ def test_a_fold_over_many_ranks() -> None:
 def test_too_many_vectors_of_other_placements_are_refused() -> None:
     with pytest.raises(ValueError, match="leave `ranks` out"):
         partition([1.0 + 0.01 * n for n in range(64)], 32, ranks=(*range(16), *range(16)))
+
+
+def test_equal_layers_are_cut_as_the_dynamic_program_cuts_them() -> None:
+    """The short way for layers of one cost, against the program that it stands for, ties included."""
+    draw = Random(5)
+    for _ in range(400):
+        layers = draw.randint(1, 24)
+        stages = draw.randint(1, min(layers, 8))
+        cost = draw.choice([1.0, 2.0, 3.0])
+        first, last = (draw.choice([0.0, 0.5, 1.0, 2.0, 5.0, 7.25]) for _ in range(2))
+        # A limit that nothing reaches keeps the program from taking the short way.
+        slow = partition([cost] * layers, stages, first, last, memory=[1] * layers, limits=[layers] * stages)
+        assert partition([cost] * layers, stages, first, last) == slow, (layers, stages, cost, first, last)

@@ -12,15 +12,17 @@ from math import ceil
 
 from autotune.planners.bounds import Bounder
 from autotune.planners.costs.step import StepCosts
+from autotune.planners.lower.shape import training_shape
 from autotune.planners.lower.stage import cut_of
-from autotune.planners.lower.subgroups import SUBGROUPS
+from autotune.planners.lower.subgroups import SUBGROUPS, split, subgroup_bytes
+from autotune.planners.lower.traits import stage_sizes
 from autotune.planners.schedules.times import Times
 from autotune.planners.solvers.partition import partition
 from autotune.planners.solvers.stride import Subgroup, best_stride
 from autotune.spec.plan import Plan
 from autotune.spec.program import Instruction
 
-NEAR = 0.8  # of the allowed bytes; activations and transients come on top of what the bound counts
+NEAR = 0.8  # of the host's memory; data, workers and the system take the rest
 SCALE = 100.0  # a mean forward is written as this
 
 
@@ -29,50 +31,62 @@ class PricedAdvice:
     """Asks a bounder, which has the stages of most plans priced already."""
 
     bounder: Bounder
-    allowed: int = 0  # bytes that a plan may allocate on a rank; 0: not known
     _times: dict[Plan, str] = field(default_factory=dict)
-    _cuts: dict[Plan, str] = field(default_factory=dict)
+    _strides: dict[tuple[int, ...], int] = field(default_factory=dict)
+    _cuts: dict[tuple[object, ...], str] = field(default_factory=dict)
 
     def cuts(self, plan: Plan) -> tuple[str, ...]:
         """The even cut, and where stages then differ the one with the least largest stage."""
         if plan.stages == 1:
             return ("",)
-        key = replace(plan, schedule="1f1b", zero=0, group=0, limit=0, times="", order="", offload=0)
+        sharded = plan.pipeline if plan.vocabulary != "ends" else 0
+        shape = training_shape(plan, self.bounder.predictor.workload)
+        key = (plan.stages, sharded, shape, plan.recompute, self.bounder.predictor.ranks(plan.world))
         if key not in self._cuts:
             self._cuts[key] = self._balanced(plan)
         return tuple(dict.fromkeys(("", self._cuts[key])))
 
     def _balanced(self, plan: Plan) -> str:
         """The cut by dynamic programming over the blocks' prices; "" where it is the even one."""
-        model = self.bounder.predictor.model
-        costs = self.bounder.stages(plan)[1]
-        seconds = [costs.block(block) for stage in costs.stages for block in stage]
-        embed = seconds.pop(0) if plan.vocabulary == "ends" else 0.0  # a sharded vocabulary is no stage's
-        *layers, head = seconds
+        predictor = self.bounder.predictor
+        model, costs = predictor.model, self.bounder.costs(plan)
+        runs = [run for stage in costs.stages for run in stage]
+        seconds = {block: costs.block(block) for block in dict.fromkeys(block for block, _ in runs)}
+        layers = [seconds[block] for block, count in runs if block.kind == "layer" for _ in range(count)]
+        ends = {block.kind: time for block, time in seconds.items()}
+        # A sharded vocabulary leaves no embedding, and of the head the norm.
+        embed, head = ends.get("embed", 0.0), ends.get("head", 0.0)
         even = cut_of(replace(plan, layers=""), model).layers
         best = partition(layers, plan.stages, embed, head)
         return "" if best == even else ",".join(map(str, best))
 
     def states(self, plan: Plan) -> tuple[int, ...]:
-        """All optimizer states on the device, and all on the host where memory is what binds: where the states alone
-        come near to what a rank may allocate. A processor's memory is the host's: nothing is gained."""
-        if self.bounder.predictor.profile.inline or not self.allowed:
-            return (0,)
-        return (0, 100) if self.bounder.memory(plan) > NEAR * self.allowed else (0,)
+        """All optimizer states on the host, where the node's host has room for every rank's. A processor's memory is
+        the host's: nothing is gained there."""
+        predictor = self.bounder.predictor
+        profile, precision = predictor.profile, predictor.workload.precision
+        if profile.inline:
+            return ()
+        shards = plan.data if plan.zero else 1
+        sizes = stage_sizes(plan, predictor.model, predictor.workload)
+        groups = (split(size.parameters, shards, 100)[1] for size in sizes)
+        moved = SUBGROUPS * sum(subgroup_bytes(each, precision)[0] for each in groups) // plan.pipeline
+        return (100,) if moved * predictor.ranks(plan.world) <= NEAR * profile.host.memory_bytes else ()
 
     def stride(self, plan: Plan) -> int:
         """The stride that balances host and device on the rank's largest stage."""
-        _, costs = self.bounder.stages(plan)
-        return best_stride(
-            SUBGROUPS, subgroup_times(StepCosts(plan, costs.model, costs.workload, costs.profile, costs.bodies))
-        )
+        costs = self.bounder.costs(plan)
+        parameters = max(size.parameters for size in costs.sizes)
+        key = (parameters, plan.data if plan.zero else 1, plan.optimizer_offload, costs.pricer.ranks)
+        if key not in self._strides:
+            self._strides[key] = best_stride(SUBGROUPS, subgroup_times(costs))
+        return self._strides[key]
 
     def times(self, plan: Plan) -> str:
         """Durations of F, B, W of each stage and of a hop, relative to the mean forward."""
         key = replace(plan, schedule="1f1b", zero=0, group=0, limit=0, times="", order="")
         if key not in self._times:
-            _, costs = self.bounder.stages(plan)
-            self._times[key] = str(relative(costs, plan))
+            self._times[key] = str(relative(self.bounder.costs(plan), plan))
         return self._times[key]
 
 

@@ -10,8 +10,10 @@ Memory: the states of a rank's stages, and as many activations as the schedule's
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from autotune.planners.costs.step import StepCosts
+from autotune.planners.lower.stage import Sizes
 from autotune.planners.lower.subgroups import split
 from autotune.planners.lower.train import resident_bytes, state_bytes
 from autotune.planners.lower.traits import micro_batches, pipe_of, place_of, stage_sizes
@@ -47,11 +49,14 @@ class Bounder:
             self.predictor.ranks(plan.world),
         )
         if key not in self._stages:
-            p = self.predictor
-            costs = StepCosts(plan, p.model, p.workload, p.profile, p.bodies(plan))
+            costs = self.costs(plan)
             splits = SCHEDULES[plan.schedule].splits
             self._stages[key] = (tuple(self._times(costs, s, splits) for s in range(plan.stages)), costs)
         return self._stages[key]
+
+    def costs(self, plan: Plan) -> StepCosts:
+        p = self.predictor
+        return StepCosts(plan, p.model, p.workload, p.profile, p.bodies(plan))
 
     def _times(self, costs: StepCosts, stage: int, splits: bool) -> tuple[float, float, float]:
         """Forward, backward, and what a gradient needs to pass: B alone where the schedule splits."""
@@ -131,13 +136,33 @@ class Bounder:
         place = schedule.place(pipe)
         known = schedule.peak(pipe) if schedule.peak and not plan.offload else None
         alive = known or [1] * plan.pipeline  # what may wait on the host is not counted
-        precision = self.predictor.workload.precision
-        least = []
+        least = {size: self._least(plan, size, schedule.splits) for size in dict.fromkeys(sizes)}
+        shard = sum(least[size].states for size in sizes[plan.stages :])  # every rank's rows of the vocabulary
+        most = 0
         for rank in range(plan.pipeline):
-            own = [sizes[s] for s in held(place, rank)]
-            everything = (*own, *sizes[plan.stages :])  # with the rank's shard of the vocabulary
-            states = sum(sum(state_bytes(z.parameters, precision, 1)[:2]) for z in everything)
-            states += sum(resident_bytes(plan, z.parameters, precision) for z in everything)
-            activation = min(min(z.saved, z.kept + z.made) if schedule.splits else z.saved for z in own)
-            least.append(states + alive[rank] * (activation + min(z.inputs for z in own)))
-        return max(least)
+            own = [least[sizes[s]] for s in held(place, rank)]
+            kept = alive[rank] * (min(z.activation for z in own) + min(z.inputs for z in own))
+            most = max(most, shard + sum(z.states for z in own) + max(kept, *(z.at_once for z in own)))
+        return most
+
+    def _least(self, plan: Plan, size: Sizes, splits: bool) -> _Least:
+        precision = self.predictor.workload.precision
+        weights, gradients, _ = state_bytes(size.parameters, precision, 1)
+        states = weights + gradients + resident_bytes(plan, size.parameters, precision)
+        activation = min(size.saved, size.kept + size.made) if splits else size.saved
+        return _Least(states, activation, size.inputs, _at_once(size, splits))
+
+
+class _Least(NamedTuple):
+    """Bytes of a stage that no order can do without: of its states, of one micro-batch waiting and at work."""
+
+    states: int
+    activation: int
+    inputs: int
+    at_once: int
+
+
+def _at_once(size: Sizes, splits: bool) -> int:
+    """Bytes that one forward or backward of a stage needs while it runs, in any order and wherever the rest is."""
+    backward = min(size.backward, size.made + size.input_gradient) if splits else size.backward
+    return size.saved + size.inputs + size.output + max(size.forward, backward)

@@ -10,7 +10,7 @@ import heapq
 import multiprocessing as mp
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
@@ -56,6 +56,7 @@ class _State:
     simulated: list[Prediction] = field(default_factory=list)
     rejected: int = 0
     count: int = 0
+    bounded: int = 0  # beyond those bounded before the first was simulated
 
     def best(self) -> Prediction | None:
         return min(self.simulated, key=lambda p: objective(self.question, p), default=None)
@@ -88,7 +89,7 @@ def search(
     predictor = _WORKER = Predictor(question.model, question.workload, question.profile)
     bounder = Bounder(predictor)
     allowed = limit_bytes(question)
-    space = Enumeration(question, PricedAdvice(bounder, allowed))
+    space = Enumeration(question, PricedAdvice(bounder))
     queue, bounded = _bounded(question, bounder, space, allowed)
     lowest = queue[0][0] if queue else 0.0
     least = f"; none can take less than {lowest:.4g} s" if question.minimize in ("step_time", "latency") else ""
@@ -97,7 +98,7 @@ def search(
     finished, interrupted = True, False
     left: float | None = lowest
     try:
-        left = _explore(question, state, queue, space, allowed, began, remember, progress)
+        left = _explore(question, state, bounder, queue, space, allowed, began, remember, progress)
         finished = left is None
     except KeyboardInterrupt:
         finished, interrupted, left = False, True, queue[0][0] if queue else None
@@ -128,7 +129,7 @@ def search(
         Space(
             space.structures, space.structures - sum(space.infeasible.values()), dict(space.infeasible.most_common())
         ),
-        bounded,
+        bounded + state.bounded,
         state.count,
         measured,
         finished,
@@ -143,23 +144,40 @@ def _bounded(question: Question, bounder: Bounder, space: Enumeration, allowed: 
     queue: Queue = []
     train = question.workload.kind == "train"
     bounded = 0
-    for number, plan in enumerate(space):
-        bounded += 1
-        if not train:
-            queue.append((float("-inf") if question.minimize == "tokens_per_s" else 0.0, number, plan))
-            continue
+    for plan in space:
+        if train:
+            bounded += _offer(question, bounder, space, allowed, queue, (plan,))
+        else:
+            bounded += 1
+            queue.append((float("-inf") if question.minimize == "tokens_per_s" else 0.0, bounded, plan))
+    heapq.heapify(queue)
+    return queue, bounded
+
+
+def _offer(
+    question: Question,
+    bounder: Bounder,
+    space: Enumeration,
+    allowed: int,
+    queue: Queue,
+    plans: Iterable[Plan],
+) -> int:
+    """Bounds plans and appends those that may fit, or what relieves those that cannot; how many were bounded."""
+    waiting, count = list(plans), 0
+    while waiting:
+        plan, count = waiting.pop(), count + 1
         least = bounder.memory(plan)
         if least > allowed:
             space.reject(_too_large(least, allowed))
+            waiting += space.relieved(plan)
             continue
         bound = bounder.time(plan)
         if question.minimize == "tokens_per_s":
             bound = -question.workload.tokens / bound
         elif question.minimize == "peak_memory":
             bound = float(least)
-        queue.append((bound, number, plan))
-    heapq.heapify(queue)
-    return queue, bounded
+        queue.append((bound, space.structures + len(queue), plan))
+    return count
 
 
 def _too_large(found: int, allowed: int) -> str:
@@ -169,6 +187,7 @@ def _too_large(found: int, allowed: int) -> str:
 def _explore(
     question: Question,
     state: _State,
+    bounder: Bounder,
     queue: Queue,
     space: Enumeration,
     allowed: int,
@@ -191,7 +210,13 @@ def _explore(
             fitting = []
             for prediction in workers.simulate(batch, len(queue)):
                 state.count += 1
-                if max(prediction.peak_bytes) > allowed:
+                fits = max(prediction.peak_bytes) <= allowed
+                more = (space.eased if fits else space.relieved)(prediction.plan)
+                late: Queue = []
+                state.bounded += _offer(question, bounder, space, allowed, late, more)
+                for entry in late:
+                    heapq.heappush(queue, entry)
+                if not fits:
                     space.reject(_too_large(max(prediction.peak_bytes), allowed))
                     continue
                 fitting.append(prediction)

@@ -46,7 +46,8 @@ def axis_values(question: Question) -> dict[str, Values]:
         "recompute": tuple(RECOMPUTE) if train else ("none",),
         "attention": backends(question.profile),
         "zero": (0, 1) if train else (0,),
-        "offload": (0, 50, 100) if train else (0,),
+        # Moving activations only adds to a step: `relieved` tries it where a plan does not fit.
+        "offload": MOVED if train and question.minimize == "peak_memory" else (0,),
         "optimizer": (DEFAULTS["optimizer"],),
         "sequence_parallel": (False, True) if train else (False,),
     }
@@ -59,6 +60,7 @@ def _vocabularies(plan: Plan, place: Place) -> Values:
     return ("ends", "vocab-1", "vocab-2") if sharded else ("ends",)
 
 
+MOVED = (0, 50, 100)  # percent of the activations on the host that a search tries
 # Axes whose choices hang on the plan so far.
 INNER = ("chunks", "vocabulary", "layers", "group", "limit", "times", "order", "optimizer_offload", "optimizer_stride")
 
@@ -73,7 +75,7 @@ class Advice(Protocol):
         """The relative durations of the plan's stages."""
 
     def states(self, plan: Plan) -> tuple[int, ...]:
-        """The `optimizer_offload` worth trying."""
+        """The `optimizer_offload` that relieves the plan's devices, where there is one."""
 
     def stride(self, plan: Plan) -> int:
         """The `optimizer_stride` of a plan with optimizer states on the host."""
@@ -89,7 +91,7 @@ class Plain:
         return ""
 
     def states(self, plan: Plan) -> tuple[int, ...]:
-        return (0,)
+        return ()
 
     def stride(self, plan: Plan) -> int:
         return 0
@@ -163,7 +165,7 @@ class Enumeration:
                 times = given.get("times", (self.advice.times(placed),) if schedule.timed else ("",))
                 for group, limit, each, order in product(groups, limits, times, self._given("order")):
                     ordered = replace(placed, group=group, limit=limit, times=each, order=order)  # type: ignore[arg-type]
-                    yield from self.states(ordered)
+                    yield from self._states(ordered)
 
     def _placed(self, plan: Plan, vocabularies: Iterable[object]) -> Iterator[Plan]:
         """The plan with every place of its vocabulary and every cut of its layers."""
@@ -172,17 +174,47 @@ class Enumeration:
             for cut in self.question.axes.get("layers", self.advice.cuts(sharded)):
                 yield replace(sharded, layers=cut)  # type: ignore[arg-type]
 
-    def states(self, plan: Plan) -> Iterator[Plan]:
-        """The plan with its optimizer states where they may be."""
-        given = self.question.axes
-        for share in given.get("optimizer_offload", self.advice.states(plan)):
-            moved = replace(plan, optimizer_offload=share)  # type: ignore[arg-type]
-            strides = given.get("optimizer_stride", (self.advice.stride(moved) if share else 0,))
-            for stride in strides:
-                yield replace(moved, optimizer_stride=stride)  # type: ignore[arg-type]
+    def _states(self, plan: Plan) -> Iterator[Plan]:
+        """The plan with its optimizer states where they may be: on the device, unless little memory is the aim."""
+        least = self.question.minimize == "peak_memory"
+        for share in self.question.axes.get("optimizer_offload", (0, *self.advice.states(plan)) if least else (0,)):
+            yield from self._strides(replace(plan, optimizer_offload=share))  # type: ignore[arg-type]
+
+    def _strides(self, plan: Plan) -> Iterator[Plan]:
+        advised = self.advice.stride(plan) if plan.optimizer_offload else 0
+        for stride in self.question.axes.get("optimizer_stride", (advised,)):
+            yield replace(plan, optimizer_stride=stride)  # type: ignore[arg-type]
 
     def _given(self, axis: str) -> Values:
         return tuple(self.question.axes.get(axis, (DEFAULTS[axis],)))
+
+    def relieved(self, plan: Plan) -> tuple[Plan, ...]:
+        """What stands in for a plan that does not fit: the same with all activations on the host, with all optimizer
+        states there, and with both, as far as these are open."""
+        moved = () if plan.offload or plan.optimizer_offload else self._moved(plan, MOVED[-1:])
+        return (*moved, *self._stateless(plan))
+
+    def eased(self, plan: Plan) -> tuple[Plan, ...]:
+        """What to try when all activations on the host do fit: fewer. Where they do not, no fewer can."""
+        return self._moved(plan, MOVED[1:-1]) if plan.offload == MOVED[-1] else ()
+
+    def _moved(self, plan: Plan, percents: tuple[int, ...]) -> tuple[Plan, ...]:
+        if not self._open("offload"):
+            return ()
+        self.structures += len(percents)
+        return tuple(replace(plan, offload=percent) for percent in percents)
+
+    def _stateless(self, plan: Plan) -> tuple[Plan, ...]:
+        if plan.optimizer_offload or not self._open("optimizer_offload"):
+            return ()
+        shares = self.advice.states(plan)
+        self.structures += len(shares)
+        return tuple(p for share in shares for p in self._strides(replace(plan, optimizer_offload=share)))
+
+    def _open(self, axis: str) -> bool:
+        """Whether the search may move what the recipe left open: `peak_memory` has every choice enumerated already."""
+        question = self.question
+        return axis not in question.axes and question.workload.kind == "train" and question.minimize != "peak_memory"
 
     def reject(self, reason: str) -> None:
         """Counts one plan as infeasible; `examples` keeps the first full reason of each kind."""

@@ -10,6 +10,7 @@ from autotune.planners.costs.price import Pricer
 from autotune.planners.costs.works import works
 from autotune.planners.lower.body import Body, lower_block
 from autotune.planners.lower.shape import Shape
+from autotune.planners.lower.stage import Runs
 from autotune.planners.lower.workspace import Site, workspace
 from autotune.planners.simulate import simulate
 from autotune.spec.graph import Block
@@ -61,6 +62,7 @@ class BodyCosts:
     level: int = 0
     inner: int = 1
     _known: dict[tuple[Block, Shape, str, str], Cost] = field(default_factory=dict)
+    _stages: dict[tuple[Runs, Shape, str, str], Cost] = field(default_factory=dict)
 
     def of(self, block: Block, shape: Shape, policy: str, op: str) -> Cost:
         """What one block does in an F, BW, B or W; a block without names (see lower.stage.canonical) is priced once."""
@@ -69,6 +71,16 @@ class BodyCosts:
             body = lower_block(block, shape, policy)
             self._known[key] = self.price(block, body, body.program(op), shape)
         return self._known[key]
+
+    def stage(self, runs: Runs, shape: Shape, policy: str, op: str) -> Cost:
+        """What a stage's blocks do in an F, BW, B or W, one after another."""
+        key = (runs, shape, policy, op)
+        if key not in self._stages:
+            total = NOTHING
+            for block, count in runs:
+                total += self.of(block, shape, policy, op).times(count)
+            self._stages[key] = total
+        return self._stages[key]
 
     def price(self, block: Block, body: Body, program: Program, shape: Shape, form: str = "train") -> Cost:
         """Simulates one body program and adds up what its instructions rest on. `form`: train | prefill | decode."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar
 
 from autotune.planners.costs.body import NOTHING, BodyCosts, Cost
@@ -12,7 +12,7 @@ from autotune.planners.costs.price import Pricer
 from autotune.planners.costs.vocabulary import VOCABULARY_WORKS, ShardSizes
 from autotune.planners.lower.body import PROGRAMS
 from autotune.planners.lower.shape import training_shape
-from autotune.planners.lower.stage import Sizes, canonical_stages, cut_of, stage_blocks
+from autotune.planners.lower.stage import Sizes, cut_of, stage_blocks, stage_runs
 from autotune.planners.lower.subgroups import split, subgroup_bytes
 from autotune.planners.lower.train import state_bytes
 from autotune.planners.lower.traits import micro_batches, partial_weights, place_of, stage_sizes
@@ -38,15 +38,20 @@ class StepCosts:
     workload: Workload
     profile: Profile
     bodies: BodyCosts
-    sizes: tuple[Sizes, ...] = ()
     _known: dict[tuple[str, int], Cost] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.sizes = self.sizes or stage_sizes(self.plan, self.model, self.workload, self.bodies.site)
         self.shape = training_shape(self.plan, self.workload)
         self.place = place_of(self.plan, micro_batches(self.plan, self.workload))
-        self.stages = canonical_stages(self.model, cut_of(self.plan, self.model))
-        self.shard = ShardSizes.of(self.plan, self.model, self.workload, self.pricer.level(self.plan.world))
+        self.stages = stage_runs(self.model, cut_of(self.plan, self.model))
+
+    @cached_property
+    def sizes(self) -> tuple[Sizes, ...]:
+        return stage_sizes(self.plan, self.model, self.workload, self.bodies.site)
+
+    @cached_property
+    def shard(self) -> ShardSizes:
+        return ShardSizes.of(self.plan, self.model, self.workload, self.pricer.level(self.plan.world))
 
     @property
     def pricer(self) -> Pricer:
@@ -75,10 +80,7 @@ class StepCosts:
 
     def stage(self, stage: int, op: str) -> Cost:
         """The bodies of a stage's blocks for one F, BW, B or W, one after another."""
-        total = NOTHING
-        for block, count in Counter(self.stages[stage]).items():
-            total += self.bodies.of(block, self.shape, self.plan.recompute, op).times(count)
-        return total
+        return self.bodies.stage(self.stages[stage], self.shape, self.plan.recompute, op)
 
     def block(self, block: Block) -> float:
         """Seconds of one block's forward and backward."""

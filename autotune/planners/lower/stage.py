@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
 
 from autotune.planners.lower.body import PROGRAMS, Body, lower_block
 from autotune.planners.lower.shape import Shape
@@ -44,7 +45,7 @@ class Sizes:
     backward: int  # transient bytes of a backward beyond what it starts and ends with
     kept: int = 0  # the part of `saved` that the weight gradient needs
     made: int = 0  # what the input gradient leaves for the weight gradient
-    input_gradient: int = 0  # transient bytes
+    input_gradient: int = 0  # transient bytes; below 0 where what it needs is gone before all that it leaves is there
     weight_gradient: int = 0  # transient bytes
     late_gradient: bool = False  # whether the weight gradient reads the gradient of the stage's output
 
@@ -86,6 +87,7 @@ def stage_blocks(model: ModelSpec, cut: Cut) -> tuple[tuple[Block, ...], ...]:
     return tuple(held)
 
 
+Runs = tuple[tuple[Block, int], ...]  # a stage's blocks in order: one of each run of equal ones, and the run's length
 _ONE: dict[Block, Block] = {}  # one object for all equal blocks: comparing them is then looking once
 
 
@@ -103,19 +105,35 @@ def canonical(block: Block) -> Block:
     return _ONE.setdefault(made, made)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def canonical_stages(model: ModelSpec, cut: Cut) -> tuple[tuple[Block, ...], ...]:
     return tuple(tuple(map(canonical, stage)) for stage in stage_blocks(model, cut))
 
 
+@lru_cache(maxsize=1024)
+def stage_runs(model: ModelSpec, cut: Cut) -> tuple[Runs, ...]:
+    """The runs of canonical blocks that every stage is made of."""
+
+    def runs(stage: tuple[Block, ...]) -> Runs:
+        return tuple((block, len(list(equal))) for block, equal in groupby(stage))
+
+    return tuple(map(runs, canonical_stages(model, cut)))
+
+
 def local_parameters(stage: tuple[Block, ...], tensor: int) -> int:
     """Elements of a stage's weights that one tensor rank holds; a tensor shared by two of its blocks counts once."""
+    layers = sum(_elements(canonical(block), tensor) for block in stage if block.kind == "layer")  # each by itself
     sizes = {}
     for number, block in enumerate(stage):
-        for weight in block.weights():
+        for weight in block.weights() if block.kind != "layer" else ():
             key = weight.parts or (number, weight.name)
             sizes[key] = weight.size // (tensor if weight.shard is not None else 1)
-    return sum(sizes.values())
+    return layers + sum(sizes.values())
+
+
+@lru_cache(maxsize=1024)
+def _elements(block: Block, tensor: int) -> int:
+    return sum(weight.size // (tensor if weight.shard is not None else 1) for weight in block.weights())
 
 
 @lru_cache(maxsize=8192)
@@ -130,12 +148,21 @@ def body_peaks(block: Block, shape: Shape, policy: str, site: Site) -> Mapping[s
     return {op: peak(body.program(op)) for op in PROGRAMS}
 
 
+def sizes(model: ModelSpec, cut: Cut, shape: Shape, policy: str, site: Site) -> tuple[Sizes, ...]:
+    """The bytes of every stage; stages of equal blocks are worked out once."""
+    stages, found = stage_runs(model, cut), dict[Runs, Sizes]()
+    for runs, held in zip(stages, stage_blocks(model, cut), strict=True):
+        if runs not in found:
+            parameters = local_parameters(held, shape.tensor)
+            found[runs] = replace(_sizes(runs, shape, policy, site), parameters=parameters)
+    return tuple(found[runs] for runs in stages)
+
+
 @lru_cache(maxsize=8192)
-def sizes(model: ModelSpec, cut: Cut, stage: int, shape: Shape, policy: str, site: Site) -> Sizes:
-    """The bytes of one stage. Inside it, the output of one block is the kept input of the next."""
-    held = canonical_stages(model, cut)[stage]
-    bodies: list[Body] = [lower_block(block, shape, policy) for block in held]
-    peaks = [body_peaks(block, shape, policy, site) for block in held]
+def _sizes(runs: Runs, shape: Shape, policy: str, site: Site) -> Sizes:
+    """All but the parameters. Inside a stage, the output of one block is the kept input of the next."""
+    bodies: list[Body] = [body for block, n in runs for body in [lower_block(block, shape, policy)] * n]
+    peaks = [peak for block, n in runs for peak in [body_peaks(block, shape, policy, site)] * n]
     inner = [body.output_bytes for body in bodies[:-1]]  # activations between blocks; their gradients are as large
     resident = sum(body.saved_bytes for body in bodies) + sum(inner)
     output = bodies[-1].output_bytes if bodies[-1].output != "loss" else 0
@@ -148,20 +175,23 @@ def sizes(model: ModelSpec, cut: Cut, stage: int, shape: Shape, policy: str, sit
         for body, size, waits in zip(bodies, [*inner, 0], late, strict=True)
     ]
     forward = backward = first = second = 0
-    for i in range(len(bodies)):
-        earlier = sum(b.saved_bytes for b in bodies[:i]) + sum(inner[:i])
-        later = sum(kept[i + 1 :]) + sum(inner[i:]) + sum(made[i + 1 :])
-        forward = max(forward, earlier + peaks[i]["F"])
-        backward = max(backward, earlier + peaks[i]["BW"])
+    earlier, before = 0, 0  # whole blocks before this one; of them, what W needs
+    later = sum(kept) + sum(inner) + sum(made)  # what W needs of the blocks after this one
+    for peak, whole, needed, new, between in zip(
+        peaks, (body.saved_bytes for body in bodies), kept, made, [*inner, 0], strict=True
+    ):
+        later -= needed + new
+        forward = max(forward, earlier + peak["F"])
+        backward = max(backward, earlier + peak["BW"])
         # B: blocks after this one have left what W needs, with the inputs between them; those before wait whole.
-        first = max(first, earlier + later + peaks[i]["B"])
+        first = max(first, earlier + later + peak["B"])
         # W goes from the last block to the first as B does.
-        before = sum(kept[:i]) + sum(made[:i]) + sum(inner[:i])
-        second = max(second, before + peaks[i]["W"])
+        second = max(second, before + peak["W"])
+        earlier, before, later = earlier + whole + between, before + needed + new + between, later - between
     started = resident + output + inputs
     given = output if late[-1] else 0
     return Sizes(
-        local_parameters(stage_blocks(model, cut)[stage], shape.tensor),
+        0,
         resident,
         output,
         inputs,
@@ -169,7 +199,7 @@ def sizes(model: ModelSpec, cut: Cut, stage: int, shape: Shape, policy: str, sit
         max(0, backward - started),
         sum(kept) + sum(inner),
         sum(made),
-        max(0, first - started - sum(made)),
+        first - started - sum(made),
         max(0, second - sum(kept) - sum(inner) - sum(made) - given),
         late[-1],
     )

@@ -79,7 +79,7 @@ def stage_sizes(plan: Plan, model: ModelSpec, workload: Workload, site: Site | N
 
 @lru_cache(maxsize=4096)
 def _stage_sizes(model: ModelSpec, cut: Cut, pipeline: int, shape: Shape, policy: str, site: Site) -> tuple[Sizes, ...]:
-    found = tuple(sizes(model, cut, s, shape, policy, site) for s in range(cut.stages))
+    found = sizes(model, cut, shape, policy, site)
     return found if cut.ends else (*found, Sizes(shard_parameters(model, pipeline), 0, 0, 0, 0, 0))
 
 

@@ -45,11 +45,19 @@ def waits(listing: Iterable[Instruction]) -> list[Wait]:
 
 
 def chosen(listing: tuple[Instruction, ...], percent: int) -> list[Wait]:
-    """The share of a rank's chunk activations that moves: the longest waits, the earliest of equal ones."""
-    all_waits = waits(listing)
-    count = len(all_waits) * percent // 100
-    longest = sorted(all_waits, key=lambda w: (-w.span, w.forward))[:count]
-    return [w for w in longest if w.span > 2 * WINDOW]
+    """The share of a rank's chunk activations that moves: the longest waits, and of equal ones an even spread, so that
+    whenever the rank holds many, the same share of them is away."""
+    by_span: dict[int, list[Wait]] = {}
+    for wait in waits(listing):
+        by_span.setdefault(wait.span, []).append(wait)
+    left = sum(map(len, by_span.values())) * percent // 100
+    found = []
+    for span in sorted((s for s in by_span if s > 2 * WINDOW), reverse=True):
+        alike = by_span[span]
+        take, count = min(left, len(alike)), len(alike)
+        found += [wait for i, wait in enumerate(alike) if (i + 1) * take // count > i * take // count]
+        left -= take
+    return found
 
 
 def offload(program: Program, traits: Traits) -> Program:

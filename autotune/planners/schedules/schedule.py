@@ -6,8 +6,9 @@ vocabulary work, offloading and the update, and the program decides by itself wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 from autotune.planners.schedules.times import UNIT, Times
@@ -66,7 +67,16 @@ def wave(pipe: Pipe) -> Place:
 
 def held(place: Place, rank: int) -> tuple[int, ...]:
     """The stages that a rank holds, in order."""
-    return tuple(stage for stage, ranks in enumerate(place) if rank in ranks)
+    return _held(place).get(rank, ())
+
+
+@lru_cache(maxsize=1024)
+def _held(place: Place) -> Mapping[int, tuple[int, ...]]:
+    found: dict[int, list[int]] = {}
+    for stage, ranks in enumerate(place):
+        for rank in ranks:
+            found.setdefault(rank, []).append(stage)
+    return {rank: tuple(stages) for rank, stages in found.items()}
 
 
 def single_chunk(pipe: Pipe) -> str | None:
