@@ -135,10 +135,11 @@ def test_the_stride_is_the_best_of_the_simulated_grid_within_one_step() -> None:
 def test_a_machine_with_a_fast_link_uses_its_device(h100: Predictor) -> None:
     """On a shipped profile: the advice's stride is the best of the predicted grid within one step, beats both ends or
     equals one, and the whole states fit the host's tier."""
-    advice = PricedAdvice(Bounder(h100), allowed=10)
+    advice = PricedAdvice(Bounder(h100))
     plan = Plan(optimizer_offload=100, recompute="full")
-    assert advice.states(plan) == (0, 100)
-    assert PricedAdvice(Bounder(h100), allowed=1 << 60).states(plan) == (0,)
+    assert advice.states(plan) == (100,)
+    small = replace(h100.profile, host=replace(h100.profile.host, memory_bytes=1 << 20))
+    assert PricedAdvice(Bounder(Predictor(MODEL, WORK, small))).states(plan) == ()
     grid = strides(SUBGROUPS)
     seconds = [h100.predict(replace(plan, optimizer_stride=stride)).step_s for stride in grid]
     chosen = grid.index(advice.stride(plan))

@@ -9,14 +9,18 @@ Memory: the states of a rank's stages, and as many activations as the schedule's
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from autotune.planners.costs.step import StepCosts
 from autotune.planners.lower.stage import Sizes
 from autotune.planners.lower.subgroups import split
-from autotune.planners.lower.train import resident_bytes, state_bytes
-from autotune.planners.lower.traits import micro_batches, pipe_of, place_of, stage_sizes
+from autotune.planners.lower.train import order_of, resident_bytes, state_bytes
+from autotune.planners.lower.traits import micro_batches, pipe_of, place_of, stage_sizes, traits
+from autotune.planners.passes.offload import on_device
+from autotune.planners.passes.subgroups import joined, moves
 from autotune.planners.predict import Predictor
 from autotune.planners.schedules import SCHEDULES, held
 from autotune.planners.schedules.vocabulary import EMBED, EMBED_W, VOCABULARIES
@@ -32,6 +36,8 @@ class Bounder:
     """Bounds many plans, remembering what they share: the stage times depend on a few axes only."""
 
     predictor: Predictor
+    _lanes: dict[tuple[int, ...], float] = field(default_factory=dict)
+    _alive: dict[tuple[object, ...], list[Alive]] = field(default_factory=dict)
     _stages: dict[tuple[object, ...], tuple[StageTimes, StepCosts]] = field(default_factory=dict)
 
     def stages(self, plan: Plan) -> tuple[StageTimes, StepCosts]:
@@ -84,7 +90,9 @@ class Bounder:
             own = held(place, rank)
             # A stage that two directions hold does half of the micro-batches on either rank.
             busy = sum((items // len(place[s])) * (times[s][0] + times[s][1]) for s in own)
+            # A stage's states on the host go there and back after its gradients, beside what other stages do.
             update = sum(updates[s][1] for s in (*own, *range(plan.stages, len(updates))))
+            update = max(update, min(updates[s][2] for s in own))
             wait = updates[own[0]][0] if len(own) == 1 and plan.vocabulary == "ends" else 0.0
             start = min(fill[s] for s in own)
             # Its last input gradient's end: weight gradients of a split backward may all come later.
@@ -106,13 +114,14 @@ class Bounder:
         seconds = [items * sum(costs.cost(Instruction(op, plan.stages)).seconds for op in ops) for ops in groups]
         return seconds[0], seconds[1], seconds[2]
 
-    def updates(self, plan: Plan, costs: StepCosts) -> list[tuple[float, float]]:
-        """(collectives over the replicas, optimizer) seconds of each stage."""
+    def updates(self, plan: Plan, costs: StepCosts) -> list[tuple[float, float, float]]:
+        """(collectives over the replicas, optimizer, the busiest lane of states on the host) seconds of each stage."""
         pricer, precision = costs.pricer, self.predictor.workload.precision
         kind = "mixed" if precision == "bf16" else precision
         where = pricer.spread(plan.data, plan.tensor)
         found = []
-        for size in costs.sizes:
+        own = self.costs(plan) if plan.optimizer_offload else costs
+        for stage, size in enumerate(costs.sizes):
             weights, gradients, _ = state_bytes(size.parameters, precision, 1)
             shards = plan.data if plan.zero else 1
             resident, _ = split(size.parameters, shards, plan.optimizer_offload)
@@ -125,23 +134,39 @@ class Bounder:
                     else [("all_reduce", gradients)]
                 )
                 wait = sum(pricer.seconds(Collective(op, nbytes, plan.data, *where)) for op, nbytes in ops)
-            found.append((wait, step))
+            key = (size.parameters, shards, plan.optimizer_offload, plan.optimizer_stride, pricer.ranks)
+            if key not in self._lanes:
+                self._lanes[key] = busiest_lane(own, stage)
+            found.append((wait, step, self._lanes[key]))
         return found
 
-    def memory(self, plan: Plan) -> int:
-        """Bytes that the fullest rank allocates at least: its states, and the activations that its order keeps."""
+    def ordered_memory(self, plan: Plan) -> int:
+        """As `memory`, of what the plan's own order shows: worth its making where activations move to the host."""
+        if not plan.offload:
+            return self.memory(plan)
+        key = traits(plan, self.predictor.model, self.predictor.workload)
+        which = (key.schedule, key.pipe, key.vocabulary, key.product, plan.offload)
+        if which not in self._alive:
+            self._alive[which] = [on_device(listing, plan.offload) for listing in order_of(key)]
+        return self.memory(plan, self._alive[which])
+
+    def memory(self, plan: Plan, alive: Sequence[Alive] | None = None) -> int:
+        """Bytes that the fullest rank allocates at least: its states, and the activations that its order keeps, as
+        many on every rank as its closed form says or as `alive` does."""
         sizes = stage_sizes(plan, self.predictor.model, self.predictor.workload)  # nothing need be priced for this
         schedule = SCHEDULES[plan.schedule]
         pipe = pipe_of(plan, micro_batches(plan, self.predictor.workload))
         place = schedule.place(pipe)
         known = schedule.peak(pipe) if schedule.peak and not plan.offload else None
-        alive = known or [1] * plan.pipeline  # what may wait on the host is not counted
-        least = {size: self._least(plan, size, schedule.splits) for size in dict.fromkeys(sizes)}
-        shard = sum(least[size].states for size in sizes[plan.stages :])  # every rank's rows of the vocabulary
+        # What may wait on the host is not counted.
+        alive = alive or [((n, n),) for n in known or [1] * plan.pipeline]
+        parts = {size: self._least(plan, size, schedule.splits) for size in dict.fromkeys(sizes)}
+        shard = sum(parts[size].states for size in sizes[plan.stages :])  # every rank's rows of the vocabulary
         most = 0
         for rank in range(plan.pipeline):
-            own = [least[sizes[s]] for s in held(place, rank)]
-            kept = alive[rank] * (min(z.activation for z in own) + min(z.inputs for z in own))
+            own = [parts[sizes[s]] for s in held(place, rank)]
+            activation, inputs = min(z.activation for z in own), min(z.inputs for z in own)
+            kept = max(n * activation + x * inputs for n, x in alive[rank])
             most = max(most, shard + sum(z.states for z in own) + max(kept, *(z.at_once for z in own)))
         return most
 
@@ -153,6 +178,9 @@ class Bounder:
         return _Least(states, activation, size.inputs, _at_once(size, splits))
 
 
+Alive = tuple[tuple[int, int], ...]  # of a rank: (chunk activations, inputs of chunks) on its device at once
+
+
 class _Least(NamedTuple):
     """Bytes of a stage that no order can do without: of its states, of one micro-batch waiting and at work."""
 
@@ -160,6 +188,16 @@ class _Least(NamedTuple):
     activation: int
     inputs: int
     at_once: int
+
+
+def busiest_lane(costs: StepCosts, stage: int) -> float:
+    """Seconds of the lane that a stage's subgroups keep busiest: the host, either direction of its link, or compute."""
+    if not costs.plan.optimizer_offload:
+        return 0.0
+    lanes: dict[str, float] = defaultdict(float)
+    for instruction in (*moves(stage, costs.plan.optimizer_stride), *joined(stage, costs.plan.optimizer_stride)):
+        lanes[instruction.lane] += costs.seconds(0, instruction)
+    return max(lanes.values())
 
 
 def _at_once(size: Sizes, splits: bool) -> int:

@@ -32,7 +32,7 @@ CLASSES = {
     "x": "boundaries",
     "d": "boundaries",
 }
-CLASSES |= dict.fromkeys("yzu", "activations")
+CLASSES |= dict.fromkeys("kbyzu", "activations")
 
 
 @dataclass

@@ -197,6 +197,17 @@ def _explore(
 ) -> float | None:
     """Simulates best bound first until the bound closes (None) or the budget ends (the next bound)."""
     incumbent = float("inf")
+
+    def offer(plans: Iterable[Plan]) -> None:
+        late: Queue = []
+        state.bounded += _offer(question, bounder, space, allowed, late, plans)
+        for entry in late:
+            heapq.heappush(queue, entry)
+
+    def refuse(plan: Plan, found: int) -> None:
+        space.reject(_too_large(found, allowed))
+        offer(space.relieved(plan))
+
     with _Workers() as workers:
         while queue:
             if queue[0][0] >= incumbent:
@@ -206,19 +217,21 @@ def _explore(
                 return queue[0][0]
             batch: list[Plan] = []
             while queue and len(batch) < BATCH and queue[0][0] < incumbent:
-                batch.append(heapq.heappop(queue)[2])
+                plan = heapq.heappop(queue)[2]
+                least = bounder.ordered_memory(plan)
+                if least <= allowed:
+                    batch.append(plan)
+                else:
+                    refuse(plan, least)
+            if not batch:
+                continue
             fitting = []
             for prediction in workers.simulate(batch, len(queue)):
                 state.count += 1
-                fits = max(prediction.peak_bytes) <= allowed
-                more = (space.eased if fits else space.relieved)(prediction.plan)
-                late: Queue = []
-                state.bounded += _offer(question, bounder, space, allowed, late, more)
-                for entry in late:
-                    heapq.heappush(queue, entry)
-                if not fits:
-                    space.reject(_too_large(max(prediction.peak_bytes), allowed))
+                if max(prediction.peak_bytes) > allowed:
+                    refuse(prediction.plan, max(prediction.peak_bytes))
                     continue
+                offer(space.eased(prediction.plan))
                 fitting.append(prediction)
                 incumbent = min(incumbent, objective(question, prediction))
             state.simulated += fitting

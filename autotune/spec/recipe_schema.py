@@ -6,7 +6,7 @@ Only the shape is here. Reading files, layers of overrides and what a recipe mea
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
@@ -127,6 +127,7 @@ class Axis:
     name: str
     type: type
     choices: tuple[str | int, ...] = ()
+    least: int = 1  # of a whole number
 
     def refuse(self, value: object) -> PydanticCustomError:
         """The error for one value that this axis cannot take."""
@@ -138,7 +139,7 @@ class Axis:
         """What a single value of this axis is, in words."""
         if self.choices:
             return "one of " + ", ".join(map(str, self.choices))
-        return {int: "a whole number from 1", bool: "true or false", str: "a name"}[self.type]
+        return {int: f"a whole number from {self.least}", bool: "true or false", str: "a name"}[self.type]
 
     @property
     def expected(self) -> str:
@@ -148,7 +149,7 @@ class Axis:
 
     def one(self, value: object) -> object:
         """`value` if it is a legal single value of the axis."""
-        legal = type(value) is self.type and (self.type is not int or bool(self.choices) or value >= 1)  # type: ignore[operator]
+        legal = type(value) is self.type and (self.type is not int or bool(self.choices) or value >= self.least)  # type: ignore[operator]
         if not legal or (self.choices and value not in self.choices):
             raise self.refuse(value)
         return value
@@ -168,7 +169,8 @@ class Axis:
             raise self.refuse(raw)
         if not {"min", "max"} <= raw.keys() <= {"min", "max", "step"}:
             raise PydanticCustomError("axis", "{expected}", {"expected": "a range { min = 1, max = 8, step = 1 }"})
-        low, high, step = (self.one(raw.get(key, 1)) for key in ("min", "max", "step"))
+        low, high = (self.one(raw[key]) for key in ("min", "max"))
+        step = replace(self, least=1).one(raw.get("step", 1))
         assert isinstance(low, int) and isinstance(high, int) and isinstance(step, int)
         if high < low:
             raise PydanticCustomError("axis", "{expected}", {"expected": f"max at least min, {low}"})
@@ -182,18 +184,22 @@ class Axis:
         if self.choices:
             one["enum"] = list(self.choices)
         elif self.type is int:
-            one["minimum"] = 1
+            one["minimum"] = self.least
         forms = [one, {"type": "array", "items": one, "minItems": 1}]
         if self.type is int and not self.choices:
-            keys = {key: {"type": "integer", "minimum": 1} for key in ("min", "max", "step")}
+            ends = {key: {"type": "integer", "minimum": self.least} for key in ("min", "max")}
+            keys = {**ends, "step": {"type": "integer", "minimum": 1}}
             forms.append(
                 {"type": "object", "properties": keys, "required": ["min", "max"], "additionalProperties": False}
             )
         return {"anyOf": forms}
 
 
-# One axis for each field of a plan: a new field of Plan is searchable without a change here.
-AXES: dict[str, Axis] = {f.name: Axis(f.name, type(f.default), CHOICES.get(f.name, ())) for f in fields(Plan)}
+# One axis for each field of a plan: a new field of Plan is searchable without a change here. Numbers begin with their
+# default: a degree with 1, what may be left out with 0.
+AXES: dict[str, Axis] = {
+    f.name: Axis(f.name, type(f.default), CHOICES.get(f.name, ()), int(f.default == 1)) for f in fields(Plan)
+}
 
 
 def _checked(axis: Axis) -> Callable[[object], object]:

@@ -7,6 +7,7 @@ them, and with them everything that has been found out about their order. See pa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from autotune.planners.lower.subgroups import split, subgroup_bytes
@@ -16,7 +17,7 @@ from autotune.planners.passes import PASSES
 from autotune.planners.passes.clip import CARRIED, NORM, WHOLE
 from autotune.planners.passes.compute import compute
 from autotune.planners.resolve import Shared, uncollected
-from autotune.planners.schedules import SCHEDULES, Order, Place
+from autotune.planners.schedules import SCHEDULES, Order, Pipe, Place
 from autotune.planners.schedules.insertion import insert
 from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.spec.model import ModelSpec
@@ -129,11 +130,21 @@ def completed(order: Order, key: Traits) -> Program:
     return program
 
 
+@lru_cache(maxsize=32)
+def _order(schedule: str, pipe: Pipe, vocabulary: str, product: float) -> Order:
+    """The schedule's order with the passes over a sharded vocabulary in it."""
+    entry = SCHEDULES[schedule]
+    order = entry.order(pipe)
+    return order if vocabulary == "ends" else insert(order, pipe, entry.place(pipe), VOCABULARIES[vocabulary], product)
+
+
+def order_of(key: Traits) -> Order:
+    """The compute steps of every rank, before the passes over programs."""
+    return _order(key.schedule, key.pipe, key.vocabulary, key.product)
+
+
 def _draw(key: Traits) -> Outline:
-    order = SCHEDULES[key.schedule].order(key.pipe)
-    if not key.ends:
-        order = insert(order, key.pipe, key.place, VOCABULARIES[key.vocabulary], key.product)
-    program = completed(order, key)
+    program = completed(order_of(key), key)
     kinds = tuple(map(_kinds_of, program.ranks))
     return Outline(Shared(program.ranks), kinds, key.place)
 

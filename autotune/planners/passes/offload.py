@@ -9,8 +9,9 @@ compute writes there (MARK) says when. Where a forward and its backward are clos
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import NamedTuple, Protocol
 
 from autotune.planners.lower.traits import Traits
 from autotune.spec.program import COMPUTE, D2H, H2D, Instruction, Program
@@ -32,7 +33,18 @@ class Wait(NamedTuple):
         return self.backward - self.forward
 
 
-def waits(listing: Iterable[Instruction]) -> list[Wait]:
+class Timed(Protocol):
+    """A compute step: an order's, or a program's instruction."""
+
+    @property
+    def op(self) -> str: ...
+    @property
+    def stage(self) -> int: ...
+    @property
+    def item(self) -> int: ...
+
+
+def waits(listing: Iterable[Timed]) -> list[Wait]:
     """Every chunk activation that a rank keeps."""
     forwards: dict[tuple[int, int], int] = {}
     found = []
@@ -44,7 +56,7 @@ def waits(listing: Iterable[Instruction]) -> list[Wait]:
     return found
 
 
-def chosen(listing: tuple[Instruction, ...], percent: int) -> list[Wait]:
+def chosen(listing: Sequence[Timed], percent: int) -> list[Wait]:
     """The share of a rank's chunk activations that moves: the longest waits, and of equal ones an even spread, so that
     whenever the rank holds many, the same share of them is away."""
     by_span: dict[int, list[Wait]] = {}
@@ -58,6 +70,25 @@ def chosen(listing: tuple[Instruction, ...], percent: int) -> list[Wait]:
         found += [wait for i, wait in enumerate(alike) if (i + 1) * take // count > i * take // count]
         left -= take
     return found
+
+
+def on_device(listing: Sequence[Timed], percent: int) -> tuple[tuple[int, int], ...]:
+    """(chunk activations, inputs of chunks) that are on a rank's device at once whatever its copies take, where no
+    other moment has more of both. An activation is there if it stays, has not had time to leave, or is being read;
+    an input stays."""
+    moved = set(chosen(listing, percent))
+    activations, inputs = [0] * (len(listing) + WINDOW + 2), [0] * (len(listing) + 2)
+    for wait in waits(listing):
+        stays = [(wait.forward, wait.backward)]
+        if wait in moved:
+            stays = [(wait.forward, wait.forward + WINDOW), (wait.backward, wait.backward)]
+        for first, last in stays:
+            activations[first] += 1
+            activations[last + 1] -= 1
+        inputs[wait.forward] += 1
+        inputs[wait.backward + 1] -= 1
+    found = set(zip(accumulate(activations), accumulate(inputs), strict=False))
+    return tuple(p for p in found if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in found))
 
 
 def offload(program: Program, traits: Traits) -> Program:

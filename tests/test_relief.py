@@ -1,0 +1,95 @@
+"""What a search tries where plans do not fit: activations and optimizer states on the host, under admissible bounds."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from autotune.planners.advice import PricedAdvice
+from autotune.planners.bounds import Bounder
+from autotune.planners.feasible import why_not
+from autotune.planners.predict import Predictor
+from autotune.planners.schedules import SCHEDULES
+from autotune.planners.search import search
+from autotune.planners.space import Enumeration
+from autotune.profiles_db.profile_file import MACHINES, load_profile
+from autotune.spec.model import ModelSpec
+from autotune.spec.plan import Plan
+from autotune.spec.prediction import Question
+from autotune.spec.recipe_schema import AXES
+from autotune.spec.workload import Workload
+
+MODEL = ModelSpec("wide", "LlamaForCausalLM", 1024, 8, 16, 16, 64, 2816, 32000)
+WORK = Workload(sequence_length=2048, global_batch=16)
+H100 = load_profile(MACHINES / "h100-sxm.json")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_plan_undercuts_its_bounds(seed: int) -> None:
+    draw, predictor = random.Random(seed), Predictor(MODEL, WORK, H100)
+    bounder, names, seen = Bounder(predictor), [n for n in SCHEDULES if n not in ("given", "solved")], 0
+    while seen < 12:
+        plan = Plan(
+            draw.choice((1, 2)),
+            1,
+            draw.choice((1, 2, 4)),
+            draw.choice((1, 2)),
+            draw.choice(names),
+            chunks=draw.choice((1, 2)),
+            recompute=draw.choice(("none", "selective", "full")),
+            attention="flash",
+            zero=draw.choice((0, 1)),
+            offload=draw.choice((0, 30, 50, 100)),
+            optimizer_offload=(moved := draw.choice((0, 50, 100))),
+            optimizer_stride=draw.choice((0, 1, 2, 5)) if moved else 0,
+            vocabulary=draw.choice(("ends", "vocab-1", "vocab-2")),
+        )
+        if why_not(MODEL, WORK, plan):
+            continue
+        seen += 1
+        found = predictor.predict(plan)
+        assert bounder.time(plan) <= found.step_s * (1 + 1e-9), plan
+        least, ordered, most = bounder.memory(plan), bounder.ordered_memory(plan), max(found.peak_bytes)
+        assert least <= ordered <= most, plan
+        if plan.offload == 0:
+            assert least == ordered
+
+
+def question(gigabytes: float, **axes: tuple[object, ...]) -> Question:
+    """Two H100 with this much memory each, for a model whose states alone take 2.3 GB a half of the layers."""
+    device = replace(H100.device, memory_bytes=int(gigabytes * 1e9) + H100.device.context_bytes)
+    profile = replace(H100, device=device)
+    fixed: dict[str, tuple[object, ...]] = {"schedule": ("1f1b",), "pipeline": (2,), "vocabulary": ("ends",)}
+    return Question(MODEL, WORK, profile, 2, {**fixed, **axes}, memory_fraction=1.0)
+
+
+def test_what_fits_is_not_moved() -> None:
+    assert all(not p.plan.offload and not p.plan.optimizer_offload for p in search(question(80)).ranking)
+
+
+def test_what_does_not_fit_moves_to_the_host() -> None:
+    """Least memory that needs no move, less one byte's worth of room: the search answers with a plan that moves."""
+    whole = search(replace(question(80), minimize="peak_memory", axes={**question(80).axes, "offload": (0,),
+                                                                       "optimizer_offload": (0,)}))  # fmt: skip
+    least = max(whole.ranking[0].peak_bytes)
+    found = search(question(0.98 * least / 1e9)).ranking
+    assert found and all(p.plan.offload or p.plan.optimizer_offload for p in found)
+    assert all(max(p.peak_bytes) < least for p in found)
+
+
+def test_a_recipe_that_names_the_axes_is_obeyed() -> None:
+    small = question(1, offload=(0,), optimizer_offload=(0,))
+    space = Enumeration(small, PricedAdvice(Bounder(Predictor(MODEL, WORK, small.profile))))
+    assert space.relieved(Plan(pipeline=2)) == () and space.eased(Plan(pipeline=2, offload=100)) == ()
+    open_ = Enumeration(question(1), PricedAdvice(Bounder(Predictor(MODEL, WORK, small.profile))))
+    moved = {(p.offload, p.optimizer_offload) for p in open_.relieved(Plan(pipeline=2))}
+    assert moved == {(100, 0), (0, 100)}
+    assert {p.optimizer_offload for p in open_.relieved(Plan(pipeline=2, offload=100))} == {100}
+
+
+def test_what_may_be_left_out_counts_from_nothing() -> None:
+    assert AXES["offload"].values([0, 50]) == (0, 50) and AXES["limit"].values({"min": 0, "max": 2}) == (0, 1, 2)
+    assert AXES["tensor"].expected_one == "a whole number from 1"
+    assert AXES["optimizer_stride"].expected_one == "a whole number from 0"
