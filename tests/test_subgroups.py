@@ -138,7 +138,7 @@ def test_a_machine_with_a_fast_link_uses_its_device(h100: Predictor) -> None:
     advice = PricedAdvice(Bounder(h100))
     plan = Plan(optimizer_offload=100, recompute="full")
     assert advice.states(plan) == (100,)
-    small = replace(h100.profile, host=replace(h100.profile.host, memory_bytes=1 << 20))
+    small = replace(h100.profile, host=replace(h100.profile.host, memory_bytes=1))
     assert PricedAdvice(Bounder(Predictor(MODEL, WORK, small))).states(plan) == ()
     grid = strides(SUBGROUPS)
     seconds = [h100.predict(replace(plan, optimizer_stride=stride)).step_s for stride in grid]
