@@ -25,6 +25,7 @@ from autotune.spec.plan import Plan
 from autotune.spec.prediction import Bound, Found, Prediction, Question, Space
 
 BATCH = 16  # plans simulated between two looks at the clock, and written to the database together
+FIRST = 2  # before it is known how long one takes, and so whether another process is worth starting
 PARALLEL_FROM = 0.25  # seconds of simulation left that are worth two processes
 RANKED = 64  # predictions that the answer keeps
 
@@ -216,7 +217,8 @@ def _explore(
             if spent and state.count:  # one batch is always simulated
                 return queue[0][0]
             batch: list[Plan] = []
-            while queue and len(batch) < BATCH and queue[0][0] < incumbent:
+            size = BATCH if workers.rate else FIRST
+            while queue and len(batch) < size and queue[0][0] < incumbent:
                 plan = heapq.heappop(queue)[2]
                 least = bounder.ordered_memory(plan)
                 if least <= allowed:
