@@ -90,16 +90,16 @@ class Bounder:
             own = held(place, rank)
             # A stage that two directions hold does half of the micro-batches on either rank.
             busy = sum((items // len(place[s])) * (times[s][0] + times[s][1]) for s in own)
-            # A stage's states on the host go there and back after its gradients, beside what other stages do.
             update = sum(updates[s][1] for s in (*own, *range(plan.stages, len(updates))))
-            update = max(update, min(updates[s][2] for s in own))
-            wait = updates[own[0]][0] if len(own) == 1 and plan.vocabulary == "ends" else 0.0
+            # Whichever stage has its last gradient last: it is summed over the replicas, then its weights are updated.
+            # States on the host go there and back after it.
+            last = min(wait + max(step, lane) for wait, step, lane in (updates[s] for s in own))
             start = min(fill[s] for s in own)
             # Its last input gradient's end: weight gradients of a split backward may all come later.
             passed = sum((items // len(place[s])) * (times[s][0] + times[s][2]) for s in own)
             until, drained = start + busy + beside, start + passed + beside
             work += before + busy + beside + after + update
-            best = max(best, until + after + update + wait, drained + min(drain[s] for s in own))
+            best = max(best, until + max(after + update, last), drained + min(drain[s] for s in own))
             best = max(best, before + busy + beside + after + update)
         return max(best, work / capacity) if capacity else best
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from autotune.planners.advice import PricedAdvice
 from autotune.planners.bounds import Bounder
@@ -63,12 +64,34 @@ class _State:
         return min(self.simulated, key=lambda p: objective(self.question, p), default=None)
 
 
-_WORKER: Predictor | None = None
+@dataclass(frozen=True)
+class _Worker:
+    """What simulates a plan; processes that are forked have it with all that is priced already."""
+
+    bounder: Bounder
+    allowed: int
+
+    def simulate(self, plan: Plan) -> Prediction | _TooLarge:
+        """The prediction; or, where the plan's order alone shows that it cannot fit, the bytes that it needs."""
+        predictor = self.bounder.predictor
+        if predictor.workload.kind == "train":
+            least = self.bounder.ordered_memory(plan)
+            if least > self.allowed:
+                return _TooLarge(plan, least)
+        return predictor.predict(plan, timeline=False)
 
 
-def _simulate(plan: Plan) -> Prediction:
+class _TooLarge(NamedTuple):
+    plan: Plan
+    bytes: int
+
+
+_WORKER: _Worker | None = None
+
+
+def _simulate(plan: Plan) -> Prediction | _TooLarge:
     assert _WORKER is not None
-    return _WORKER.predict(plan, timeline=False)
+    return _WORKER.simulate(plan)
 
 
 def search(
@@ -87,9 +110,9 @@ def search(
     """
     global _WORKER
     began = time.monotonic()
-    predictor = _WORKER = Predictor(question.model, question.workload, question.profile)
-    bounder = Bounder(predictor)
-    allowed = limit_bytes(question)
+    predictor = Predictor(question.model, question.workload, question.profile)
+    bounder, allowed = Bounder(predictor), limit_bytes(question)
+    _WORKER = _Worker(bounder, allowed)
     space = Enumeration(question, PricedAdvice(bounder))
     queue, bounded = _bounded(question, bounder, space, allowed)
     lowest = queue[0][0] if queue else 0.0
@@ -219,16 +242,12 @@ def _explore(
             batch: list[Plan] = []
             size = BATCH if workers.rate else FIRST
             while queue and len(batch) < size and queue[0][0] < incumbent:
-                plan = heapq.heappop(queue)[2]
-                least = bounder.ordered_memory(plan)
-                if least <= allowed:
-                    batch.append(plan)
-                else:
-                    refuse(plan, least)
-            if not batch:
-                continue
+                batch.append(heapq.heappop(queue)[2])
             fitting = []
             for prediction in workers.simulate(batch, len(queue)):
+                if isinstance(prediction, _TooLarge):
+                    refuse(*prediction)
+                    continue
                 state.count += 1
                 if max(prediction.peak_bytes) > allowed:
                     refuse(prediction.plan, max(prediction.peak_bytes))
@@ -258,7 +277,7 @@ class _Workers:
         if self.pool is not None:
             self.pool.shutdown(wait=False, cancel_futures=True)
 
-    def simulate(self, plans: Sequence[Plan], waiting: int) -> Iterator[Prediction]:
+    def simulate(self, plans: Sequence[Plan], waiting: int) -> Iterator[Prediction | _TooLarge]:
         cores = len(os.sched_getaffinity(0))
         if (
             self.pool is None
@@ -270,7 +289,7 @@ class _Workers:
             self.pool = ProcessPoolExecutor(cores, mp.get_context("fork"), follower())
         begin = time.monotonic()
         if self.pool is not None:
-            yield from self.pool.map(_simulate, plans, chunksize=max(1, len(plans) // (2 * cores)))
+            yield from self.pool.map(_simulate, plans, chunksize=max(1, len(plans) // (4 * cores)))
         else:
             yield from map(_simulate, plans)
         self.rate = (time.monotonic() - begin) / max(len(plans), 1)
