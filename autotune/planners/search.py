@@ -234,14 +234,16 @@ def _explore(
 
     with _Workers() as workers:
         while queue:
-            if queue[0][0] >= incumbent:
+            # Whatever the bound says, some plans are there to be ranked and measured.
+            wanted = incumbent if state.count >= BATCH else float("inf")
+            if queue[0][0] >= wanted:
                 return None
             spent = state.count >= question.simulate_budget or time.monotonic() - began > question.seconds
             if spent and state.count:  # one batch is always simulated
                 return queue[0][0]
             batch: list[Plan] = []
             size = BATCH if workers.rate else FIRST
-            while queue and len(batch) < size and queue[0][0] < incumbent:
+            while queue and len(batch) < size and queue[0][0] < wanted:
                 batch.append(heapq.heappop(queue)[2])
             fitting = []
             for prediction in workers.simulate(batch, len(queue)):

@@ -98,9 +98,16 @@ class Plain:
 
 
 def canonical(plan: Plan) -> bool:
-    """Whether a plan is the one that stands for those that differ from it only where it makes no difference."""
-    alone = plan.pipeline == 1
-    return not (alone and plan.stages == 1 and plan.schedule != "1f1b")
+    """Whether a plan is the one that stands for those that differ from it only where it makes no difference.
+
+    One rank alone fills no bubble: it runs every micro-batch forward and backward before the next, over its stages in
+    order. Stages are worth having there for what waits on the host between a forward and its backward.
+    """
+    if plan.pipeline > 1:
+        return True
+    if plan.stages == 1:
+        return plan.schedule == "1f1b"
+    return plan.offload > 0 and plan.schedule == "zeropp" and plan.group == 1
 
 
 def generalise(reason: str) -> str:
