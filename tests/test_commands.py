@@ -106,6 +106,24 @@ def test_search_locks_and_the_lock_is_used(autotune: Autotune, recipe: str) -> N
     assert listed and autotune("plans", "show", found["plan_id"], "--json").json["plan_id"] == found["plan_id"]
 
 
+def test_a_list_of_plans_says_what_it_leaves_out(autotune: Autotune, recipe: str) -> None:
+    assert autotune("search", recipe, "-q").code == 0
+    every = len(autotune("plans", "ls", "--top", "0", "--limit", "9999", "--json").json["plans"])
+    assert every > 21, "more than a list has by default, of one question"
+    for words, listed, options in (
+        ((), 5, f"--top 0 --limit {every}"),
+        (("--limit", "3"), 3, f"--top 0 --limit {every}"),
+        (("--top", "0"), 20, f"--limit {every}"),
+        (("--top", "7", "--limit", "9999"), 7, "--top 0"),
+    ):
+        said = autotune("plans", "ls", *words)
+        assert len(said.stdout.splitlines()) == 1 + listed
+        assert f"{every - listed} more plans are stored: add {options}\n" in said.stderr
+        told = autotune("plans", "ls", *words, "--json")
+        assert len(told.json["plans"]) == listed and "stored" not in told.stderr
+    assert "stored" not in autotune("plans", "ls", "--top", "0", "--limit", str(every)).stderr
+
+
 def test_the_same_search_twice_writes_the_same_lock(autotune: Autotune, recipe: str) -> None:
     texts = []
     for _ in range(2):

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from autotune.planners.lower.train import lower_training
+from autotune.planners.predict import Predictor
+from autotune.planners.refine import unmeasured
 from autotune.planners.resolve import Resolved, resolve
+from autotune.planners.search import search
 from autotune.planners.sharing import shared_sweep
 from autotune.planners.simulate import simulate, sweep
 from autotune.spec.plan import Plan
+from autotune.spec.prediction import Question
+from autotune.spec.work import Collective
 from autotune.spec.workload import Workload
+from tests.commands import two_workers
 from tests.test_closed_forms import DEEP, UnitCosts
 
 
@@ -61,3 +68,26 @@ def test_a_pipeline_on_half_as_many_cores() -> None:
     work = 4 * 3 * 8 / 2
     assert work < shared.makespan < 1.25 * work
     assert shared.peaks == simulate(program, UnitCosts()).peaks
+
+
+@pytest.mark.parametrize("devices", [3, 8])
+def test_more_workers_than_cores_are_searched_and_their_groups_measured_whole(devices: int) -> None:
+    """A shared link joins any number of workers: also 8, which tensor parallelism could not share these heads among."""
+    machine = two_workers()
+    machine = replace(machine, device=replace(machine.device, cores=2), links=(replace(machine.links[0], size=0),))
+    work = Workload(sequence_length=4, global_batch=24)
+    found = search(Question(DEEP, work, machine, devices, {"recompute": ("none",)}), progress=lambda text: None)
+    assert found.best.plan.world == devices
+    assert any(reason.startswith("tensor must divide") for reason in found.space.infeasible)
+    missing = unmeasured(Predictor(DEEP, work, machine), [Plan(data=devices, zero=1)])
+    for ranks, works in missing.items():
+        groups = {w.group for w in works if isinstance(w, Collective)}
+        assert groups <= {ranks}, "a collective is measured by as many workers as it joins"
+    assert devices in missing
+
+
+def test_groups_of_more_accelerators_than_the_node_has_are_not_measured_on_it() -> None:
+    machine = two_workers()
+    machine = replace(machine, device=replace(machine.device, kind="cuda"))
+    missing = unmeasured(Predictor(DEEP, Workload(sequence_length=4, global_batch=24), machine), [Plan(data=8, zero=1)])
+    assert not any(isinstance(w, Collective) for works in missing.values() for w in works)

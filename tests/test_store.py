@@ -167,6 +167,8 @@ def test_listing_plans_by_question(store: Store) -> None:
     assert len(store.plans(top=0)) == 13 and len(store.plans(2)) == 2
     assert len(store.plans(top=0, model="tiny")) == 10 == len(store.plans(top=0, kind="train"))
     assert len(store.plans(top=0, search=second[:12])) == 3
+    assert (store.count_plans(), store.count_plans(top=5), store.count_plans(top=2, model="tiny")) == (13, 8, 2)
+    assert store.count_plans(measured=True) == 1
     assert {e.plan for e in store.plans(measured=True)} == {batch(10)[9].plan}
     here = store.origin(batch(10)[9].plan.id)
     assert (here.model, here.workload, here.devices) == (DENSE, WORK, 4)

@@ -28,4 +28,4 @@ Order = Annotated[
     Path | None,
     typer.Option("--order", metavar="FILE", help="Take this pipeline order: one line a rank, like 0F0 0F1 0BW0 0BW1."),
 ]
-Top = Annotated[int, typer.Option("--limit", min=1, metavar="N", help="How many to list.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, metavar="N", help="How many to list.")]

@@ -200,6 +200,16 @@ def plan_entry_rows(entries: Sequence[PlanEntry]) -> list[tuple[str, ...]]:
     return rows
 
 
+def left_out(shown: int, of_top: int, whole: int, limit: int) -> str:
+    """How many of `whole` stored plans a list of `shown` lacks, and which options show them.
+
+    `of_top` is how many --top alone leaves, `limit` the most that are listed now.
+    """
+    options = ["--top 0"] * (whole > of_top) + [f"--limit {whole}"] * (whole > limit)
+    missing = whole - shown
+    return f"{counted(missing, 'more plan is', 'more plans are')} stored: add {' '.join(options)}"
+
+
 def plan_entry_json(entry: PlanEntry) -> dict[str, Any]:
     return {
         "plan_id": entry.id,

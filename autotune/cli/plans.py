@@ -9,27 +9,32 @@ import typer
 from autotune.cli import _arguments as arguments
 from autotune.cli import _output as out
 from autotune.cli._session import opened
-from autotune.cli._settings import command
+from autotune.cli._settings import command, current
 
 group = typer.Typer(help="Stored plans: list, show, compare.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @command(group, "ls")
 def list_plans(
-    limit: arguments.Top = 20,
+    limit: arguments.Limit = 20,
+    top: Annotated[int, typer.Option("--top", min=0, metavar="N", help="How many of each question; 0: all.")] = 5,
     model: Annotated[str, typer.Option("--model", metavar="NAME", help="Only of this model.")] = "",
     measured: Annotated[bool, typer.Option("--measured", help="Only those that were measured or run.")] = False,
 ) -> None:
     """List stored plans.
 
-    The latest question first, its fastest plans on top.
+    The latest question first, its fastest plans on top. A question is a model, a
+    workload, a machine and a number of devices.
     """
-    from autotune.cli._views import plan_entry_json, plan_entry_rows
+    from autotune.cli._views import left_out, plan_entry_json, plan_entry_rows
 
     with opened(create=False) as store:
-        entries = store.plans(limit, model=model, measured=measured)
+        entries = store.plans(limit, top=top, model=model, measured=measured)
+        of_top, whole = (store.count_plans(top=most, model=model, measured=measured) for most in (top, 0))
         out.data(*out.table(plan_entry_rows(entries), right=(4, 5, 6, 7)) if entries else ["no plans yet"])
         out.emit("plans.ls", {"plans": [plan_entry_json(entry) for entry in entries], "db": store.place.shown})
+    if not current().as_json and len(entries) < whole:
+        out.say(left_out(len(entries), of_top, whole, limit))
 
 
 @command(group)

@@ -41,9 +41,14 @@ def _divides(what: str, value: int, of: int, whole: str) -> str | None:
     return f"{what} must divide {whole} {of} (found {value}; nearest {nearest_divisor(max(value, 1), of)})"
 
 
-def _tensor(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:
+def unsharded(model: ModelSpec, tensor: int) -> str | None:
+    """The first width of the model that `tensor` ranks cannot share evenly, or None: no shard has a shape then."""
     widths = [("heads", model.heads), ("kv_heads", model.kv_heads), ("ffn", model.ffn), ("vocabulary", model.vocab)]
-    found = [_divides("tensor", plan.tensor, of, whole) for whole, of in widths]
+    return next((why for whole, of in widths if (why := _divides("tensor", tensor, of, whole))), None)
+
+
+def _tensor(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:
+    found = [unsharded(model, plan.tensor)]
     if plan.sequence_parallel:
         if plan.tensor == 1:
             found.append("sequence_parallel needs tensor > 1 (found 1; nearest 2)")

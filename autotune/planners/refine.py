@@ -19,7 +19,7 @@ from autotune.planners.lower.train import lower_training
 from autotune.planners.predict import Predictor
 from autotune.spec.machine import Profile, Sample
 from autotune.spec.plan import Plan
-from autotune.spec.work import Work
+from autotune.spec.work import Collective, Work
 
 
 def step_works(predictor: Predictor, plan: Plan) -> set[Work]:
@@ -62,14 +62,19 @@ def plan_works(predictor: Predictor, plan: Plan) -> set[Work]:
 
 
 def unmeasured(predictor: Predictor, plans: Iterable[Plan]) -> dict[int, list[Work]]:
-    """By number of ranks a node: what these plans need that the profile has no sample of."""
+    """By number of ranks a node: what these plans need that the profile has no sample of.
+
+    A processor runs as many workers as a group has members, however few cores they share; a group of more accelerators
+    than the node has cannot be measured on it and is left out.
+    """
     missing: dict[int, set[Work]] = {}
     for plan in plans:
-        ranks = min(plan.world, predictor.profile.device.count or plan.world)
-        pricer = predictor.pricer(plan.world)
-        wanted = {w for w in plan_works(predictor, plan) if pricer.grade(w) != "measured"}
-        missing.setdefault(ranks, set()).update(wanted)
-    return {ranks: sorted(wanted, key=repr) for ranks, wanted in missing.items() if wanted}
+        ranks, pricer = predictor.ranks(plan.world), predictor.pricer(plan.world)
+        for work in plan_works(predictor, plan):
+            group = work.group if isinstance(work, Collective) else 1
+            if pricer.grade(work) != "measured" and (group <= ranks or predictor.profile.inline):
+                missing.setdefault(max(ranks, group), set()).add(work)
+    return {ranks: sorted(wanted, key=repr) for ranks, wanted in missing.items()}
 
 
 def refined(profile: Profile, samples: Sequence[Sample]) -> Profile:

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from itertools import product
 from typing import Protocol
 
-from autotune.planners.feasible import why_not
+from autotune.planners.feasible import unsharded, why_not
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.traits import pipe_of
 from autotune.planners.schedules import SCHEDULES, Place
@@ -162,8 +162,9 @@ class Enumeration:
         for chunks in given.get("chunks", schedule.chunks):
             first: Mapping[str, object] = {axis: self._given(axis)[0] for axis in ("group", "limit", "order")}
             chunked = replace(plan, chunks=chunks, **first)  # type: ignore[arg-type]
-            if chunked.stages > self.question.model.layers or schedule.refuse(pipe := pipe_of(chunked, items)):
-                yield chunked  # refused as it is: its inner choices would be refused for the same reason
+            refused = chunked.stages > self.question.model.layers or schedule.refuse(pipe := pipe_of(chunked, items))
+            if refused or unsharded(self.question.model, plan.tensor):
+                yield chunked  # refused as it is: its inner choices would be, and some of them have no price
                 continue
             groups, limits = given.get("group", schedule.groups(pipe)), given.get("limit", schedule.limits(pipe))
             offered = ("ends",) if self.question.workload.clip else _vocabularies(chunked, schedule.place(pipe))

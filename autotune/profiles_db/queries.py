@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from autotune.profiles_db import tables as t
 from autotune.profiles_db.profile_file import from_dict
 from autotune.profiles_db.records import (
+    Asked,
     LaunchEntry,
     Origin,
     PlanEntry,
@@ -128,47 +129,13 @@ def origin(session: Session, prefix: str, shown: str) -> Origin:
     return Origin(this, model, workload, last.profile if last else None, last.devices if last else this.world)
 
 
-def plans(
-    session: Session, limit: int, top: int, model: str, kind: str, search: str, measured: bool
-) -> list[PlanEntry]:
+def plans(session: Session, limit: int, asked: Asked) -> list[PlanEntry]:
     """Plans by model and workload, those last predicted for first, then by predicted seconds: see Store.plans."""
-    place = func.row_number().over(partition_by=t.PredictionRow.context, order_by=t.PredictionRow.step_s)
-    wanted = select(t.PredictionRow.context, t.PredictionRow.plan, place.label("place"))
-    if search:
-        mine = select(t.Trial.plan).where(t.Trial.search == search)
-        asked = session.get_one(t.Search, search)
-        same = select(t.Context.digest).where(
-            t.Context.model == asked.model,
-            t.Context.workload == asked.workload,
-            t.Context.profile == asked.profile,
-            t.Context.devices == asked.devices,
-        )
-        wanted = wanted.where(t.PredictionRow.plan.in_(mine), t.PredictionRow.context.in_(same))
-    if measured:
-        trials = select(t.Trial.plan).where(t.Trial.kind == "measured")
-        wanted = wanted.where(t.PredictionRow.plan.in_(trials.union(select(t.Run.plan))))
-    ranked = wanted.subquery()
-    query = (
-        select(t.PlanRow, t.PredictionRow.step_s, t.PredictionRow.peak_bytes, t.Context, t.Model.name, t.WorkloadRow)
-        .select_from(ranked)
-        .join(t.PlanRow, t.PlanRow.digest == ranked.c.plan)
-        .join(
-            t.PredictionRow,
-            (t.PredictionRow.context == ranked.c.context) & (t.PredictionRow.plan == ranked.c.plan),
-        )
-        .join(t.Context, t.Context.digest == ranked.c.context)
-        .join(t.Model, t.Model.digest == t.Context.model)
-        .join(t.WorkloadRow, t.WorkloadRow.digest == t.Context.workload)
+    rows = session.execute(
+        _listed(session, asked)
         .order_by(t.Context.updated.desc(), t.PredictionRow.step_s, t.PlanRow.digest)
         .limit(limit)
-    )
-    if top:
-        query = query.where(ranked.c.place <= top)
-    if model:
-        query = query.where((t.Model.name == model) | (t.Model.digest == model))
-    if kind:
-        query = query.where(t.WorkloadRow.kind == kind)
-    rows = session.execute(query).all()
+    ).all()
     seconds = _measured_seconds(session, [row[0].digest for row in rows])
     runs = _run_counts(session, [row[0].digest for row in rows])
     return [
@@ -187,6 +154,50 @@ def plans(
         )
         for stored, step_s, peak, where, name, workload in rows
     ]
+
+
+def count_plans(session: Session, asked: Asked) -> int:
+    """How many entries `plans` has without a limit."""
+    return session.scalars(select(func.count()).select_from(_listed(session, asked).subquery())).one()
+
+
+def _listed(session: Session, asked: Asked) -> Select[Any]:
+    """Plan, its prediction and what it was predicted for, for every entry that is asked for."""
+    place = func.row_number().over(partition_by=t.PredictionRow.context, order_by=t.PredictionRow.step_s)
+    wanted = select(t.PredictionRow.context, t.PredictionRow.plan, place.label("place"))
+    if asked.search:
+        mine = select(t.Trial.plan).where(t.Trial.search == asked.search)
+        its = session.get_one(t.Search, asked.search)
+        same = select(t.Context.digest).where(
+            t.Context.model == its.model,
+            t.Context.workload == its.workload,
+            t.Context.profile == its.profile,
+            t.Context.devices == its.devices,
+        )
+        wanted = wanted.where(t.PredictionRow.plan.in_(mine), t.PredictionRow.context.in_(same))
+    if asked.measured:
+        trials = select(t.Trial.plan).where(t.Trial.kind == "measured")
+        wanted = wanted.where(t.PredictionRow.plan.in_(trials.union(select(t.Run.plan))))
+    ranked = wanted.subquery()
+    query = (
+        select(t.PlanRow, t.PredictionRow.step_s, t.PredictionRow.peak_bytes, t.Context, t.Model.name, t.WorkloadRow)
+        .select_from(ranked)
+        .join(t.PlanRow, t.PlanRow.digest == ranked.c.plan)
+        .join(
+            t.PredictionRow,
+            (t.PredictionRow.context == ranked.c.context) & (t.PredictionRow.plan == ranked.c.plan),
+        )
+        .join(t.Context, t.Context.digest == ranked.c.context)
+        .join(t.Model, t.Model.digest == t.Context.model)
+        .join(t.WorkloadRow, t.WorkloadRow.digest == t.Context.workload)
+    )
+    if asked.top:
+        query = query.where(ranked.c.place <= asked.top)
+    if asked.model:
+        query = query.where((t.Model.name == asked.model) | (t.Model.digest == asked.model))
+    if asked.kind:
+        query = query.where(t.WorkloadRow.kind == asked.kind)
+    return query
 
 
 Trio = tuple[str, str, str]  # digests of model, workload and plan

@@ -45,6 +45,20 @@ class PlanEntry:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """Which predicted plans to list: of each question the `top` fastest (0: all), and only those that match the rest.
+
+    `model` is a name or digest, `kind` a workload's, `search` a digest; `measured` ones were measured or run.
+    """
+
+    top: int = 5
+    model: str = ""
+    kind: str = ""
+    search: str = ""
+    measured: bool = False
+
+
+@dataclass(frozen=True)
 class SearchEntry:
     """A search: what was asked (without budgets), where it stands, and how many trials it holds."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from autotune.profiles_db.cost_model import cost_model_version
 from autotune.profiles_db.database import Database
-from autotune.profiles_db.records import Origin, PlanEntry, ProfileEntry, RunEntry, SearchEntry
+from autotune.profiles_db.records import Asked, Origin, PlanEntry, ProfileEntry, RunEntry, SearchEntry
 from autotune.spec import timeline_file
 from autotune.spec.errors import UsageError, nearest_name
 from autotune.spec.machine import Profile
@@ -138,7 +138,14 @@ class Store(Database):
         with self._reading() as session:
             if search:
                 search = queries.resolve(session, tables.Search.digest, search, "search", self.place.shown)
-            return queries.plans(session, limit, top, model, kind, search, measured)
+            return queries.plans(session, limit, Asked(top, model, kind, search, measured))
+
+    def count_plans(self, *, top: int = 0, model: str = "", measured: bool = False) -> int:
+        """How many plans `plans` lists without a limit."""
+        from autotune.profiles_db import queries
+
+        with self._reading() as session:
+            return queries.count_plans(session, Asked(top, model, measured=measured))
 
     # --- searches
 
