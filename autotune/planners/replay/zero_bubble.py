@@ -1,29 +1,15 @@
-"""Figures that papers publish of pipeline schedules, with all that is needed to get them again: plain data.
-
-A figure is one number of a table: the setup it was got with, the schedule, the metric and the value. A further paper
-is further figures; a new kind of number is a line in the metrics of `schedules.replay`.
-"""
+"""Zero Bubble's bubble rates (2401.10241, table 5), from the durations that the paper profiled: plain data."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
+from autotune.planners.replay.orders import measure
+from autotune.planners.replay.row import Row, Table
 from autotune.planners.schedules.schedule import Pipe
 from autotune.planners.schedules.times import Times
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A published value. `pipe` holds the times that the paper measured, in milliseconds, and the memory limit."""
-
-    source: str
-    setup: str
-    name: str  # the schedule's name in the paper
-    schedule: str  # its name in SCHEDULES
-    metric: str  # a name in the metrics of `schedules.replay`
-    value: float
-    pipe: Pipe
 
 
 @dataclass(frozen=True)
@@ -68,14 +54,14 @@ ZERO_BUBBLE_ROWS = (
 )
 
 
-def zero_bubble() -> Iterator[Figure]:
-    """Bubble rates at profiled times (2401.10241, table 5)."""
+def rows() -> Iterator[Row]:
+    """A row for each schedule of each profile."""
     for profile, values in ZERO_BUBBLE_ROWS:
         setup = f"{profile.model} p={profile.ranks} m={profile.items}"
         for (name, schedule, limit), value in zip(ZERO_BUBBLE_COLUMNS, values, strict=True):
             pipe = profile.pipe(limit * profile.ranks)
-            yield Figure("Zero Bubble, table 5", setup, name, schedule, "bubble rate", value, pipe)
+            found = partial(measure, schedule, "bubble rate", pipe)
+            yield Row("2401.10241, table 5", setup, name, "bubble rate", value, found)
 
 
-def figures() -> list[Figure]:
-    return [*zero_bubble()]
+TABLE = Table("Zero Bubble", "the paper's profiled durations of F, B, W and a hop", False, rows)

@@ -1,0 +1,48 @@
+"""A row of a published table beside what we find for it, and the errors of a table."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """A published value. `found` computes ours, in the same unit; no published value goes into it."""
+
+    source: str  # paper and table
+    setup: str
+    name: str  # schedule or plan, as the paper calls it
+    metric: str  # with its unit
+    published: float
+    found: Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one source. `machine` says where durations come from; `relative`: differences in percent of published."""
+
+    title: str
+    machine: str
+    relative: bool
+    rows: Callable[[], Iterator[Row]]
+
+
+def difference(table: Table, row: Row, found: float) -> float:
+    """Ours less the published value: in percent of it, or in the metric's own unit."""
+    return 100 * (found / row.published - 1) if table.relative else found - row.published
+
+
+def replay(table: Table) -> list[tuple[Row, float, float]]:
+    """(row, ours, difference) of every row, in the order of the source."""
+    found = [(row, row.found()) for row in table.rows()]
+    return [(row, ours, difference(table, row, ours)) for row, ours in found]
+
+
+def summary(results: list[tuple[Row, float, float]]) -> dict[str, tuple[float, float]]:
+    """By metric: the mean of the differences' sizes, and the largest difference with its sign."""
+    by_metric: dict[str, list[float]] = {}
+    for row, _, off in results:
+        by_metric.setdefault(row.metric, []).append(off)
+    return {m: (statistics.fmean(map(abs, offs)), max(offs, key=abs)) for m, offs in by_metric.items()}

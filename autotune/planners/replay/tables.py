@@ -1,0 +1,12 @@
+"""The tables that are replayed, by the name that the command takes: a further one is a file and a line here."""
+
+from __future__ import annotations
+
+from autotune.planners.replay import controllable_memory, vocabulary, zero_bubble
+from autotune.planners.replay.row import Table
+
+TABLES: dict[str, Table] = {
+    "zero-bubble": zero_bubble.TABLE,
+    "vocabulary": vocabulary.TABLE,
+    "controllable-memory": controllable_memory.TABLE,
+}

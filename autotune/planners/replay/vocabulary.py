@@ -1,0 +1,49 @@
+"""Vocabulary parallelism's utilisation and peak memory on 8 GPUs (2411.05288, table 5).
+
+1F1B on 8 A100, 32 layers of 3072, sequences of 2048, 128 micro-batches of one. Not expressed: `redis` (its rows are not
+among the figures at hand) and `interlaced` (tensor-parallel vocabulary with exposed all-reduces is no plan of ours).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from autotune.planners.costs.works import model_flops
+from autotune.planners.replay.machine import A100, A100_FLOPS, gpt, predicted
+from autotune.planners.replay.row import Row, Table
+from autotune.spec.plan import Plan
+from autotune.spec.workload import Workload
+
+RANKS = 8
+WORK = Workload(sequence_length=2048, global_batch=128)
+SIZES = (32, 64, 128, 256)  # thousands (of 1024) of tokens
+# (the paper's name, our axis, MFU in percent by size, peak GB of the fullest rank by size)
+PUBLISHED = (
+    ("baseline", "ends", (46.16, 40.48, 33.11, 25.23), (14.86, 16.32, 19.25, 25.64)),
+    ("vocab-1", "vocab-1", (50.42, 50.28, 49.93, 50.12), (15.63, 16.02, 16.84, 18.59)),
+    ("vocab-2", "vocab-2", (50.23, 50.18, 49.82, 49.69), (14.83, 15.23, 16.04, 17.78)),
+)
+
+
+def utilisation(axis: str, size: int) -> float:
+    """MFU in percent."""
+    model, plan = gpt("gpt-4b", 32, 3072, 24, size * 1024), Plan(pipeline=RANKS, vocabulary=axis, attention="flash")
+    flops = model_flops(model, WORK.global_batch, WORK.sequence_length)
+    return 100 * flops / (predicted(model, WORK, plan).step_s * RANKS * A100_FLOPS)
+
+
+def peak(axis: str, size: int) -> float:
+    """GiB (as which the paper's "GB" is read) handed out by the allocator on the fullest rank."""
+    model, plan = gpt("gpt-4b", 32, 3072, 24, size * 1024), Plan(pipeline=RANKS, vocabulary=axis, attention="flash")
+    return max(predicted(model, WORK, plan).peak_bytes) / 2**30
+
+
+def rows() -> Iterator[Row]:
+    for name, axis, rates, memories in PUBLISHED:
+        for metric, values, ours in (("MFU %", rates, utilisation), ("peak GiB", memories, peak)):
+            for size, value in zip(SIZES, values, strict=True):
+                yield Row("2411.05288, table 5", f"p=8 V={size}k", name, metric, value, partial(ours, axis, size))
+
+
+TABLE = Table("Vocabulary parallelism", f"8 x shipped profile {A100}", True, rows)
