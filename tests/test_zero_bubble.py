@@ -191,7 +191,7 @@ def test_weight_gradients_at_the_end_come_stage_by_stage() -> None:
         assert [step.stage for step in tail] == [tail[0].stage] * 8 + [tail[8].stage] * 8
 
 
-@pytest.mark.parametrize("row", rows(), ids=lambda row: f"{row.setup} {row.name}")
+@pytest.mark.parametrize("row", list(rows()), ids=lambda row: f"{row.setup} {row.name}")
 def test_published_bubble_rates_are_ours(row: Row) -> None:
     """Orders that the paper states in full: to its last digit. The searched ones: no worse."""
     if row.name in ("ZB-1p", "ZB-2p"):
