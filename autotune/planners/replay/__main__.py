@@ -1,4 +1,4 @@
-"""`python -m autotune.planners.replay [TABLE ...]`: published figures beside ours, row by row, and their errors."""
+"""`python -m autotune.planners.replay [TABLE ...]`: published figures beside ours, and the errors of each table."""
 
 from __future__ import annotations
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from autotune.planners.replay import controllable_memory, vocabulary, zero_bubble
+from autotune.planners.replay import controllable_memory, megatron, vocabulary, zero_bubble
 from autotune.planners.replay.row import Table
 
 TABLES: dict[str, Table] = {
     "zero-bubble": zero_bubble.TABLE,
     "vocabulary": vocabulary.TABLE,
     "controllable-memory": controllable_memory.TABLE,
+    "megatron": megatron.TABLE,
 }
