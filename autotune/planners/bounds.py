@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 from autotune.planners.costs.step import StepCosts
 from autotune.planners.lower.stage import Sizes
-from autotune.planners.lower.subgroups import split
 from autotune.planners.lower.train import order_of, resident_bytes, state_bytes
 from autotune.planners.lower.traits import micro_batches, pipe_of, place_of, stage_sizes, traits
 from autotune.planners.passes.offload import on_device
@@ -26,7 +25,6 @@ from autotune.planners.schedules import SCHEDULES, held
 from autotune.planners.schedules.vocabulary import EMBED, EMBED_W, VOCABULARIES
 from autotune.spec.plan import Plan
 from autotune.spec.program import Instruction
-from autotune.spec.work import Collective, Optimizer
 
 StageTimes = tuple[tuple[float, float, float], ...]  # seconds of each stage: forward, least backward, least drain
 
@@ -78,7 +76,7 @@ class Bounder:
         times, costs = self.stages(plan)
         items = micro_batches(plan, self.predictor.workload)
         place = place_of(plan, items)
-        updates = self.updates(plan, costs)
+        updates = self.updates(plan)
         fill, drain = [0.0], [0.0]  # seconds before a stage's first micro-batch comes, and after its last gradient left
         for forward, _, back in times:
             fill.append(fill[-1] + forward)
@@ -114,29 +112,20 @@ class Bounder:
         seconds = [items * sum(costs.cost(Instruction(op, plan.stages)).seconds for op in ops) for ops in groups]
         return seconds[0], seconds[1], seconds[2]
 
-    def updates(self, plan: Plan, costs: StepCosts) -> list[tuple[float, float, float]]:
+    def updates(self, plan: Plan) -> list[tuple[float, float, float]]:
         """(collectives over the replicas, optimizer, the busiest lane of states on the host) seconds of each stage."""
-        pricer, precision = costs.pricer, self.predictor.workload.precision
-        kind = "mixed" if precision == "bf16" else precision
-        where = pricer.spread(plan.data, plan.tensor)
+        costs = self.costs(plan)
+        sums = (("reduce_scatter", 1), ("all_gather", 0)) if plan.zero else (("all_reduce", 1),)
         found = []
-        own = self.costs(plan) if plan.optimizer_offload else costs
         for stage, size in enumerate(costs.sizes):
-            weights, gradients, _ = state_bytes(size.parameters, precision, 1)
-            shards = plan.data if plan.zero else 1
-            resident, _ = split(size.parameters, shards, plan.optimizer_offload)
-            step = pricer.seconds(Optimizer(resident, kind)) if resident else 0.0
+            step = sum(map(costs.pricer.seconds, costs.optimizer(stage)))
             wait = 0.0
             if plan.data > 1:
-                ops = (
-                    [("reduce_scatter", gradients), ("all_gather", weights)]
-                    if plan.zero
-                    else [("all_reduce", gradients)]
-                )
-                wait = sum(pricer.seconds(Collective(op, nbytes, plan.data, *where)) for op, nbytes in ops)
-            key = (size.parameters, shards, plan.optimizer_offload, plan.optimizer_stride, pricer.ranks)
+                wait = sum(costs.pricer.seconds(costs.over_data(op, stage, which)) for op, which in sums)
+            shards = plan.data if plan.zero else 1
+            key = (size.parameters, shards, plan.optimizer_offload, plan.optimizer_stride, costs.pricer.ranks)
             if key not in self._lanes:
-                self._lanes[key] = busiest_lane(own, stage)
+                self._lanes[key] = busiest_lane(costs, stage)
             found.append((wait, step, self._lanes[key]))
         return found
 

@@ -100,14 +100,10 @@ class Plain:
 def canonical(plan: Plan) -> bool:
     """Whether a plan is the one that stands for those that differ from it only where it makes no difference.
 
-    One rank alone fills no bubble: it runs every micro-batch forward and backward before the next, over its stages in
-    order. Stages are worth having there for what waits on the host between a forward and its backward.
+    One rank alone fills no bubble: where nothing waits on the host between a forward and its backward, no order of its
+    micro-batches or stages is better than the usual one.
     """
-    if plan.pipeline > 1:
-        return True
-    if plan.stages == 1:
-        return plan.schedule == "1f1b"
-    return plan.offload > 0 and plan.schedule == "zeropp" and plan.group == 1
+    return plan.pipeline > 1 or plan.offload > 0 or plan.schedule == DEFAULTS["schedule"]
 
 
 def generalise(reason: str) -> str:
