@@ -8,6 +8,7 @@ from torch import Tensor
 
 from autotune.runners import reference
 from autotune.runners.ops import OPERATIONS, KVCache, attention
+from autotune.runners.ops.attention_cache import Lengths
 from autotune.spec.errors import UsageError
 from autotune.spec.graph import blocks
 from autotune.spec.model import ModelSpec
@@ -78,10 +79,21 @@ def test_a_backend_says_why_it_cannot_run() -> None:
 
 
 def run_model(
-    model: ModelSpec, weights: reference.Weights, tokens: Tensor, cache: KVCache, start: int, backend: str
+    model: ModelSpec,
+    weights: reference.Weights,
+    tokens: Tensor,
+    cache: KVCache,
+    start: int,
+    backend: str,
+    told: bool = True,
 ) -> Tensor:
-    """Logits [batch, new, vocab] of the tokens at `start`, through OPERATIONS and the cache."""
+    """Logits [batch, new, vocab] of the tokens at `start`, through OPERATIONS and the cache; whether the host is `told`
+    where it starts, or only the device."""
     batch, new = tokens.shape
+    lengths = None
+    if not told:
+        lengths = Lengths.empty(batch, new, cache.max_len, tokens.device)
+        lengths.used.fill_(start + new)
     value = tokens.reshape(-1)
     for block in blocks(model):
         env = make_env(
@@ -92,7 +104,8 @@ def run_model(
             positions=torch.arange(start, start + new),
             cache=cache,
             layer=block.index - 1,
-            start=start,
+            start=start if told else 0,
+            lengths=lengths,
             attention=backend,
         )
         values = {block.nodes[0].reads[0]: value}
@@ -107,7 +120,8 @@ def run_model(
 
 @pytest.mark.parametrize("variant", ["llama", "one key head", "qk norm", "window"])
 @pytest.mark.parametrize("backend", ["sdpa", "math"])
-def test_cached_decoding_equals_the_full_forward(variant: str, backend: str) -> None:
+@pytest.mark.parametrize("told", [True, False], ids=["length on the host", "length on the device"])
+def test_cached_decoding_equals_the_full_forward(variant: str, backend: str, told: bool) -> None:
     model = MODELS[variant]
     weights = {
         k: w + random(*w.shape, seed=5) * 0.2 for k, w in reference.init_weights(model, 3, torch.float64).items()
@@ -115,11 +129,12 @@ def test_cached_decoding_equals_the_full_forward(variant: str, backend: str) -> 
     tokens = torch.randint(0, model.vocab, (2, 12), generator=torch.Generator().manual_seed(1))
     wanted = reference.reference_logits(model, weights, tokens)
     cache = KVCache.empty(model, model.layers, 2, 12, dtype=torch.float64)
-    cache.k.fill_(float("nan"))
-    cache.v.fill_(float("nan"))
+    if told:  # nothing unfilled is read
+        cache.k.fill_(float("nan"))
+        cache.v.fill_(float("nan"))
     start = 0
     for new in (4, 1, 3, 1, 1, 2):  # prefill, single tokens, and several at once as speculation verifies them
-        found = run_model(model, weights, tokens[:, start : start + new], cache, start, backend)
+        found = run_model(model, weights, tokens[:, start : start + new], cache, start, backend, told or start == 0)
         close(found, wanted[:, start : start + new])
         start += new
 

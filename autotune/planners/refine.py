@@ -12,7 +12,7 @@ from dataclasses import replace
 from autotune.planners.costs.step import StepCosts
 from autotune.planners.costs.works import works
 from autotune.planners.lower.body import lower_block
-from autotune.planners.lower.generate import block_shape, inference_body
+from autotune.planners.lower.generate import block_shape, inference_body, pass_lengths
 from autotune.planners.lower.shape import generation_shape, training_shape
 from autotune.planners.lower.stage import canonical_stages, cut_of
 from autotune.planners.lower.train import lower_training
@@ -42,9 +42,8 @@ def pass_works(predictor: Predictor, plan: Plan) -> set[Work]:
     """Every distinct primitive of a generation's bodies: the prefill, and a decoded token at both ends of it."""
     workload = predictor.workload
     bodies = predictor.bodies(plan)
-    first, last = workload.prompt_length + 1, workload.prompt_length + max(1, workload.new_tokens - 1)
     found: set[Work] = set()
-    for queries, keys in ((workload.prompt_length, workload.prompt_length), (1, first), (1, last)):
+    for queries, keys in pass_lengths(workload):
         whole = generation_shape(plan, workload, queries, keys)
         for block in {b for stage in canonical_stages(predictor.model, cut_of(plan, predictor.model)) for b in stage}:
             shape = block_shape(block, whole)

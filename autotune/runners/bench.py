@@ -29,8 +29,8 @@ from autotune.planners.lower.body import Body, lower_block
 from autotune.planners.lower.shape import Shape
 from autotune.profiles_db.probes.crew import Crew, join, use_threads
 from autotune.profiles_db.probes.pace import Pace
-from autotune.profiles_db.probes.timing import DELAY_HZ
 from autotune.runners.body import Call, Values, compile_body
+from autotune.runners.clock import Clock
 from autotune.runners.mesh import REDUCTIONS
 from autotune.runners.ops import Env
 from autotune.runners.rope import tables
@@ -58,7 +58,7 @@ class Piece:
     policy: str
 
 
-def _stand_in(op: str, tensor: int) -> Callable[[Tensor], Tensor]:
+def stand_in(op: str, tensor: int) -> Callable[[Tensor], Tensor]:
     """What a collective leaves behind, made locally."""
     if op == "all_gather":
         return lambda x: x.repeat(tensor, 1)
@@ -67,37 +67,15 @@ def _stand_in(op: str, tensor: int) -> Callable[[Tensor], Tensor]:
     return lambda x: x
 
 
-@dataclass
-class _Clock:
-    """Stamps between calls: events on CUDA, so that the host does not wait; wall time on a CPU."""
-
-    cuda: bool
-
-    def stamp(self) -> Any:
-        if not self.cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def hold(self, seconds: float) -> None:
-        """Keeps a CUDA device busy while the host issues: the queue behind it then runs without gaps."""
-        if self.cuda:
-            torch.cuda._sleep(int(seconds * DELAY_HZ))
-
-    def between(self, a: Any, b: Any) -> float:
-        return float(a.elapsed_time(b)) * 1e-3 if self.cuda else float(b - a)
-
-
-def _run(calls: tuple[Call, ...], env: Env, values: Values, group: Any, clock: _Clock) -> list[Any]:
+def _run(calls: tuple[Call, ...], env: Env, values: Values, group: Any, clock: Clock) -> list[Any]:
     """Runs a body and stamps before, between and after its calls. Collectives are waited for where they are issued."""
-    stamps = [clock.stamp()]
+    stamps = [clock.mark()]
     for call in calls:
         operands = tuple(values[name] for name in call.reads)
         if not call.collective:
             made = call.run(env, None, operands)
         elif group is None:
-            made = (_stand_in(call.label, env.tensor_size)(operands[0]),)
+            made = (stand_in(call.label, env.tensor_size)(operands[0]),)
         else:
             *made, work = call.run(env, group, operands)  # type: ignore[assignment]
             work.wait()  # type: ignore[attr-defined]
@@ -106,7 +84,7 @@ def _run(calls: tuple[Call, ...], env: Env, values: Values, group: Any, clock: _
         made, operands = (), ()
         for name in call.frees:
             del values[name]
-        stamps.append(clock.stamp())
+        stamps.append(clock.mark())
     return stamps
 
 
@@ -163,17 +141,17 @@ def time_piece(model: ModelSpec, piece: Piece, device: torch.device, group: Any 
     block, shape = piece.block, piece.shape
     body: Body = lower_block(block, shape, piece.policy)
     calls = compile_body(block, body.forward), compile_body(block, body.backward)
-    clock = _Clock(device.type == "cuda")
+    clock, cuda = Clock(device), device.type == "cuda"
     copies = _copies(model, piece, device, group)
     tokens = torch.randint(model.vocab, (shape.tokens,), device=device)
     source = block.nodes[0].reads[0]
     rows = shape.rows(shape.sequence_parallel and shape.tensor > 1)
-    chains = [[copy] for copy in copies] if clock.cuda else [copies]
+    chains = [[copy] for copy in copies] if cuda else [copies]
     seen: dict[Work, list[float]] = defaultdict(list)
     rounds = -(-ROUNDS // len(chains[0])), -(-WARM // len(chains[0]))
     issue, begun = 0.0, time.perf_counter()
     for round_ in range(sum(rounds)):
-        if clock.cuda and round_ >= FEWEST + rounds[1] and time.perf_counter() - begun > ENOUGH_S:
+        if cuda and round_ >= FEWEST + rounds[1] and time.perf_counter() - begun > ENOUGH_S:
             break
         chain = chains[round_ % len(chains)]
         x = tokens if source == "tokens" else torch.randn(rows, model.hidden, device=device).to(DTYPES[shape.dtype])
@@ -193,7 +171,7 @@ def time_piece(model: ModelSpec, piece: Piece, device: torch.device, group: Any 
             gradient = copy.values.pop(body.gradient, None)
             copy.values = {}
         issue = min(MOST_HELD_S, 1.5 * (time.perf_counter() - issuing))
-        if clock.cuda:
+        if cuda:
             torch.cuda.synchronize(device)
         for program, marks in stamps if round_ >= rounds[1] else ():
             for i, instruction in enumerate(program.ranks[0]):

@@ -1,14 +1,15 @@
 """The operations of generation: what F, PICK, TAKE, SEND and RECV do on this rank, and the loop around two programs.
 
-The prefill program runs once, then the decode program once a token. Everything that a decode step reads and writes
-stays where it is (weights, cache, newest tokens, positions), so that a step is the same list of calls each time.
+The prefill program runs once, then the decode program once a token. Everything that a step reads and writes stays
+where it is (weights, cache, newest tokens, positions), so that it is the same list of calls each time: on CUDA what
+computes is captured once and replayed, and the host runs ahead of the device.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -21,12 +22,15 @@ from autotune.planners.lower.generate import inference_body, lower_generation
 from autotune.planners.lower.shape import Shape, generation_shape
 from autotune.planners.lower.stage import cut_of, stage_blocks
 from autotune.runners.body import Call, Values, Watch, compile_body, run_body
+from autotune.runners.capture import Captured
+from autotune.runners.clock import Clock
 from autotune.runners.corpus import open_corpus
 from autotune.runners.data import batch
 from autotune.runners.interpreter import Interpreter, Operation, Started, Trace
 from autotune.runners.mesh import Mesh, barrier
 from autotune.runners.ops import Env, KVCache
 from autotune.runners.ops.attention import unsupported
+from autotune.runners.ops.attention_cache import Lengths
 from autotune.runners.rope import tables
 from autotune.runners.state import DTYPES, Loader, StageState
 from autotune.runners.tokens import check_generation, encode
@@ -36,6 +40,8 @@ from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.program import Instruction
 from autotune.spec.workload import Workload
+
+COMPUTING = ("F", "PICK", "TAKE")  # what a CUDA graph may hold: the rest are messages
 
 
 class Generated(NamedTuple):
@@ -75,7 +81,14 @@ class _Pass:
     shape: Shape
     steps: tuple[_Step, ...]
     positions: Tensor  # int64 [queries]
+    lengths: Lengths | None  # where the device reads how full the cache is
     interpreter: Interpreter
+
+    def move(self, start: int) -> None:
+        """Sets the position of the first new token."""
+        self.positions.fill_(start)
+        if self.lengths is not None:
+            self.lengths.used.fill_(start + 1)
 
 
 @dataclass
@@ -89,12 +102,12 @@ class Generator:
     state: StageState
     cache: KVCache
     values: dict[str, Any]
+    picked: Tensor  # int64 [1]: tokens of each sequence in `out`
     prefill: _Pass = field(init=False)
     decode: _Pass = field(init=False)
     watch: list[tuple[Block, Shape, Watch]] | None = None
     _pass: _Pass = field(init=False)
     _start: int = 0  # tokens in the cache before this step
-    _picked: int = 0  # tokens of each sequence in `out`
 
     @classmethod
     def build(
@@ -136,7 +149,8 @@ class Generator:
             values["token"] = torch.zeros(each, dtype=torch.int64, device=device)
         if s == plan.pipeline - 1:
             values["out"] = torch.zeros((each, workload.new_tokens), dtype=torch.int64, device=device)
-        generator = cls(plan, model, workload, mesh, state, cache, values)
+        picked = torch.zeros(1, dtype=torch.int64, device=device)
+        generator = cls(plan, model, workload, mesh, state, cache, values, picked)
         rope = tables(model, most, device)
         generator.prefill, generator.decode = (
             generator._compile(
@@ -148,7 +162,13 @@ class Generator:
         return generator
 
     def _compile(self, shape: Shape, rope: tuple[Tensor, Tensor], interpreter: Interpreter) -> _Pass:
-        interpreter.operations = self.operations()
+        interpreter.operations, lengths = self.operations(), None
+        if self._captures():
+            pool: Any = torch.cuda.graph_pool_handle()
+            captured = {name: Captured(interpreter.operations[name], pool) for name in COMPUTING}
+            interpreter.operations = {**interpreter.operations, **captured}
+            if shape.keys > shape.queries:
+                lengths = Lengths.empty(shape.batch, shape.queries, self.cache.max_len, self.mesh.device)
         env = Env(
             self.model,
             shape.batch,
@@ -161,6 +181,7 @@ class Generator:
             all_reduce=self.mesh.all_reduce,
             attention=self.plan.attention,
             cache=self.cache,
+            lengths=lengths,
         )
         steps, layer = [], 0
         for block in self.state.blocks:
@@ -169,7 +190,11 @@ class Generator:
             source = block.nodes[0].reads[0]
             steps.append(_Step(block, compile_body(block, body.forward), own, source, body.output))
             layer += block.kind == "layer"
-        return _Pass(shape, tuple(steps), env.positions, interpreter)
+        return _Pass(shape, tuple(steps), env.positions, lengths, interpreter)
+
+    def _captures(self) -> bool:
+        """Whether steps are CUDA graphs: not where the tensor group's messages go through the host."""
+        return self.mesh.device.type == "cuda" and (self.plan.tensor == 1 or dist.get_backend() == "nccl")
 
     def generate(self, prompts: Tensor, traces: Mapping[int, Trace] | None = None) -> Generated:
         """Continues prompts int64 [batch, prompt_length] (all of them, on every rank) greedily by new_tokens.
@@ -180,15 +205,18 @@ class Generator:
         self._feed(prompts)
         if self.plan.world > 1:
             barrier(self.mesh.device)
-        seconds = []
+        clock = Clock(self.mesh.device)
+        marks = [clock.mark()]
         for step in range(self.workload.new_tokens):
             self._pass = self.decode if step else self.prefill
-            self._start, self._picked = (self.workload.prompt_length + step - 1 if step else 0), step
+            self._start = self.workload.prompt_length + step - 1 if step else 0
+            self.picked.fill_(step)
             if step:
-                self.decode.positions.fill_(self._start)
-            begin = time.perf_counter()
-            self._pass.interpreter.step((traces or {}).get(step))
-            seconds.append(time.perf_counter() - begin)
+                self.decode.move(self._start)
+            self._pass.interpreter.step((traces or {}).get(step), wait=False)
+            marks.append(clock.mark())
+        clock.settle()
+        seconds = [clock.between(a, b) for a, b in pairwise(marks)]
         return Generated(self._gather(), seconds[0], tuple(seconds[1:]))
 
     def _feed(self, prompts: Tensor) -> None:
@@ -253,7 +281,7 @@ class Generator:
             owner = pairs[:, 0].argmax(dim=0, keepdim=True)
             token = pairs[:, 1].gather(0, owner).squeeze(0).long()
         out = values["out"]
-        out[:, self._picked] = token
+        out.index_copy_(1, self.picked, token[:, None])
         if instruction.writes[0] == "token":  # one stage alone: where the next step reads it
             token = values["token"].copy_(token)
         return token, out

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 
-from autotune.planners.lower.shape import training_shape
+from autotune.planners.lower.generate import block_shape, pass_lengths
+from autotune.planners.lower.shape import generation_shape, training_shape
 from autotune.planners.lower.stage import canonical_stages, cut_of
 from autotune.planners.predict import Predictor
 from autotune.planners.refine import refined, unmeasured
@@ -25,11 +28,6 @@ def profile_here(quick: bool, progress: Callable[[str], None], only: Sequence[st
     profile = profile_machine(quick, progress, only)
     if only and "launch" not in only:
         return profile
-    return _issuing(profile, progress)
-
-
-def _issuing(profile: Profile, progress: Callable[[str], None]) -> Profile:
-    """The profile with what one instruction costs here now, however small it is."""
     import torch
 
     from autotune.runners.overhead import instruction_seconds
@@ -51,48 +49,46 @@ def refine_for(
     question: Question, plans: Sequence[Plan], progress: Callable[[str], None], seconds_each: float = 0.1
 ) -> Profile:
     """The question's profile with every operation of `plans` that it lacks measured here."""
-    profile = _bodies(question, plans, progress)
+    profile = TIMED[question.workload.kind](question, plans, progress)
     missing = unmeasured(Predictor(question.model, question.workload, profile), plans)
     device = "cpu" if profile.device.kind == "cpu" else "cuda"
-    if missing and device == "cuda" and question.workload.kind == "generate":
-        # Decoding waits for the host, whose pace differs by the hour on a machine that others share.
-        profile = _passes(_issuing(profile, progress), question, plans, progress)
     for ranks, works in missing.items():
         progress(f"measuring {counted(len(works), 'operation')} of the best plans with {counted(ranks, 'worker')}")
         profile = refined(profile, measure(works, ranks, device, seconds_each=seconds_each))
     return profile
 
 
-def _passes(profile: Profile, question: Question, plans: Sequence[Plan], progress: Callable[[str], None]) -> Profile:
-    """The profile with what one instruction costs in the passes of the plans' own layers, by how many go together.
+def _passes(question: Question, plans: Sequence[Plan], progress: Callable[[str], None]) -> Profile:
+    """The question's profile with the operations of the plans' passes timed where they stand; on accelerators only."""
+    profile, workload = question.profile, question.workload
+    if profile.device.kind == "cpu":
+        return profile
+    from autotune.runners.bench_pass import PassPiece, time_passes
 
-    Tensor-parallel ranks issue what one rank alone would, on narrower operands.
-    """
-    import torch
-
-    from autotune.runners.overhead import pass_seconds
-
-    model, workload, found = question.model, question.workload, dict[str, float]()
-    for plan in {plan.micro_batch: plan for plan in plans}.values():
-        cost = pass_seconds(
-            model, plan.attention, workload.precision, plan.micro_batch, workload.prompt_length, torch.device("cuda")
-        )
-        found |= {f"instruction_seconds.{form}.{plan.micro_batch}": seconds for form, seconds in cost.items()}
-        told = ", ".join(f"{seconds * 1e6:.1f} us {form}" for form, seconds in cost.items())
-        progress(f"executor: batch {plan.micro_batch}: an instruction takes {told}")
-    source = f"measured by running a layer of {model.name} on this machine's executor"
-    return replace(
-        profile,
-        coefficients={**profile.coefficients, **found},
-        sources={**profile.sources, **{f"coefficients.{name}": source for name in found}},
-    )
+    predictor = Predictor(question.model, workload, profile)
+    wanted: dict[str, PassPiece] = {}
+    for plan in plans:
+        layout = canonical_stages(question.model, cut_of(plan, question.model))
+        for queries, keys in pass_lengths(workload):
+            whole = generation_shape(plan, predictor.round(plan).workload, queries, keys)
+            for block in {block for stage in layout for block in stage}:
+                shape = block_shape(block, whole)
+                mark = f"passes.{digest([block, shape])[:16]}"
+                if mark not in profile.sources:
+                    wanted[mark] = PassPiece(block, shape)
+    if wanted:
+        many = counted(len(wanted), "body", "bodies")
+        progress(f"timing the operations of {many} of the best plans as they are captured")
+        with ProcessPoolExecutor(1, get_context("spawn")) as alone:  # its device's memory goes with it
+            samples = alone.submit(time_passes, question.model, list(wanted.values()), "cuda").result()
+        profile = refined(profile, samples)
+        profile = replace(profile, sources={**profile.sources, **dict.fromkeys(wanted, IN_PLACE)})
+    return profile
 
 
 def _bodies(question: Question, plans: Sequence[Plan], progress: Callable[[str], None]) -> Profile:
     """The question's profile with the operations of the plans' training bodies timed where they stand."""
     profile, predictor = question.profile, Predictor(question.model, question.workload, question.profile)
-    if question.workload.kind != "train":
-        return profile
     from autotune.runners.bench import Piece, time_pieces
 
     cpu = profile.device.kind == "cpu"
@@ -112,3 +108,10 @@ def _bodies(question: Question, plans: Sequence[Plan], progress: Callable[[str],
             profile = refined(profile, samples)
             profile = replace(profile, sources={**profile.sources, **dict.fromkeys(pieces, IN_PLACE)})
     return profile
+
+
+# By kind of workload: how the operations of the bodies that a plan runs are timed where they stand.
+TIMED: Mapping[str, Callable[[Question, Sequence[Plan], Callable[[str], None]], Profile]] = {
+    "train": _bodies,
+    "generate": _passes,
+}

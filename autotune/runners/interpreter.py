@@ -9,7 +9,6 @@ compute runs at once.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from autotune.runners.clock import Clock
 from autotune.runners.flying import Flying, Handle
 from autotune.spec.errors import RunError
 from autotune.spec.program import COMPUTE, DEVICE, HOST, Instruction, Program
@@ -92,15 +92,19 @@ class Interpreter:
                 lags[name] = max(lags.get(name, 0), instruction.lag)
         self.history = {name: deque(maxlen=lag + 1) for name, lag in lags.items()}
 
-    def step(self, trace: Trace | None = None, only: Collection[str] | None = None) -> None:
-        """Runs the list once and waits for everything it started. `only`: of its operations, just these."""
-        while not self._ran(trace, only):
+    def step(self, trace: Trace | None = None, only: Collection[str] | None = None, wait: bool = True) -> None:
+        """Runs the list once and waits for everything it started. `only`: of its operations, just these.
+
+        Without `wait` a CUDA device may still be at work when it returns: the host can issue the next step meanwhile.
+        """
+        while not self._ran(trace, only, wait):
             if trace is not None:
                 trace.spans, trace.memory, trace.order = [], [], []
 
-    def _ran(self, trace: Trace | None, only: Collection[str] | None) -> bool:
+    def _ran(self, trace: Trace | None, only: Collection[str] | None, wait: bool) -> bool:
         """Runs the list; False where it must begin again."""
-        clock = _Clock(self.device) if trace is not None else None
+        clock = Clock(self.device) if trace is not None else None
+        zero = clock.mark() if clock else None
         pending: Writing = {}  # buffers that are being written
         reading: Reading = {}  # buffers that are being read, by whom
         waited: dict[int, float] = {}
@@ -111,7 +115,7 @@ class Interpreter:
         def settle(handle: Handle, position: int) -> None:
             handle.wait()
             if clock is not None and self.device.type != "cuda":
-                waited[position] = clock.now()
+                waited[position] = clock.mark()
 
         for position, instruction in enumerate(self.program.ranks[self.rank]):
             if only is not None and instruction.op not in only:
@@ -166,13 +170,14 @@ class Interpreter:
         pending.clear()
         reading.clear()
         self.flying.drop(landed, all_of_them=True)
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and (wait or clock is not None):
             torch.cuda.synchronize(self.device)
         if clock is not None and trace is not None:
             if self.device.type != "cuda":  # there the clock is made of events, and a message's end is not seen
-                waited |= {position: clock.seconds(when) for position, when in landed.items()}
+                waited |= landed
             for position, begin, end in issued:
-                trace.spans.append((position, clock.seconds(begin), waited.get(position, clock.seconds(end))))
+                ended = waited.get(position, end)
+                trace.spans.append((position, clock.between(zero, begin), clock.between(zero, ended)))
         return True
 
     def _begin_again(self, position: int, pending: Writing, reading: Reading) -> None:
@@ -313,32 +318,6 @@ class _Later:
 
     def wait(self) -> None:
         self.future.result()
-
-
-@dataclass
-class _Clock:
-    """Wall time on a CPU, events on the instruction's stream on CUDA."""
-
-    device: torch.device
-    zero: Any = None
-
-    def __post_init__(self) -> None:
-        self.zero = self.mark(None)
-
-    def mark(self, stream: Any) -> Any:
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(stream or torch.cuda.current_stream(self.device))
-        return event
-
-    def now(self) -> float:
-        return float(self.seconds(self.mark(None)))
-
-    def seconds(self, mark: Any) -> float:
-        if self.device.type != "cuda":
-            return float(mark - self.zero)
-        return float(self.zero.elapsed_time(mark)) / 1e3
 
 
 def counted(values: Mapping[str, Any]) -> int:

@@ -10,14 +10,13 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import torch
 
 from autotune.planners.lower.body import lower_block
 from autotune.planners.lower.generate import inference_body
 from autotune.planners.lower.shape import Shape
-from autotune.runners.body import Call, Values, compile_body, run_body
+from autotune.runners.body import Values, compile_body, run_body
 from autotune.runners.ops import Env, KVCache
 from autotune.runners.reference import init_weight
 from autotune.runners.rope import tables
@@ -61,37 +60,6 @@ def instruction_seconds(device: torch.device, precision: str) -> dict[str, float
             "train": _median(train, device) / (len(calls[0]) + len(calls[1])),
             "decode": _median(decode, device) / len(decode_calls),
         }
-
-
-def pass_seconds(
-    model: ModelSpec, attention: str, precision: str, batch: int, prompt: int, device: torch.device
-) -> dict[str, float]:
-    """Median seconds of one instruction of a real layer of `model` over `batch` sequences: "prefill" and "decode".
-
-    Unlike a tiny layer's, its products and its attention choose the kernels that a generation will run, and a batch of
-    several sequences is copied where a single one is a view.
-    """
-    dtype = DTYPES[precision]
-    block = next(block for block in blocks(model) if block.kind == "layer")
-    weights = {w.name: init_weight(w, 0, dtype, device) for w in block.weights()}
-    cache = KVCache.empty(model, 1, batch, prompt + 1, dtype=dtype, device=device)
-    found = {}
-    for form, queries in (("prefill", prompt), ("decode", 1)):
-        start = prompt if form == "decode" else 0
-        shape = Shape(batch, queries, start + queries, dtype=precision, attention=attention)
-        calls = compile_body(block, inference_body(block, shape).forward)
-        positions = torch.arange(start, start + queries, device=device)
-        rope = tables(model, prompt + 1, device)
-        env = Env(model, batch, queries, positions, rope, weights, attention=attention, cache=cache, start=start)
-        x = torch.randn(batch * queries, model.hidden, device=device).to(dtype)
-        run = partial(_pass, calls, env, block.nodes[0].reads[0], x)
-        with torch.no_grad():
-            found[form] = _median(run, device) / len(calls)
-    return found
-
-
-def _pass(calls: tuple[Call, ...], env: Env, source: str, x: torch.Tensor) -> None:
-    run_body(calls, replace(env, start=env.start), {source: x}, None)  # a new env each time, as the executor makes
 
 
 def _median(run: Callable[[], None], device: torch.device) -> float:

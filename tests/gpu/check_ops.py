@@ -20,6 +20,7 @@ from torch import Tensor
 
 from autotune.runners import reference, rope
 from autotune.runners.ops import OPERATIONS, Env, KVCache, attention
+from autotune.runners.ops.attention_cache import Lengths
 from autotune.spec.graph import Block, Node, blocks
 from autotune.spec.model import ModelSpec
 from autotune.spec.opset import OPS
@@ -182,8 +183,9 @@ def check_backends(table: Table, device: torch.device, small: bool) -> None:
 
 
 @torch.no_grad()
-def check_decoding(table: Table, model: ModelSpec, device: torch.device) -> None:
-    """Prefill, one token and several tokens against a cache, compared with attention over the whole sequence."""
+def check_decoding(table: Table, model: ModelSpec, device: torch.device, told: bool) -> None:
+    """Prefill, one token and several tokens against a cache, compared with attention over the whole sequence; whether
+    the host is `told` how full the cache is, or only the device."""
     node = next(n for n in blocks(model)[1].nodes if n.op == "attention")
     batch, total = 4, 96
     q, k, v = (
@@ -199,10 +201,16 @@ def check_decoding(table: Table, model: ModelSpec, device: torch.device) -> None
     for new in (64, 1, 8, 1, 22):
         rows = [x[:, start : start + new].reshape(batch * new, -1) for x in (q, k, v)]
         at = replace(env, sequence=new, start=start)
+        if start and not told:
+            lengths = Lengths.empty(batch, new, cache.max_len, device)
+            lengths.used.fill_(start + new)
+            positions = torch.arange(start, start + new, device=device)
+            at = replace(env, sequence=new, positions=positions, lengths=lengths)
         o = OPERATIONS["attention"].forward(at, node, *rows)[0]
         cost = table.time(lambda e=at, r=rows: OPERATIONS["attention"].forward(e, node, *r))
         part = wanted[:, start : start + new].reshape(batch * new, -1)
-        table.row(f"cache w{model.window} +{new} at {start}", o, part, BOUND[torch.bfloat16], cost)
+        where = "host" if told else "device"
+        table.row(f"cache w{model.window} +{new} at {start} ({where}'s length)", o, part, BOUND[torch.bfloat16], cost)
         start += new
 
 
@@ -223,7 +231,8 @@ def main() -> int:
         check_node(table, shape, node, tokens, 2, device)
     check_backends(table, device, not on_cuda)
     for window in (0, 40):
-        check_decoding(table, replace(model, window=window), device)
+        for told in (True, False):
+            check_decoding(table, replace(model, window=window), device, told)
     print(f"{table.failed} over their bounds" if table.failed else "all within their bounds")
     return 6 if table.failed else 0
 

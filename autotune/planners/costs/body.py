@@ -84,7 +84,7 @@ class BodyCosts:
 
     def price(self, block: Block, body: Body, program: Program, shape: Shape, form: str = "train") -> Cost:
         """Simulates one body program and adds up what its instructions rest on. `form`: train | prefill | decode."""
-        issue = self.issue(form, shape.batch)
+        issue = self.issue(form)
         table = _Table(self, block, body, shape, issue)
         timeline = simulate(program, table, inline=self.profile.inline)
         kinds: dict[str, float] = defaultdict(float)
@@ -97,7 +97,8 @@ class BodyCosts:
             kinds["launch"] += table.overhead(instruction)
         slowed = self.contention(timeline)
         kinds["contention"] += slowed
-        waited = self.starved(len(program.ranks[0]) * issue, timeline.makespan + slowed)
+        # A pass of generation is captured: its device does not wait for the host.
+        waited = self.starved(len(program.ranks[0]) * issue, timeline.makespan + slowed) if form == "train" else 0.0
         kinds["launch"] += waited
         return Cost(timeline.makespan + slowed + waited, kinds, grades, timeline.sent[0])
 
@@ -126,18 +127,10 @@ class BodyCosts:
         """Workers share a CPU's cores evenly."""
         return Site(self.profile.device.kind, max(1, self.profile.device.cores // self.pricer.ranks))
 
-    def issue(self, form: str, batch: int) -> float:
-        """Seconds that one instruction takes however small it is: measured on our own bodies, else one launch.
-
-        Of a generation's bodies those of this batch where they were measured, else a tiny layer's.
-        """
-        known = self.profile.coefficients
+    def issue(self, form: str) -> float:
+        """Seconds that one instruction takes however small it is: measured on our own bodies, else one launch."""
         generic = "decode" if form == "decode" else "train"
-        return (
-            known.get(f"instruction_seconds.{form}.{batch}")
-            or known.get(f"instruction_seconds.{generic}")
-            or self.pricer.seconds(Launch(1))
-        )
+        return self.profile.coefficients.get(f"instruction_seconds.{generic}") or self.pricer.seconds(Launch(1))
 
 
 @dataclass

@@ -50,11 +50,12 @@ class PassCosts:
         return self.sizes[instruction.stage].transient if instruction.op == "F" else 0
 
     def piece(self, *works: Work, issued: bool = True) -> Cost:
-        """Primitives in a row. `issued`: the host hands each over, which shows where the device does not hide it."""
-        total, issue = NOTHING, self.bodies.pricer.seconds(Launch(1)) if issued else 0.0
+        """Primitives in a row. `issued`: as an instruction, which costs the host something where it does the work
+        itself; a device's host runs ahead of it."""
+        inline = self.bodies.profile.inline
+        total, launch = NOTHING, self.bodies.pricer.seconds(Launch(1)) if issued and inline else 0.0
         for work in works:
             seconds = self.bodies.pricer.seconds(work)
-            launch = issue if self.bodies.profile.inline else max(0.0, issue - seconds)
             kinds = {work.kind: seconds, "launch": launch}
             sent = int(work.bytes) if isinstance(work, Collective) else 0
             total += Cost(seconds + launch, kinds, {self.bodies.pricer.grade(work): seconds}, sent)
@@ -70,8 +71,9 @@ class PassCosts:
             cost = self.bodies.price(block, body, body.forward, shape, form)
             for node in block.nodes:
                 if node.op == "attention":
-                    copies = (Memory("copy", 2 * body.sizes[name], shape.dtype) for name in node.reads[1:])
-                    cost += self.piece(*copies, issued=False)  # the instruction they belong to is issued already
+                    both = sum(2 * body.sizes[name] for name in node.reads[1:])
+                    # The instruction that this belongs to is issued already.
+                    cost += self.piece(Memory("append", both, shape.dtype), issued=False)
             self.blocks[key] = cost
         return self.blocks[key]
 
@@ -87,7 +89,7 @@ class PassCosts:
 
     def pick(self, stage: int) -> Cost:
         """The largest logit of each sequence, over this rank's vocabulary and then over the tensor ranks."""
-        best = self.piece(Memory("read", self.sizes[stage].output, self.shape.dtype))
+        best = self.piece(Memory("pick", self.sizes[stage].output, self.shape.dtype))
         if self.plan.tensor == 1:
             return best
         pairs = 2 * 8 * self.shape.batch * self.plan.tensor

@@ -49,6 +49,12 @@ def block_shape(block: Block, shape: Shape) -> Shape:
     return replace(shape, queries=1, keys=1) if block.kind == "head" else shape
 
 
+def pass_lengths(workload: Workload) -> tuple[tuple[int, int], ...]:
+    """(new tokens, keys) of the prefill, and of a decoded token at both ends of the answer."""
+    first, last = workload.prompt_length + 1, workload.prompt_length + max(1, workload.new_tokens - 1)
+    return tuple(dict.fromkeys(((workload.prompt_length, workload.prompt_length), (1, first), (1, last))))
+
+
 @lru_cache(maxsize=256)
 def counted_blocks(model: ModelSpec, cut: Cut, stage: int) -> Mapping[Block, int]:
     """The different blocks of a stage in order, and how many of each it has."""

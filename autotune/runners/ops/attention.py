@@ -10,10 +10,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from autotune.runners.ops import attention_aten as fused
 from autotune.runners.ops import attention_math as plain
+from autotune.runners.ops.attention_cache import over_cache
 from autotune.runners.ops.env import Env
 from autotune.spec.errors import UsageError, nearest_name
 from autotune.spec.graph import Node
@@ -69,45 +69,28 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def _window(env: Env, node: Node) -> int:
-    """The sliding window where it hides anything, else 0."""
+    """The sliding window where it hides anything, or may, else 0."""
     window = node.attr("window")
-    return window if env.start + env.sequence > window else 0
+    last = env.start + env.sequence if env.lengths is None or env.cache is None else env.cache.max_len
+    return window if last > window else 0
 
 
 def forward(env: Env, node: Node, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     """q [tokens, heads * head_dim], k and v [tokens, kv_heads * head_dim] -> o like q, lse [tokens, heads].
 
-    With a cache, k and v are appended to it at `env.start` and the queries see everything before them too; past the
-    prefill no lse is computed (no backward follows) and an empty tensor stands in its place.
+    With a cache, k and v are appended to it where the new tokens are, and the queries see everything before them too;
+    past the prefill no lse is computed (no backward follows) and an empty tensor stands in its place.
     """
     queries, keys, values = _heads(env, node, q, k, v)
     window = _window(env, node)
-    if env.cache is not None:
+    if env.cache is not None and env.lengths is not None:
+        env.cache.append_at(env.layer, keys, values, env.positions)
+    elif env.cache is not None:
         env.cache.append(env.layer, keys, values, env.start)
-        if env.start:
-            return _flat(_decode(env, queries, window)), q.new_empty(0)
+    if env.lengths is not None or env.start:
+        return _flat(over_cache(env, queries, window)), q.new_empty(0)
     o, lse = BACKENDS[env.attention].forward(queries, keys, values, window)
     return _flat(o), _flat(lse)
-
-
-def _decode(env: Env, q: Tensor, window: int) -> Tensor:
-    """New queries [batch, heads, new, width] over the cache.
-
-    The query heads that share a key head become further rows of its queries: no key is copied, none is read twice,
-    and for one new token no mask is needed.
-    """
-    assert env.cache is not None
-    batch, heads, new, width = q.shape
-    end = env.start + new
-    begin = max(0, env.start + 1 - window) if window else 0
-    k, v = env.cache.view(env.layer, begin, end)
-    kv_heads = k.shape[1]
-    rows = q.reshape(batch, kv_heads, heads // kv_heads * new, width)
-    mask = None
-    if new > 1:
-        hidden = plain.hidden(new, end, window, q.device)[:, begin:]
-        mask = ~hidden.repeat(heads // kv_heads, 1)
-    return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask).reshape(batch, heads, new, width)
 
 
 def dgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

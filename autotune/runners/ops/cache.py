@@ -1,4 +1,8 @@
-"""The key-value cache of generation: one static allocation, written at a position and read up to a length."""
+"""The key-value cache of generation: one static allocation, written at a position and read up to a length.
+
+A sequence's positions follow one another, each with all its heads: as a linear layer leaves them, and as kernels for
+sequences of different lengths read them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from autotune.spec.model import ModelSpec
 
 @dataclass(frozen=True)
 class KVCache:
-    """`k` and `v`: [layers of this rank, batch, kv heads of this rank, max_len, head_dim]."""
+    """`k` and `v`: [layers of this rank, batch, max_len, kv heads of this rank, head_dim]."""
 
     k: Tensor
     v: Tensor
@@ -29,13 +33,14 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> KVCache:
-        """A cache for `layers` layers of `model`, `batch` sequences of up to `max_len` tokens; contents undefined."""
-        shape = (layers, batch, model.kv_heads // tensor_size, max_len, model.head_dim)
-        return cls(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
+        """A cache for `layers` layers of `model`, `batch` sequences of up to `max_len` tokens, zeros (a mask does not
+        keep NaN out of a sum)."""
+        shape = (layers, batch, max_len, model.kv_heads // tensor_size, model.head_dim)
+        return cls(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
 
     @property
     def max_len(self) -> int:
-        return self.k.shape[3]
+        return self.k.shape[2]
 
     @property
     def nbytes(self) -> int:
@@ -49,9 +54,15 @@ class KVCache:
         end = position + k.shape[2]
         if end > self.max_len:
             raise ValueError(f"tokens {position}..{end - 1} do not fit a key-value cache of {self.max_len} tokens")
-        self.k[layer, :, :, position:end].copy_(k)
-        self.v[layer, :, :, position:end].copy_(v)
+        self.k[layer, :, position:end].copy_(k.transpose(1, 2))
+        self.v[layer, :, position:end].copy_(v.transpose(1, 2))
+
+    def append_at(self, layer: int, k: Tensor, v: Tensor, positions: Tensor) -> None:
+        """The same at positions, int64 [new tokens], that only the device knows; they must be below `max_len`."""
+        self.k[layer].index_copy_(1, positions, k.transpose(1, 2))
+        self.v[layer].index_copy_(1, positions, v.transpose(1, 2))
 
     def view(self, layer: int, start: int, end: int) -> tuple[Tensor, Tensor]:
         """Keys and values of positions `start`..`end`-1 of `layer`: views [batch, kv_heads, end - start, head_dim]."""
-        return self.k[layer, :, :, start:end], self.v[layer, :, :, start:end]
+        k, v = self.k[layer, :, start:end], self.v[layer, :, start:end]
+        return k.transpose(1, 2), v.transpose(1, 2)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from autotune.runners.ops.attention_cache import Lengths
 from autotune.runners.ops.cache import KVCache
 from autotune.spec.model import ModelSpec
 
@@ -37,6 +38,7 @@ class Env:
     cache: KVCache | None = None  # generation only: attention appends to it and reads all of it
     layer: int = 0  # this block's row of the cache
     start: int = 0  # position of the first token given now: the length the cache had before
+    lengths: Lengths | None = None  # where the device alone knows the cache's length: `start` then says nothing
 
     def combine(self, tensor: Tensor, how: str) -> Tensor:
         """`tensor` reduced in place over the tensor group; untouched where the group is this rank alone."""

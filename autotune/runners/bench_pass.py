@@ -1,0 +1,188 @@
+"""Times the operations of a generation's bodies where they stand: as captured, on cold weights, layer after layer.
+
+A captured pass runs without the host, and most of its kernels are too short for a clock between them. So each body is
+captured up to its first operation, its second, and so on: what one more operation adds is what it takes there. On CUDA
+only: on a CPU an operation takes there what it takes alone.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autotune.planners.costs.works import works
+from autotune.planners.lower.body import Body
+from autotune.planners.lower.generate import inference_body
+from autotune.planners.lower.shape import Shape
+from autotune.runners.bench import stand_in
+from autotune.runners.body import Call, Values, compile_body
+from autotune.runners.clock import Clock
+from autotune.runners.ops import Env, KVCache
+from autotune.runners.ops.attention_cache import Lengths
+from autotune.runners.rope import tables
+from autotune.runners.state import DTYPES, local_shape
+from autotune.spec.graph import Block
+from autotune.spec.machine import Sample
+from autotune.spec.model import ModelSpec
+from autotune.spec.work import Memory, Work
+
+COLD_BYTES = 256 * 2**20  # of weights that follow one another, so that none is left in a cache when it comes again
+MOST_COPIES = 32
+REPLAYS, WARM = 15, 3
+SHORTEST_S = 1e-7  # what noise makes of an operation that takes next to nothing
+
+
+@dataclass(frozen=True)
+class PassPiece:
+    """One kind of block to time, in a pass over shape.queries new tokens that attend to shape.keys."""
+
+    block: Block
+    shape: Shape
+
+
+def layers_of(model: ModelSpec, piece: PassPiece, device: torch.device) -> list[Env]:
+    """The block several times over, each with its own weights and its own part of a cache."""
+    block, shape = piece.block, piece.shape
+    dtype = DTYPES[shape.dtype]
+    sides = [local_shape(weight, shape.tensor) for weight in block.weights()]
+    size = dtype.itemsize * sum(map(_count, sides))
+    many = min(MOST_COPIES, -(-COLD_BYTES // max(1, size))) if block.kind == "layer" else 1
+    cache = KVCache.empty(model, many, shape.batch, shape.keys, tensor_size=shape.tensor, dtype=dtype, device=device)
+    lengths, start = None, shape.keys - shape.queries
+    if start:
+        lengths = Lengths.empty(shape.batch, shape.queries, shape.keys, device)
+        lengths.used.fill_(shape.keys)
+    env = Env(
+        model,
+        shape.batch,
+        shape.queries,
+        torch.arange(start, shape.keys, device=device),
+        tables(model, shape.keys, device),
+        {},
+        tensor_size=shape.tensor,
+        all_reduce=lambda tensor, how: tensor,
+        attention=shape.attention,
+        cache=cache,
+        lengths=lengths,
+    )
+    return [
+        replace(
+            env,
+            layer=layer,
+            weights={
+                weight.name: (0.02 * torch.randn(side, device=device)).to(dtype)
+                for weight, side in zip(block.weights(), sides, strict=True)
+            },
+        )
+        for layer in range(many)
+    ]
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    total = 1
+    for side in shape:
+        total *= side
+    return total
+
+
+def run_part(calls: tuple[Call, ...], env: Env, values: Values) -> None:
+    for call in calls:
+        operands = tuple(values[name] for name in call.reads)
+        made = (
+            (stand_in(call.label, env.tensor_size)(operands[0]),) if call.collective else call.run(env, None, operands)
+        )
+        values.update(zip(call.writes, made, strict=True))  # type: ignore[arg-type]
+        made, operands = (), ()
+        for name in call.frees:
+            del values[name]
+
+
+def _captured_seconds(calls: tuple[Call, ...], layers: list[Env], given: Values, clock: Clock) -> float:
+    """Median seconds of the calls on one layer, of a graph that runs them on all."""
+    if not calls:
+        return 0.0
+    for env in layers:
+        run_part(calls, env, dict(given))
+    graph: Any = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for env in layers:
+            run_part(calls, env, dict(given))
+    marks = []
+    for _ in range(WARM + REPLAYS):
+        begin = clock.mark()
+        graph.replay()
+        marks.append((begin, clock.mark()))
+    clock.settle()
+    return statistics.median(clock.between(*pair) for pair in marks[WARM:]) / len(layers)
+
+
+def _append(env: Env, group: Any, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
+    """What attention does first in a pass: its keys and values into the cache."""
+    assert env.cache is not None
+    keys, values = (x.view(env.batch, env.sequence, -1, env.model.head_dim).transpose(1, 2) for x in reads[1:])
+    if env.lengths is not None:
+        env.cache.append_at(env.layer, keys, values, env.positions)
+    else:
+        env.cache.append(env.layer, keys, values, env.start)
+    return ()
+
+
+def _pick(env: Env, group: Any, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
+    """What follows the head: the likeliest token of each sequence, and where it goes."""
+    token = reads[0].max(dim=1).indices
+    return token.clone(), token[:, None].clone()
+
+
+def stages(body: Body, calls: tuple[Call, ...], piece: PassPiece) -> list[tuple[tuple[Call, ...], Work | None]]:
+    """Longer and longer parts of a pass, and the work that each adds to the one before (None: no one piece of work)."""
+    block, shape = piece.block, piece.shape
+    found: list[tuple[tuple[Call, ...], Work | None]] = []
+    for many, instruction in enumerate(body.forward.ranks[0]):
+        call = calls[many]
+        made = [work for work in works(block, body, instruction, shape) if work.kind != "collective"]
+        if instruction.op == "attention":
+            copies = Call(_append, call.reads, (), (), call.reads, False, "append")
+            # Both copies are one piece of work twice over.
+            found.append(((*calls[:many], copies), Memory("append", 4 * body.sizes[call.reads[1]], shape.dtype)))
+        found.append((calls[: many + 1], made[0] if len(made) == 1 and not call.collective else None))
+    if block.kind == "head":
+        last = Call(_pick, (body.output,), ("token", "column"), (), (body.output,), False, "pick")
+        found.append(((*calls, last), Memory("pick", body.sizes[body.output], shape.dtype)))
+    return found
+
+
+@torch.no_grad()
+def time_pass(model: ModelSpec, piece: PassPiece, device: torch.device) -> dict[Work, float]:
+    """Seconds of every instruction of a pass's body that is one piece of work; collectives have stand-ins."""
+    block, shape = piece.block, piece.shape
+    body = inference_body(block, shape)
+    layers, clock = layers_of(model, piece, device), Clock(device)
+    source = block.nodes[0].reads[0]
+    x: Tensor = torch.randint(model.vocab, (shape.tokens,), device=device)
+    if source != "tokens":
+        x = torch.randn(shape.tokens, model.hidden, device=device).to(DTYPES[shape.dtype])
+    found: dict[Work, float] = {}
+    before = 0.0
+    for calls, work in stages(body, compile_body(block, body.forward), piece):
+        after = _captured_seconds(calls, layers, {source: x}, clock)
+        if work is not None:
+            found[work] = max(SHORTEST_S, after - before)
+        before = after
+    return found
+
+
+def time_passes(model: ModelSpec, pieces: Sequence[PassPiece], place: str) -> list[Sample]:
+    """Samples of the operations of `pieces` on the device called `place`; of one that several have, the mean."""
+    device = torch.device(place)
+    merged: dict[Work, list[float]] = defaultdict(list)
+    for piece in pieces:
+        for work, seconds in time_pass(model, piece, device).items():
+            merged[work].append(seconds)
+        torch.cuda.empty_cache()
+    return [Sample(work, statistics.fmean(times), 1, REPLAYS) for work, times in merged.items()]

@@ -1,0 +1,104 @@
+"""Attention of new queries over a key-value cache, whose filled length the host knows or only the device does.
+
+A pass that is captured once and replayed cannot be told a length by the host: it reads it where the device keeps it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from autotune.runners.ops import attention_math as plain
+
+if TYPE_CHECKING:
+    from autotune.runners.ops.env import Env
+
+aten: Any = torch.ops.aten
+
+FLASH_DTYPES = (torch.bfloat16, torch.float16)
+FLASH_WIDEST = 256
+AMPERE = 8
+
+
+class Lengths(NamedTuple):
+    """How much of each sequence's cache is filled once the new tokens are in it; int32, on the device."""
+
+    used: Tensor  # [batch]
+    rows: Tensor  # [batch + 1]: where each sequence's new tokens begin among all, and their number
+    columns: Tensor  # [batch + 1]: where each sequence's positions begin in one layer of the cache, and their number
+
+    @classmethod
+    def empty(cls, batch: int, new: int, max_len: int, device: torch.device) -> Lengths:
+        """Of `batch` sequences of no tokens, each to be given `new` at a time and with room for `max_len`."""
+        bounds = torch.arange(batch + 1, dtype=torch.int32, device=device)
+        return cls(torch.zeros(batch, dtype=torch.int32, device=device), bounds * new, bounds * max_len)
+
+
+def over_cache(env: Env, q: Tensor, window: int) -> Tensor:
+    """New queries [batch, heads, new, width] over everything in the cache, their own keys too; the result like q."""
+    if env.lengths is None:
+        return _known(env, q, window)
+    if q.is_cuda and q.dtype in FLASH_DTYPES and q.shape[-1] <= FLASH_WIDEST and _since(q.device, AMPERE):
+        return _flash(env, env.lengths, q, window)
+    return _masked(env, q, window)
+
+
+def _since(device: torch.device, major: int) -> bool:
+    return torch.cuda.get_device_capability(device)[0] >= major
+
+
+def _folded(q: Tensor, kv_heads: int) -> Tensor:
+    """The query heads that share a key head as further rows of its queries: no key is copied, none is read twice."""
+    batch, heads, new, width = q.shape
+    return q.reshape(batch, kv_heads, heads // kv_heads * new, width)
+
+
+def _known(env: Env, q: Tensor, window: int) -> Tensor:
+    """The host knows the length: only what is filled is read, and for one new token no mask is needed."""
+    assert env.cache is not None
+    new, end = q.shape[2], env.start + q.shape[2]
+    begin = max(0, env.start + 1 - window) if window else 0
+    k, v = env.cache.view(env.layer, begin, end)
+    mask = None
+    if new > 1:
+        hidden = plain.hidden(new, end, window, q.device)[:, begin:]
+        mask = ~hidden.repeat(q.shape[1] // k.shape[1], 1)
+    return F.scaled_dot_product_attention(_folded(q, k.shape[1]), k, v, attn_mask=mask).reshape(q.shape)
+
+
+def _flash(env: Env, lengths: Lengths, q: Tensor, window: int) -> Tensor:
+    """FlashAttention-2's kernel for sequences of different lengths, told them by the device. For one new token it
+    splits the keys among the processors (Flash-Decoding). Its causal mask ends at the last key."""
+    assert env.cache is not None
+    batch, heads, new, width = q.shape
+    k, v = (part[env.layer].view(-1, part.shape[3], width) for part in (env.cache.k, env.cache.v))
+    limits = {"window_size_left": window - 1, "window_size_right": 0} if window else {}
+    o: Tensor = aten._flash_attention_forward(
+        q.transpose(1, 2).reshape(batch * new, heads, width),
+        k,
+        v,
+        lengths.rows,
+        lengths.columns,
+        new,
+        env.cache.max_len,
+        0.0,
+        new > 1,
+        False,
+        seqused_k=lengths.used,
+        **limits,
+    )[0]
+    return o.view(batch, new, heads, width).transpose(1, 2)
+
+
+def _masked(env: Env, q: Tensor, window: int) -> Tensor:
+    """The whole cache under a mask that the device makes: for what no kernel takes lengths."""
+    assert env.cache is not None
+    k, v = env.cache.view(env.layer, 0, env.cache.max_len)
+    columns = torch.arange(env.cache.max_len, device=q.device)
+    ahead = columns - env.positions[:, None]  # [new, max_len]
+    seen = (ahead <= 0) & (ahead > -window) if window else ahead <= 0
+    mask = seen.repeat(q.shape[1] // k.shape[1], 1)
+    return F.scaled_dot_product_attention(_folded(q, k.shape[1]), k, v, attn_mask=mask).reshape(q.shape)

@@ -1,0 +1,61 @@
+"""Captured generation on a device: the reference's tokens, replay after replay, whatever the prompt; one row a plan.
+
+    python tests/gpu/check_generation.py [--device cuda|cpu] [--ranks 1]
+
+Not collected by pytest. Exits with 6 where a token differs from the reference's by more than its precision explains.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from autotune.runners.job import Job
+from autotune.runners.launch import launch
+from autotune.spec.model import ModelSpec
+from autotune.spec.plan import Plan
+from autotune.spec.workload import Workload
+
+MODEL = ModelSpec("small", "LlamaForCausalLM", 256, 4, 8, 4, 64, 704, 256)
+WORK = Workload(kind="generate", prompt_length=48, new_tokens=40, batch=4)
+PLANS = {
+    1: (Plan(micro_batch=4), Plan(micro_batch=1)),
+    2: (Plan(tensor=2, micro_batch=4), Plan(pipeline=2, micro_batch=4), Plan(data=2, micro_batch=2)),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--ranks", type=int, default=1)
+    asked = parser.parse_args()
+    failed = 0
+    variants = {
+        "llama": MODEL,
+        "window": replace(MODEL, window=32),
+        "qk norm": replace(MODEL, architecture="Qwen3ForCausalLM", qk_norm=True),
+    }
+    for plan in PLANS[asked.ranks]:
+        for precision in ("fp32", "bf16"):
+            for name, model in variants.items():
+                work = replace(WORK, precision=precision)
+                attention = "flash" if asked.device == "cuda" and precision == "bf16" else "math"
+                job = Job(replace(plan, attention=attention), model, work, 2, 2, check=True, device=asked.device)
+                with tempfile.TemporaryDirectory() as folder:
+                    ran = launch(job, nproc=plan.world, log_dir=Path(folder), timeout_s=120)
+                failed += not ran.equal
+                print(
+                    f"{plan.describe():<32} {precision} {name:<8} {'equal' if ran.equal else 'DIFFERS'} "
+                    f"margin {ran.max_difference:.1e}  a token {ran.decode_s * 1e3:.3f} ms, "
+                    f"prefill {ran.prefill_s * 1e3:.3f} ms, peak {max(ran.peak_bytes) / 2**20:.1f} MiB",
+                    flush=True,
+                )
+    print(f"{failed} differ" if failed else "all equal")
+    return 6 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
