@@ -14,7 +14,7 @@ from autotune.runners import bench_pass
 from autotune.runners.body import compile_body
 from autotune.spec.graph import blocks
 from autotune.spec.model import ModelSpec
-from autotune.spec.work import Memory
+from autotune.spec.work import Memory, Work
 from autotune.spec.workload import Workload
 
 MODEL = ModelSpec("small", "LlamaForCausalLM", 64, 2, 4, 2, 16, 128, 96)
@@ -35,11 +35,11 @@ def test_every_part_runs_and_none_is_missing(
         assert len(layers) == (2 if block.kind == "layer" else 1)
         source = block.nodes[0].reads[0]
         x = torch.randint(96, (shape.tokens,)) if source == "tokens" else torch.randn(shape.tokens, model.hidden)
-        timed = []
-        for calls, work in bench_pass.stages(body, compile_body(block, body.forward), piece):
+        timed: list[Work] = []
+        for calls, added in bench_pass.stages(body, compile_body(block, body.forward), piece):
             for env in layers:
                 bench_pass.run_part(calls, env, {source: x})
-            timed.append(work)
+            timed += set(added)
         whole = {w for i in body.forward.ranks[0] for w in works(block, body, i, shape) if w.kind != "collective"}
         extra = {work.op for work in timed if isinstance(work, Memory) and work not in whole}
         assert whole <= set(timed)

@@ -148,7 +148,7 @@ def test_the_cost_table_prices_what_is_done(llama: ModelSpec, h100: Profile) -> 
     body = inference_body(block, costs.shape)
     inside = costs.bodies.price(block, body, body.forward, costs.shape)
     appended = costs.block(block).kinds["memory"] - inside.kinds["memory"]
-    assert appended == pytest.approx(2 * seconds(Memory("copy", 2 * one)))
+    assert appended == pytest.approx(2 * seconds(Memory("append", 2 * one)))
     assert inside.kinds["attention"] == pytest.approx(seconds(Attention(8, 1, 1100, 16, 4, 128)))
 
 

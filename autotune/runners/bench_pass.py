@@ -139,21 +139,22 @@ def _pick(env: Env, group: Any, reads: tuple[Tensor, ...]) -> tuple[object, ...]
     return token.clone(), token[:, None].clone()
 
 
-def stages(body: Body, calls: tuple[Call, ...], piece: PassPiece) -> list[tuple[tuple[Call, ...], Work | None]]:
-    """Longer and longer parts of a pass, and the work that each adds to the one before (None: no one piece of work)."""
+def stages(body: Body, calls: tuple[Call, ...], piece: PassPiece) -> list[tuple[tuple[Call, ...], tuple[Work, ...]]]:
+    """Longer and longer parts of a pass, and the work that each adds to the one before: one piece, or the same piece
+    several times over. Nothing where an instruction is several pieces, which no clock tells apart."""
     block, shape = piece.block, piece.shape
-    found: list[tuple[tuple[Call, ...], Work | None]] = []
+    found: list[tuple[tuple[Call, ...], tuple[Work, ...]]] = []
     for many, instruction in enumerate(body.forward.ranks[0]):
         call = calls[many]
         made = [work for work in works(block, body, instruction, shape) if work.kind != "collective"]
         if instruction.op == "attention":
             copies = Call(_append, call.reads, (), (), call.reads, False, "append")
-            # Both copies are one piece of work twice over.
-            found.append(((*calls[:many], copies), Memory("append", 4 * body.sizes[call.reads[1]], shape.dtype)))
-        found.append((calls[: many + 1], made[0] if len(made) == 1 and not call.collective else None))
+            each = Memory("append", 2 * body.sizes[call.reads[1]], shape.dtype)  # keys are as large as values
+            found.append(((*calls[:many], copies), (each, each)))
+        found.append((calls[: many + 1], tuple(made) if len(made) == 1 and not call.collective else ()))
     if block.kind == "head":
         last = Call(_pick, (body.output,), ("token", "column"), (), (body.output,), False, "pick")
-        found.append(((*calls, last), Memory("pick", body.sizes[body.output], shape.dtype)))
+        found.append(((*calls, last), (Memory("pick", body.sizes[body.output], shape.dtype),)))
     return found
 
 
@@ -169,10 +170,10 @@ def time_pass(model: ModelSpec, piece: PassPiece, device: torch.device) -> dict[
         x = torch.randn(shape.tokens, model.hidden, device=device).to(DTYPES[shape.dtype])
     found: dict[Work, float] = {}
     before = 0.0
-    for calls, work in stages(body, compile_body(block, body.forward), piece):
+    for calls, added in stages(body, compile_body(block, body.forward), piece):
         after = _captured_seconds(calls, layers, {source: x}, clock)
-        if work is not None:
-            found[work] = max(SHORTEST_S, after - before)
+        for work in set(added):
+            found[work] = max(SHORTEST_S, (after - before) / len(added))
         before = after
     return found
 

@@ -71,9 +71,8 @@ class PassCosts:
             cost = self.bodies.price(block, body, body.forward, shape, form)
             for node in block.nodes:
                 if node.op == "attention":
-                    both = sum(2 * body.sizes[name] for name in node.reads[1:])
-                    # The instruction that this belongs to is issued already.
-                    cost += self.piece(Memory("append", both, shape.dtype), issued=False)
+                    copies = (Memory("append", 2 * body.sizes[name], shape.dtype) for name in node.reads[1:])
+                    cost += self.piece(*copies, issued=False)  # the instruction they belong to is issued already
             self.blocks[key] = cost
         return self.blocks[key]
 
