@@ -26,13 +26,13 @@ MODEL = ModelSpec("small", "LlamaForCausalLM", 64, 2, 4, 2, 16, 128, 96)
 def test_every_part_runs_and_none_is_missing(
     model: ModelSpec, tensor: int, queries: int, keys: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench_pass, "MOST_COPIES", 2)
+    monkeypatch.setattr(bench_pass, "COPIES", (2, 2))
     for block in (blocks(model)[0], blocks(model)[1], blocks(model)[-1]):
         shape = block_shape(block, Shape(3, queries, keys, tensor=tensor, dtype="fp32", attention="math"))
         body = inference_body(block, shape)
         piece = bench_pass.PassPiece(block, shape)
         layers = bench_pass.layers_of(model, piece, torch.device("cpu"))
-        assert len(layers) == (2 if block.kind == "layer" else 1)
+        assert len(layers) == 2
         source = block.nodes[0].reads[0]
         x = torch.randint(96, (shape.tokens,)) if source == "tokens" else torch.randn(shape.tokens, model.hidden)
         timed: list[Work] = []

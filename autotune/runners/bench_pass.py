@@ -33,7 +33,7 @@ from autotune.spec.model import ModelSpec
 from autotune.spec.work import Memory, Work
 
 COLD_BYTES = 256 * 2**20  # of weights that follow one another, so that none is left in a cache when it comes again
-MOST_COPIES = 32
+COPIES = 4, 32  # at least, so that what starting a graph takes is spread, and at most
 REPLAYS, WARM = 15, 3
 SHORTEST_S = 1e-7  # what noise makes of an operation that takes next to nothing
 
@@ -52,7 +52,7 @@ def layers_of(model: ModelSpec, piece: PassPiece, device: torch.device) -> list[
     dtype = DTYPES[shape.dtype]
     sides = [local_shape(weight, shape.tensor) for weight in block.weights()]
     size = dtype.itemsize * sum(map(_count, sides))
-    many = min(MOST_COPIES, -(-COLD_BYTES // max(1, size))) if block.kind == "layer" else 1
+    many = min(COPIES[1], max(COPIES[0], -(-COLD_BYTES // max(1, size))))
     cache = KVCache.empty(model, many, shape.batch, shape.keys, tensor_size=shape.tensor, dtype=dtype, device=device)
     lengths, start = None, shape.keys - shape.queries
     if start:
@@ -71,17 +71,15 @@ def layers_of(model: ModelSpec, piece: PassPiece, device: torch.device) -> list[
         cache=cache,
         lengths=lengths,
     )
-    return [
-        replace(
-            env,
-            layer=layer,
-            weights={
+    made, weights = [], {}
+    for layer in range(many):
+        if not layer or block.kind == "layer":  # a model has one head, and it is large
+            weights = {
                 weight.name: (0.02 * torch.randn(side, device=device)).to(dtype)
                 for weight, side in zip(block.weights(), sides, strict=True)
-            },
-        )
-        for layer in range(many)
-    ]
+            }
+        made.append(replace(env, layer=layer, weights=weights))
+    return made
 
 
 def _count(shape: tuple[int, ...]) -> int:
@@ -168,14 +166,14 @@ def time_pass(model: ModelSpec, piece: PassPiece, device: torch.device) -> dict[
     x: Tensor = torch.randint(model.vocab, (shape.tokens,), device=device)
     if source != "tokens":
         x = torch.randn(shape.tokens, model.hidden, device=device).to(DTYPES[shape.dtype])
-    found: dict[Work, float] = {}
+    found: dict[Work, list[float]] = defaultdict(list)
     before = 0.0
     for calls, added in stages(body, compile_body(block, body.forward), piece):
         after = _captured_seconds(calls, layers, {source: x}, clock)
-        for work in set(added):
-            found[work] = max(SHORTEST_S, (after - before) / len(added))
+        for work in added:
+            found[work].append((after - before) / len(added))
         before = after
-    return found
+    return {work: max(SHORTEST_S, statistics.fmean(times)) for work, times in found.items()}
 
 
 def time_passes(model: ModelSpec, pieces: Sequence[PassPiece], place: str) -> list[Sample]:
