@@ -11,6 +11,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ def layers_of(model: ModelSpec, piece: PassPiece, device: torch.device) -> list[
     block, shape = piece.block, piece.shape
     dtype = DTYPES[shape.dtype]
     sides = [local_shape(weight, shape.tensor) for weight in block.weights()]
-    size = dtype.itemsize * sum(map(_count, sides))
+    size = dtype.itemsize * sum(map(prod, sides))
     many = min(COPIES[1], max(COPIES[0], -(-COLD_BYTES // max(1, size))))
     cache = KVCache.empty(model, many, shape.batch, shape.keys, tensor_size=shape.tensor, dtype=dtype, device=device)
     lengths, start = None, shape.keys - shape.queries
@@ -80,13 +81,6 @@ def layers_of(model: ModelSpec, piece: PassPiece, device: torch.device) -> list[
             }
         made.append(replace(env, layer=layer, weights=weights))
     return made
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for side in shape:
-        total *= side
-    return total
 
 
 def run_part(calls: tuple[Call, ...], env: Env, values: Values) -> None:

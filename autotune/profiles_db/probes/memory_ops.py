@@ -1,4 +1,4 @@
-"""The memory-bound operations that a block is made of, as torch computes them: what the memory probe times.
+"""The memory-bound operations that a block is made of, as they are computed here: what the memory probe times.
 
 Each entry of OPS says how many bytes of activations one element stands for, read plus written (`e`: bytes of the work's
 dtype), and makes the operation for a Shape. Weights, statistics and indices are small beside them and not counted; the
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from autotune.kernels import usable
 from autotune.profiles_db.probes.crew import Crew
 
 WIDTH = 1024  # features of a row; a vocabulary's rows are longer
@@ -160,9 +161,25 @@ class _Heads:
         turned = (x[:, :end_q].view(shape), x[:, end_q:end_k].view(shape)) if self.key else (x[:, :end_q].view(shape),)
         return turned, x[:, end_k:]
 
+    def on_gpu(self, norm: bool, gradient: torch.Tensor | None = None) -> Run:
+        """Our kernel over the same; back from a gradient of q, k and v where there is one."""
+        from autotune.kernels import rotary as kernels
+
+        heads = kernels.Heads(self.query, self.key, HEAD, self.s.rows)
+        rope = self.cos.view(self.s.rows, -1).repeat(1, 2), self.sin.view(self.s.rows, -1).repeat(1, 2)
+        positions = torch.arange(self.s.rows, device=self.qkv.device)
+        norms = kernels.Norms(self.weight, self.weight, EPS) if norm else None
+        if gradient is None:
+            return lambda i: kernels.split_and_turn(self.qkv, heads, rope, positions, norms)
+        parts = gradient.split([self.query * HEAD, self.key * HEAD, self.key * HEAD], dim=1)
+        grads = parts[0].contiguous(), parts[1].contiguous(), parts[2].contiguous()
+        return lambda i: kernels.turn_back(grads, heads, rope, positions, norms, self.qkv)
+
 
 def _rotary(s: Shape, norm: bool) -> Run:
     heads = _Heads(s)
+    if usable(heads.qkv) and heads.key:
+        return heads.on_gpu(norm)
 
     def run(i: int) -> list[torch.Tensor]:
         parts, v = heads.split(heads.qkv)
@@ -179,6 +196,8 @@ def _rotary(s: Shape, norm: bool) -> Run:
 
 def _rotary_norm_back(s: Shape, weights: bool) -> Run:
     heads, gradient = _Heads(s), s.data()
+    if usable(heads.qkv) and heads.key and not weights:
+        return heads.on_gpu(norm=True, gradient=gradient)
     total = torch.zeros(HEAD, dtype=s.wide, device=s.crew.place)
 
     def run(i: int) -> torch.Tensor:
@@ -199,13 +218,22 @@ def _rotary_norm_back(s: Shape, weights: bool) -> Run:
 
 
 def _swiglu(s: Shape) -> Run:
-    gate, up = s.data(2).chunk(2, dim=1)
+    both = s.data(2)
+    if usable(both):
+        from autotune.kernels import swiglu as kernel
+
+        return lambda i: kernel.swiglu(both)
+    gate, up = both.chunk(2, dim=1)
     return lambda i: F.silu(gate).mul_(up)
 
 
 def _swiglu_bwd(s: Shape) -> Run:
-    gate, up = s.data(2).chunk(2, dim=1)
-    g = s.data()
+    both, g = s.data(2), s.data()
+    if usable(both):
+        from autotune.kernels import swiglu as kernel
+
+        return lambda i: kernel.swiglu_gradient(g, both)
+    gate, up = both.chunk(2, dim=1)
 
     def run(i: int) -> torch.Tensor:
         result = s.empty(2)

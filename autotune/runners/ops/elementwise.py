@@ -1,4 +1,4 @@
-"""The gated SiLU (Shazeer, 2002.05202, equation 6) and the residual addition."""
+"""The gated SiLU (Shazeer, 2002.05202, equation 6) and the residual addition. On CUDA the SiLU is a kernel of ours."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from autotune.kernels import usable
 from autotune.runners.ops.env import Env
 from autotune.spec.graph import Node
 
@@ -14,6 +15,10 @@ aten = torch.ops.aten
 
 def swiglu(env: Env, node: Node, gate_up: Tensor) -> tuple[Tensor, ...]:
     """[tokens, 2 * width], gate first -> silu(gate) * up [tokens, width]."""
+    if usable(gate_up):
+        from autotune.kernels import swiglu as kernel
+
+        return (kernel.swiglu(gate_up),)
     gate, up = gate_up.chunk(2, dim=1)
     return (F.silu(gate).mul_(up),)
 
@@ -21,6 +26,10 @@ def swiglu(env: Env, node: Node, gate_up: Tensor) -> tuple[Tensor, ...]:
 def swiglu_dgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Gradient [tokens, width] -> [tokens, 2 * width], made half by half in one allocation and nothing beside it."""
     (g,), (gate_up,) = grads, saved
+    if usable(gate_up):
+        from autotune.kernels import swiglu as kernel
+
+        return (kernel.swiglu_gradient(g, gate_up),)
     gate, up = gate_up.chunk(2, dim=1)
     result = torch.empty_like(gate_up)
     of_gate, of_up = result.chunk(2, dim=1)

@@ -1,14 +1,17 @@
 """Rotary positions (Su et al., 2104.09864, 3.4) in the half-rotation layout, splitting the fused q, k, v.
 
 Halves a, b of each head become a*cos - b*sin, b*cos + a*sin; the gradient is the rotation by the opposite angle.
-`rotary_norm` is the same with an RMSNorm over each head of q and k first (Qwen3).
+`rotary_norm` is the same with an RMSNorm over each head of q and k first (Qwen3). On CUDA both are one kernel of ours.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from autotune.kernels import usable
 from autotune.runners.ops.env import Env, wide
 from autotune.runners.ops.norm import input_gradient, reciprocal_rms
 from autotune.spec.graph import Node
@@ -17,6 +20,18 @@ from autotune.spec.graph import Node
 def _heads(env: Env, node: Node) -> tuple[int, int]:
     """Query and key heads of this tensor rank."""
     return node.attr("heads") // env.tensor_size, node.attr("kv_heads") // env.tensor_size
+
+
+def _on_gpu(env: Env, node: Node) -> tuple[Any, Any, Any]:
+    """Our kernels, the heads they are to turn, and the norms that come first (None: none)."""
+    from autotune.kernels import rotary as kernels
+
+    queries, keys = _heads(env, node)
+    norms = None
+    if node.weights:
+        q, k = (env.weights[weight.name] for weight in node.weights)
+        norms = kernels.Norms(q, k, node.number("eps"))
+    return kernels, kernels.Heads(queries, keys, node.attr("head_dim"), env.sequence), norms
 
 
 def _split(env: Env, node: Node, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,6 +63,8 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, direction: int = 1) 
 
 def rotary(env: Env, node: Node, qkv: Tensor) -> tuple[Tensor, ...]:
     """[tokens, (heads + 2 * kv_heads) * head_dim] -> q, k (turned) and v, each [tokens, its heads * head_dim]."""
+    if usable(qkv):
+        return _turned(env, node, qkv)
     q, k, v = _split(env, node, qkv)
     cos, sin = _angles(env, qkv.dtype)
     turned = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k)]
@@ -56,8 +73,21 @@ def rotary(env: Env, node: Node, qkv: Tensor) -> tuple[Tensor, ...]:
     return (*(x.view(len(qkv), -1) for x in turned), v.contiguous())
 
 
+def _turned(env: Env, node: Node, qkv: Tensor) -> tuple[Tensor, ...]:
+    kernels, heads, norms = _on_gpu(env, node)
+    made: tuple[Tensor, ...] = kernels.split_and_turn(qkv, heads, env.rope, env.positions, norms)
+    return made
+
+
+def _turned_back(env: Env, node: Node, grads: tuple[Tensor, ...], qkv: Tensor | None = None) -> tuple[Tensor, ...]:
+    kernels, heads, norms = _on_gpu(env, node)
+    return (kernels.turn_back(grads, heads, env.rope, env.positions, norms, qkv),)
+
+
 def rotary_dgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Gradients of q, k, v -> gradient of the fused qkv."""
+    if usable(grads[0]):
+        return _turned_back(env, node, grads)
     result = torch.empty((len(grads[0]), sum(g.shape[1] for g in grads)), dtype=grads[0].dtype, device=grads[0].device)
     q, k, v = _split(env, node, result)
     cos, sin = _angles(env, result.dtype)
@@ -69,6 +99,8 @@ def rotary_dgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[T
 
 def rotary_norm(env: Env, node: Node, qkv: Tensor) -> tuple[Tensor, ...]:
     """Like `rotary`, each head of q and k normalised first. Weights: q's then k's, [head_dim]."""
+    if usable(qkv):
+        return _turned(env, node, qkv)
     q, k, v = _split(env, node, qkv)
     cos, sin = _angles(env, qkv.dtype)
     results = []
@@ -83,6 +115,8 @@ def rotary_norm(env: Env, node: Node, qkv: Tensor) -> tuple[Tensor, ...]:
 def rotary_norm_dgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Gradients of q, k, v and the saved qkv -> gradient of qkv; the norms' statistics are computed again."""
     (qkv,) = saved
+    if usable(qkv):
+        return _turned_back(env, node, grads, qkv)
     result = torch.empty_like(qkv)
     *inputs, _ = _split(env, node, qkv)
     *outputs, v = _split(env, node, result)
