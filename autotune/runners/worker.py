@@ -26,11 +26,11 @@ from autotune.spec.graph import Weight, blocks
 TIMEOUT = timedelta(seconds=600)
 
 
-def join(job: Job) -> tuple[int, torch.device]:
-    """Joins the world that the environment describes; (rank, device). The same thread rule as the probes."""
+def join(where: str) -> tuple[int, torch.device]:
+    """Joins the world that the environment describes on "cpu" or "cuda"; (rank, device). Threads as the probes have."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    if job.device == "cuda":
+    if where == "cuda":
         local, count = int(os.environ.get("LOCAL_RANK", rank)), torch.cuda.device_count()
         device = torch.device("cuda", local % count)
         torch.cuda.set_device(device)
@@ -66,21 +66,26 @@ def loader(job: Job, rank: int, device: torch.device) -> Loader:
     return load
 
 
+def part(job: Job, rank: int, device: torch.device, folder: Path) -> None:
+    """This rank's part of a job in the world that it has joined; writes its report."""
+    load = loader(job, rank, device)
+    if job.workload.kind == "train":
+        from autotune.runners.train_run import train_run
+
+        report = train_run(job, rank, device, load, folder)
+    else:
+        from autotune.runners.generate_run import generate_run
+
+        report = generate_run(job, rank, device, load, folder)
+    report.write(folder)
+    dist.barrier()
+
+
 def work(job: Job, folder: Path) -> None:
-    """Runs this rank's part and writes its report."""
-    rank, device = join(job)
+    """Joins the world, runs this rank's part and leaves the world."""
+    rank, device = join(job.device)
     try:
-        load = loader(job, rank, device)
-        if job.workload.kind == "train":
-            from autotune.runners.train_run import train_run
-
-            report = train_run(job, rank, device, load, folder)
-        else:
-            from autotune.runners.generate_run import generate_run
-
-            report = generate_run(job, rank, device, load, folder)
-        report.write(folder)
-        dist.barrier()
+        part(job, rank, device, folder)
     finally:
         dist.destroy_process_group()
 
