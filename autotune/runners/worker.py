@@ -11,10 +11,12 @@ import sys
 import traceback
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from autotune.profiles_db.heap import keep_heap
 from autotune.runners.checkpoint import open_checkpoint, shard
@@ -26,9 +28,20 @@ from autotune.spec.graph import Weight, blocks
 TIMEOUT = timedelta(seconds=600)
 
 
+def _store_again(rank: int, world: int) -> Any:
+    """Where the ranks of a world that torchrun started again meet: its store still has what the dead ones wrote, so
+    every attempt has names of its own. None for a first attempt."""
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0":
+        return None
+    store, _, _ = next(rendezvous("env://", rank, world, timeout=TIMEOUT))
+    return PrefixStore(f"attempt-{attempt}", store)
+
+
 def join(where: str) -> tuple[int, torch.device]:
     """Joins the world that the environment describes on "cpu" or "cuda"; (rank, device). Threads as the probes have."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = _store_again(rank, world)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     if where == "cuda":
         local, count = int(os.environ.get("LOCAL_RANK", rank)), torch.cuda.device_count()
@@ -36,15 +49,15 @@ def join(where: str) -> tuple[int, torch.device]:
         torch.cuda.set_device(device)
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
         if here > count:  # NCCL refuses two ranks on one device: gloo carries messages through the host (no speed)
-            dist.init_process_group("gloo", rank=rank, world_size=world, timeout=TIMEOUT)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=TIMEOUT)
         else:
             both = "cuda:nccl,cpu:gloo"
-            dist.init_process_group(both, rank=rank, world_size=world, timeout=TIMEOUT, device_id=device)
+            dist.init_process_group(both, store=store, rank=rank, world_size=world, timeout=TIMEOUT, device_id=device)
     else:
         device = torch.device("cpu")
         keep_heap()
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
-        dist.init_process_group("gloo", rank=rank, world_size=world, timeout=TIMEOUT)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=TIMEOUT)
     torch.set_grad_enabled(False)
     return rank, device
 
