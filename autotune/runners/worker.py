@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from autotune.profiles_db.heap import keep_heap
@@ -35,7 +34,7 @@ def _store_again(rank: int, world: int) -> Any:
     if attempt == "0":
         return None
     store, _, _ = next(rendezvous("env://", rank, world, timeout=TIMEOUT))
-    return PrefixStore(f"attempt-{attempt}", store)
+    return dist.PrefixStore(f"attempt-{attempt}", store)  # type: ignore[attr-defined]
 
 
 def join(where: str) -> tuple[int, torch.device]:
