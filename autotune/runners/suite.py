@@ -181,6 +181,7 @@ def arguments_of(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="where the rows go as JSON")
     parser.add_argument("--refined", type=Path, help="where the refined profile goes, if the plans share one")
     parser.add_argument("--seconds-each", type=float, default=0.1, help="time for measuring one operation")
+    parser.add_argument("--as-is", action="store_true", help="measure no operation: predict from the profile as it is")
     parser.add_argument("--plans", help="these plans alone, by number from 0, e.g. 0,3,9")
     parser.add_argument("--repeats", type=int, default=0, help="rounds of measuring and running (CPU: 3, GPU: 1)")
     parser.add_argument("--steps", type=int, default=0, help="steps that are timed, instead of the suite's own number")
@@ -199,14 +200,17 @@ def main(arguments: Sequence[str]) -> int:
     refuse(suite, size)
     question = Question(suite.model, suite.workload, measurable(load_profile(asked.profile), suite), 0)
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-    refine = partial(refine_for, question, progress=say, seconds_each=asked.seconds_each)
+    refine: Callable[[Sequence[Plan]], Profile] = partial(
+        refine_for, question, progress=say, seconds_each=asked.seconds_each
+    )
+    if asked.as_is or suite.check:  # a check judges memory and numbers: nothing need be timed for that
+        refine = lambda plans: question.profile  # noqa: E731
     if size:
-        return _standing(suite, question.profile, refine, asked)
+        return _standing(suite, refine, asked)
     if suite.device == "cpu":
         profile_for = lambda plan: refine([plan])  # noqa: E731
     else:
-        # Ranks that share a device are judged by their memory and their numbers: nothing need be timed for that.
-        refined = question.profile if suite.check else refine(suite.plans)
+        refined = refine(suite.plans)
         profile_for = lambda plan: refined  # noqa: E731
         if asked.refined:
             dump_profile(refined, asked.refined)
@@ -232,9 +236,7 @@ def header() -> None:
     print("|---|---|---|---|---|---|---|---|", flush=True)
 
 
-def _standing(
-    suite: Suite, given: Profile, refine: Callable[[Sequence[Plan]], Profile], asked: argparse.Namespace
-) -> int:
+def _standing(suite: Suite, refine: Callable[[Sequence[Plan]], Profile], asked: argparse.Namespace) -> int:
     """The suite in the world that this process is a rank of: every rank comes here, rank 0 speaks and writes."""
     from autotune.runners.standing import Standing, attempt_here
 
@@ -245,7 +247,7 @@ def _standing(
     def profile() -> Profile:
         if again and kept.exists():
             return load_profile(kept)
-        refined = given if suite.check else refine(suite.plans)
+        refined = refine(suite.plans)
         dump_profile(refined, kept)
         return refined
 
