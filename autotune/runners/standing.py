@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -101,6 +101,8 @@ class Standing:
         told = [f"{file.stem}: {file.read_text().strip().splitlines()[-1]}" for file in errors]
         return told[0] if told else ""
 
-    def leave(self) -> None:
-        """Ends the world's groups."""
+    def leave(self) -> NoReturn:
+        """Ends this process when all ranks have come here. Always with 0: anything else would start them again."""
+        dist.barrier()
         dist.destroy_process_group()
+        leave(0)

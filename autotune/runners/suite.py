@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from autotune.planners.feasible import why_not
 from autotune.planners.predict import Predictor
@@ -206,7 +206,7 @@ def main(arguments: Sequence[str]) -> int:
     if asked.as_is or suite.check:  # a check judges memory and numbers: nothing need be timed for that
         refine = lambda plans: question.profile  # noqa: E731
     if size:
-        return _standing(suite, refine, asked)
+        _standing(suite, refine, asked)
     if suite.device == "cpu":
         profile_for = lambda plan: refine([plan])  # noqa: E731
     else:
@@ -236,7 +236,7 @@ def header() -> None:
     print("|---|---|---|---|---|---|---|---|", flush=True)
 
 
-def _standing(suite: Suite, refine: Callable[[Sequence[Plan]], Profile], asked: argparse.Namespace) -> int:
+def _standing(suite: Suite, refine: Callable[[Sequence[Plan]], Profile], asked: argparse.Namespace) -> NoReturn:
     """The suite in the world that this process is a rank of: every rank comes here, rank 0 speaks and writes."""
     from autotune.runners.standing import Standing, attempt_here
 
@@ -260,7 +260,7 @@ def _standing(suite: Suite, refine: Callable[[Sequence[Plan]], Profile], asked: 
         ledger.save()
         print(line(last), flush=True)
     refined = world.share(profile)
-    if first and not again:
+    if first and not ledger.rows:
         header()
     patience = asked.patience or PATIENCE_S[suite.device]
     runner = Runner(suite, lambda plan: refined, ledger, asked.repeats or 1, world, patience)
@@ -268,7 +268,6 @@ def _standing(suite: Suite, refine: Callable[[Sequence[Plan]], Profile], asked: 
     if first:
         print("\n".join(summary(ledger.rows)), flush=True)
     world.leave()
-    return 0
 
 
 if __name__ == "__main__":
