@@ -51,9 +51,10 @@ def _deep() -> ModelSpec:
 
 
 def _schedules() -> Suite:
-    """Pipeline schedules on two GPUs, then where the vocabulary and the activations of some of them may lie.
+    """Pipeline schedules on two GPUs, then where layers, vocabulary and activations of some of them may lie.
 
-    The head is worth four of the sixteen layers: 1F1B with ten and six is balanced, the others are as they come.
+    The head is worth four of the sixteen layers: cuts as even as can be leave the rank that has it with more to do
+    (but for schedules that go both ways), others and sharded vocabularies mend that.
     """
     orders = (
         ("1f1b", 1),
@@ -75,8 +76,11 @@ def _schedules() -> Suite:
     plans = (
         *(replace(base, schedule=schedule, chunks=chunks) for schedule, chunks in orders),
         replace(base, layers="10,6"),
+        replace(base, layers="10,6", schedule="zb-h1"),
+        replace(base, layers="4,5,5,2", schedule="zb-v", chunks=2),
         *(replace(base, vocabulary=where) for where in ("vocab-1", "vocab-2", "naive")),
-        *(replace(base, schedule="interleaved-1f1b", chunks=2, offload=percent) for percent in (50, 100)),
+        replace(base, schedule="interleaved-1f1b", chunks=2, offload=100),
+        *(replace(base, schedule="gpipe", offload=percent) for percent in (50, 100)),
     )
     workload = Workload(sequence_length=4096, global_batch=16, precision="bf16")
     return Suite(_untied_1b(), workload, plans, "cuda", steps=3, warmup=1)
