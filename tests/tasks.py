@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +14,12 @@ from autotune.runners.body import COLLECTIVES
 from autotune.runners.checkpoint import shard
 from autotune.runners.generation import Generator
 from autotune.runners.interpreter import Trace
+from autotune.runners.job import Job
 from autotune.runners.memory import peak_during
 from autotune.runners.ops import Env
 from autotune.runners.overhead import TINY
 from autotune.runners.reference import init_weight
+from autotune.runners.standing import Standing
 from autotune.runners.state import DTYPES
 from autotune.runners.training import Trainer
 from autotune.spec.graph import Weight
@@ -183,3 +186,10 @@ def generate(rank: int, world: int, plan: Plan, model: ModelSpec, workload: Work
         "again": again.tolist(),
         "traces": [(trace.order, trace.memory) for trace in traces.values()],
     }
+
+
+def standing(rank: int, world: int, jobs: list[Job], folder: Path) -> list[tuple[float, ...]]:
+    """The losses of jobs that run one after another in this world."""
+    torch.set_grad_enabled(False)
+    here = Standing(rank, world, torch.device("cpu"), folder)
+    return [here.run(job, str(number), 100.0).losses for number, job in enumerate(jobs)]

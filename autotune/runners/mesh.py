@@ -96,6 +96,15 @@ class Mesh:
             self.workers[lane] = ThreadPoolExecutor(1)
         return Chain(self.workers[lane].submit(run))
 
+    def close(self) -> None:
+        """Gives groups and threads back, when all ranks are done: a process that runs many jobs would keep them all."""
+        barrier(self.device)
+        for worker in self.workers.values():
+            worker.shutdown()
+        axes = [group for group in self.axes.values() if group is not None]
+        for group in reversed([*axes, *self.lanes.values()]):
+            dist.destroy_process_group(group)
+
     def all_reduce(self, tensor: Tensor, how: str) -> Tensor:
         """In place over the tensor ranks."""
         if self.axes["tensor"] is not None:

@@ -53,6 +53,7 @@ def train_run(job: Job, rank: int, device: torch.device, load: Loader, folder: P
     if job.trace:
         step(trace)
     trainer.finish()
+    trainer.mesh.close()
     return RankReport(
         rank,
         seconds,

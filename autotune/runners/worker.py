@@ -11,10 +11,11 @@ import sys
 import traceback
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from autotune.profiles_db.heap import keep_heap
 from autotune.runners.checkpoint import open_checkpoint, shard
@@ -26,25 +27,36 @@ from autotune.spec.graph import Weight, blocks
 TIMEOUT = timedelta(seconds=600)
 
 
-def join(job: Job) -> tuple[int, torch.device]:
-    """Joins the world that the environment describes; (rank, device). The same thread rule as the probes."""
+def _store_again(rank: int, world: int) -> Any:
+    """Where the ranks of a world that torchrun started again meet: its store still has what the dead ones wrote, so
+    every attempt has names of its own. None for a first attempt."""
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0":
+        return None
+    store, _, _ = next(rendezvous("env://", rank, world, timeout=TIMEOUT))
+    return dist.PrefixStore(f"attempt-{attempt}", store)  # type: ignore[attr-defined]
+
+
+def join(where: str) -> tuple[int, torch.device]:
+    """Joins the world that the environment describes on "cpu" or "cuda"; (rank, device). Threads as the probes have."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = _store_again(rank, world)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    if job.device == "cuda":
+    if where == "cuda":
         local, count = int(os.environ.get("LOCAL_RANK", rank)), torch.cuda.device_count()
         device = torch.device("cuda", local % count)
         torch.cuda.set_device(device)
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
         if here > count:  # NCCL refuses two ranks on one device: gloo carries messages through the host (no speed)
-            dist.init_process_group("gloo", rank=rank, world_size=world, timeout=TIMEOUT)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=TIMEOUT)
         else:
             both = "cuda:nccl,cpu:gloo"
-            dist.init_process_group(both, rank=rank, world_size=world, timeout=TIMEOUT, device_id=device)
+            dist.init_process_group(both, store=store, rank=rank, world_size=world, timeout=TIMEOUT, device_id=device)
     else:
         device = torch.device("cpu")
         keep_heap()
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
-        dist.init_process_group("gloo", rank=rank, world_size=world, timeout=TIMEOUT)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=TIMEOUT)
     torch.set_grad_enabled(False)
     return rank, device
 
@@ -66,21 +78,26 @@ def loader(job: Job, rank: int, device: torch.device) -> Loader:
     return load
 
 
+def part(job: Job, rank: int, device: torch.device, folder: Path) -> None:
+    """This rank's part of a job in the world that it has joined; writes its report."""
+    load = loader(job, rank, device)
+    if job.workload.kind == "train":
+        from autotune.runners.train_run import train_run
+
+        report = train_run(job, rank, device, load, folder)
+    else:
+        from autotune.runners.generate_run import generate_run
+
+        report = generate_run(job, rank, device, load, folder)
+    report.write(folder)
+    dist.barrier()
+
+
 def work(job: Job, folder: Path) -> None:
-    """Runs this rank's part and writes its report."""
-    rank, device = join(job)
+    """Joins the world, runs this rank's part and leaves the world."""
+    rank, device = join(job.device)
     try:
-        load = loader(job, rank, device)
-        if job.workload.kind == "train":
-            from autotune.runners.train_run import train_run
-
-            report = train_run(job, rank, device, load, folder)
-        else:
-            from autotune.runners.generate_run import generate_run
-
-            report = generate_run(job, rank, device, load, folder)
-        report.write(folder)
-        dist.barrier()
+        part(job, rank, device, folder)
     finally:
         dist.destroy_process_group()
 

@@ -1,0 +1,227 @@
+"""The suites: stated lists of plans of one model and workload each, which are predicted and then measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from autotune.spec.families import load_model
+from autotune.spec.model import ModelSpec
+from autotune.spec.plan import Plan
+from autotune.spec.workload import Workload
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Plans of one model and workload."""
+
+    model: ModelSpec
+    workload: Workload
+    plans: tuple[Plan, ...]
+    device: str
+    steps: int = 5
+    warmup: int = 2
+    check: bool = False  # whether each run is compared with the one-process reference too
+
+
+def _small() -> ModelSpec:
+    return ModelSpec("llama-7m", "LlamaForCausalLM", 256, 6, 8, 4, 32, 768, 256, tied=True)
+
+
+def _other() -> ModelSpec:
+    return ModelSpec("qwen-4m", "Qwen3ForCausalLM", 192, 8, 6, 2, 32, 640, 512, qk_norm=True)
+
+
+def _models() -> Path:
+    return Path(__file__).resolve().parents[2] / "recipes" / "models"
+
+
+def _llama_1b() -> ModelSpec:
+    return load_model(_models() / "meta-llama--Llama-3.2-1B.json")
+
+
+def _untied_1b() -> ModelSpec:
+    """Llama-3.2-1B's shape with a head of its own."""
+    return replace(_llama_1b(), name="llama-1b-untied", tied=False)
+
+
+def _deep() -> ModelSpec:
+    """Sixteen layers that outweigh a vocabulary of 256, for pipelines of CPU workers."""
+    return ModelSpec("llama-51m", "LlamaForCausalLM", 512, 16, 8, 8, 64, 1408, 256)
+
+
+def _schedules() -> Suite:
+    """Pipeline schedules on two GPUs, then where layers, vocabulary and activations of some of them may lie.
+
+    The head is worth four of the sixteen layers: cuts as even as can be leave the rank that has it with more to do
+    (but for schedules that go both ways), others and sharded vocabularies mend that.
+    """
+    orders = (
+        ("1f1b", 1),
+        ("gpipe", 1),
+        ("interleaved-1f1b", 2),
+        ("zb-h1", 1),
+        ("zb-h2", 1),
+        ("zb-v", 2),
+        ("v-half", 2),
+        ("v-min", 2),
+        ("dualpipe-v", 2),
+        ("dualpipe", 1),
+        ("chimera", 1),
+        ("hanayo", 2),
+        ("2bp-1f1b", 1),
+        ("breadth-first", 2),
+    )
+    base = Plan(pipeline=2, micro_batch=1, attention="cudnn")
+    plans = (
+        *(replace(base, schedule=schedule, chunks=chunks) for schedule, chunks in orders),
+        replace(base, layers="10,6"),
+        replace(base, layers="10,6", schedule="zb-h1"),
+        replace(base, layers="4,5,5,2", schedule="zb-v", chunks=2),
+        *(replace(base, vocabulary=where) for where in ("vocab-1", "vocab-2", "naive")),
+        replace(base, schedule="interleaved-1f1b", chunks=2, offload=100),
+        *(replace(base, schedule="gpipe", offload=percent) for percent in (50, 100)),
+    )
+    workload = Workload(sequence_length=4096, global_batch=16, precision="bf16")
+    return Suite(_untied_1b(), workload, plans, "cuda", steps=3, warmup=1)
+
+
+def _schedules_on_cpu() -> Suite:
+    """Pipeline schedules on four CPU workers: in how many micro-batches the eight sequences go keeps them apart."""
+    orders = (
+        ("gpipe", 1, 4),
+        ("1f1b", 1, 2),
+        ("v-min", 2, 2),
+        ("chimera", 1, 2),
+        ("zb-h1", 1, 2),
+        ("2bp-1f1b", 1, 1),
+        ("hanayo", 2, 1),
+        ("interleaved-1f1b", 2, 1),
+        ("v-half", 2, 1),
+        ("zb-h2", 1, 1),
+        ("dualpipe-v", 2, 1),
+        ("bitpipe", 2, 1),
+        ("zb-v", 2, 1),
+    )
+    plans = tuple(Plan(pipeline=4, schedule=s, chunks=c, micro_batch=m) for s, c, m in orders)
+    return Suite(_deep(), Workload(sequence_length=256, global_batch=8, precision="fp32"), plans, "cpu", 3, warmup=1)
+
+
+def suites() -> dict[str, Suite]:
+    """The suites by name: small models on two CPU workers, the Llama-3.2-1B shape on one and two GPUs."""
+    cpu = Workload(sequence_length=256, global_batch=16, precision="fp32")
+    gpu = Workload(sequence_length=4096, global_batch=16, precision="bf16")
+    one = tuple(
+        Plan(micro_batch=m, recompute=r, attention=a)
+        for m, r, a in (
+            (1, "none", "cudnn"),
+            (2, "none", "cudnn"),
+            (4, "none", "cudnn"),
+            (8, "none", "cudnn"),
+            (4, "selective", "cudnn"),
+            (8, "selective", "cudnn"),
+            (16, "selective", "cudnn"),
+            (4, "full", "cudnn"),
+            (16, "full", "cudnn"),
+            (4, "none", "flash"),
+            (2, "full", "flash"),
+            (4, "none", "efficient"),
+        )
+    )
+    two = (
+        Plan(data=2, micro_batch=4, attention="cudnn"),
+        Plan(data=2, micro_batch=4, attention="cudnn", zero=1),
+        Plan(data=2, micro_batch=2, attention="cudnn", recompute="selective", zero=1),
+        Plan(tensor=2, micro_batch=4, attention="cudnn"),
+        Plan(tensor=2, micro_batch=4, attention="cudnn", sequence_parallel=True),
+        Plan(tensor=2, micro_batch=8, attention="cudnn", sequence_parallel=True, recompute="selective"),
+        Plan(pipeline=2, micro_batch=2, attention="cudnn"),
+        Plan(pipeline=2, micro_batch=1, attention="cudnn"),
+        Plan(pipeline=2, micro_batch=2, attention="cudnn", schedule="gpipe"),
+        Plan(pipeline=2, micro_batch=2, attention="cudnn", schedule="interleaved-1f1b", chunks=2),
+        Plan(pipeline=2, micro_batch=1, attention="cudnn", schedule="interleaved-1f1b", chunks=4),
+        Plan(pipeline=2, micro_batch=2, attention="cudnn", recompute="full"),
+    )
+    here = (
+        Plan(micro_batch=2),
+        Plan(micro_batch=4),
+        Plan(micro_batch=8),
+        Plan(micro_batch=16),
+        Plan(micro_batch=4, recompute="selective"),
+        Plan(micro_batch=8, recompute="full"),
+        Plan(data=2, micro_batch=2),
+        Plan(data=2, micro_batch=8, zero=1),
+        Plan(data=2, micro_batch=4, recompute="full"),
+        Plan(tensor=2, micro_batch=4),
+        Plan(tensor=2, micro_batch=8, sequence_parallel=True),
+        Plan(pipeline=2, micro_batch=2),
+        Plan(pipeline=2, micro_batch=4, schedule="gpipe"),
+        Plan(pipeline=2, micro_batch=2, schedule="interleaved-1f1b", chunks=2),
+    )
+    held_out = (
+        Plan(micro_batch=4),
+        Plan(micro_batch=16, recompute="selective"),
+        Plan(micro_batch=8, recompute="full"),
+        Plan(data=2, micro_batch=4, zero=1),
+        Plan(data=2, micro_batch=16),
+        Plan(tensor=2, micro_batch=8, recompute="selective"),
+        Plan(tensor=2, micro_batch=16, sequence_parallel=True),
+        Plan(pipeline=2, micro_batch=4),
+        Plan(pipeline=2, micro_batch=4, schedule="interleaved-1f1b", chunks=4),
+        Plan(pipeline=2, micro_batch=8, schedule="gpipe", recompute="full"),
+    )
+    other = Workload(sequence_length=128, global_batch=32, precision="fp32")
+    alike = (Plan(micro_batch=4, attention="cudnn"), Plan(micro_batch=8, attention="cudnn", recompute="selective"))
+    shorter = Workload(sequence_length=2048, global_batch=32, precision="bf16")
+    longer = Workload(sequence_length=8192, global_batch=8, precision="bf16")
+    apart = (Plan(micro_batch=2, attention="cudnn"), Plan(micro_batch=4, attention="flash", recompute="full"))
+    # Eight sequences one after another, and together: the suite measures one round of each.
+    answers = Workload(kind="generate", prompt_length=512, new_tokens=64, batch=8, precision="bf16")
+    rounds = (Plan(micro_batch=1), Plan(micro_batch=8))
+    # One device holds every stage: what splitting the backward and moving activations to the host cost and give.
+    alone = tuple(
+        Plan(micro_batch=1, attention="cudnn", schedule=s, chunks=c, offload=o)
+        for s, c, o in (
+            ("1f1b", 1, 0),
+            ("zb-h1", 1, 0),
+            ("gpipe", 1, 0),
+            ("gpipe", 1, 50),
+            ("gpipe", 1, 100),
+            ("breadth-first", 4, 0),
+            ("breadth-first", 4, 100),
+        )
+    )
+    eight = Workload(sequence_length=4096, global_batch=8, precision="bf16")
+    # Several ranks share a device, whose messages go through the host: correct, and as large as predicted; no speed.
+    wide = ModelSpec("llama-128k", "LlamaForCausalLM", 1024, 8, 16, 8, 64, 2816, 131072)
+    shared = tuple(
+        Plan(pipeline=p, schedule=s, chunks=c, vocabulary=v, offload=o, attention="cudnn")
+        for p, s, c, v, o in (
+            (2, "1f1b", 1, "ends", 0),
+            (2, "zb-h1", 1, "ends", 0),
+            (2, "v-half", 2, "ends", 0),
+            (2, "dualpipe-v", 2, "ends", 100),
+            (2, "chimera", 1, "ends", 0),
+            (2, "1f1b", 1, "vocab-2", 0),
+            (4, "zb-v", 2, "ends", 0),
+            (4, "1f1b", 1, "vocab-1", 0),
+        )
+    )
+    short = Workload(sequence_length=1024, global_batch=8, precision="bf16")
+    return {
+        "h200-alone": Suite(_llama_1b(), eight, alone, "cuda"),
+        "h200-shared": Suite(wide, short, shared, "cuda", steps=2, check=True),
+        "cpu": Suite(_small(), cpu, here, "cpu"),
+        "cpu-held-out": Suite(_other(), other, held_out, "cpu"),
+        "h200": Suite(_llama_1b(), gpu, one, "cuda"),
+        "h200-qwen3": Suite(load_model(_models() / "Qwen--Qwen3-0.6B.json"), shorter, alike, "cuda"),
+        "h200-qwen2.5": Suite(load_model(_models() / "Qwen--Qwen2.5-0.5B.json"), longer, apart, "cuda"),
+        "h200-generate-1b": Suite(_llama_1b(), answers, rounds, "cuda", steps=1),
+        "h200-generate-8b": Suite(load_model(_models() / "meta-llama--Llama-3.1-8B.json"), answers, rounds, "cuda", 1),
+        "cpu-generate": Suite(
+            _small(), replace(answers, prompt_length=64, new_tokens=16, precision="fp32"), rounds, "cpu"
+        ),
+        "h200x2": Suite(_llama_1b(), gpu, two, "cuda"),
+        "h200x2-schedules": _schedules(),
+        "cpu-schedules": _schedules_on_cpu(),
+    }
