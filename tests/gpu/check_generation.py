@@ -1,6 +1,6 @@
 """Captured generation on a device: the reference's tokens, replay after replay, whatever the prompt; one row a plan.
 
-    python tests/gpu/check_generation.py [--device cuda|cpu] [--ranks 1]
+    python tests/gpu/check_generation.py [--device cuda|cpu] [--ranks 1] [--only llama]
 
 Not collected by pytest. Exits with 6 where a token differs from the reference's by more than its precision explains.
 """
@@ -30,7 +30,8 @@ PLANS = {
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--ranks", type=int, default=1, choices=sorted(PLANS))
+    parser.add_argument("--only", help="this model alone")
     asked = parser.parse_args()
     failed = 0
     variants = {
@@ -41,6 +42,8 @@ def main() -> int:
     for plan in PLANS[asked.ranks]:
         for precision in ("fp32", "bf16"):
             for name, model in variants.items():
+                if asked.only not in (None, name):
+                    continue
                 work = replace(WORK, precision=precision)
                 attention = "flash" if asked.device == "cuda" and precision == "bf16" else "math"
                 job = Job(replace(plan, attention=attention), model, work, 2, 2, check=True, device=asked.device)
