@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from autotune.runners.state import DTYPES, local_shape
 from autotune.spec.graph import Block
 from autotune.spec.machine import Sample
 from autotune.spec.model import ModelSpec
+from autotune.spec.program import Program
 from autotune.spec.work import Work
 
 COPIES = 4  # sets of weights that follow one another as a model's layers do, so that everything comes cold
@@ -47,6 +48,8 @@ GLOO_S = 60.0  # a collective that takes longer is stuck
 AGAIN = 2  # times that a body is timed again because the device had slowed
 MOST_HELD_S = 0.5  # that a device is kept busy while the host issues
 ENOUGH_S, FEWEST = 1.0, 5  # on CUDA a long body runs fewer rounds: as many as fit this time, but at least so many
+HEAT_S, QUEUED = 0.6, 4  # a device under load slows until it keeps to its power limit; rounds issued before a look
+AHEAD = 1.1  # the device takes so many times what issuing takes: the host is well ahead
 
 
 @dataclass(frozen=True)
@@ -132,55 +135,105 @@ def _copies(model: ModelSpec, piece: Piece, device: torch.device, group: Any) ->
     return made
 
 
-def time_piece(model: ModelSpec, piece: Piece, device: torch.device, group: Any = None) -> dict[Work, float]:
-    """Seconds of every instruction of a body that is one piece of work; `group`: the tensor ranks, where they meet.
+Stamps = list[tuple[Program, list[Any]]]  # of one round: the programs that ran, and the marks between their calls
 
-    On a CPU the copies of a block are passed forwards one after another and then backwards, as a stage's layers are;
-    on accelerators, whose caches are small, one at a time, which takes less memory.
-    """
-    block, shape = piece.block, piece.shape
-    body: Body = lower_block(block, shape, piece.policy)
-    calls = compile_body(block, body.forward), compile_body(block, body.backward)
-    clock, cuda = Clock(device), device.type == "cuda"
-    copies = _copies(model, piece, device, group)
-    tokens = torch.randint(model.vocab, (shape.tokens,), device=device)
-    source = block.nodes[0].reads[0]
-    rows = shape.rows(shape.sequence_parallel and shape.tensor > 1)
-    chains = [[copy] for copy in copies] if cuda else [copies]
-    seen: dict[Work, list[float]] = defaultdict(list)
-    rounds = -(-ROUNDS // len(chains[0])), -(-WARM // len(chains[0]))
-    issue, begun = 0.0, time.perf_counter()
-    for round_ in range(sum(rounds)):
-        if cuda and round_ >= FEWEST + rounds[1] and time.perf_counter() - begun > ENOUGH_S:
-            break
-        chain = chains[round_ % len(chains)]
-        x = tokens if source == "tokens" else torch.randn(rows, model.hidden, device=device).to(DTYPES[shape.dtype])
-        stamps = []
-        clock.hold(issue)
-        issuing = time.perf_counter()
+
+@dataclass
+class _Bench:
+    """A body made ready: `chains` of copies, one of which is passed through in a round."""
+
+    model: ModelSpec
+    piece: Piece
+    device: torch.device
+    group: Any
+    body: Body = field(init=False)
+    clock: Clock = field(init=False)
+    chains: list[list[_Copy]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        block, shape = self.piece.block, self.piece.shape
+        self.body, self.clock = lower_block(block, shape, self.piece.policy), Clock(self.device)
+        self.calls = compile_body(block, self.body.forward), compile_body(block, self.body.backward)
+        copies = _copies(self.model, self.piece, self.device, self.group)
+        self.chains = [[copy] for copy in copies] if self.device.type == "cuda" else [copies]
+        self.tokens = torch.randint(self.model.vocab, (shape.tokens,), device=self.device)
+
+    def round(self, number: int) -> Stamps:
+        """Forwards through a chain, and backwards."""
+        chain, shape, body = self.chains[number % len(self.chains)], self.piece.shape, self.body
+        source = self.piece.block.nodes[0].reads[0]
+        rows = shape.rows(shape.sequence_parallel and shape.tensor > 1)
+        x = self.tokens
+        if source != "tokens":
+            x = torch.randn(rows, self.model.hidden, device=self.device).to(DTYPES[shape.dtype])
+        stamps: Stamps = []
         for copy in chain:
-            copy.values = {source: x, "targets": tokens}
-            stamps.append((body.forward, _run(calls[0], copy.env, copy.values, group, clock)))
+            copy.values = {source: x, "targets": self.tokens}
+            stamps.append((body.forward, _run(self.calls[0], copy.env, copy.values, self.group, self.clock)))
             x = copy.values[body.output] if body.output == "loss" else copy.values.pop(body.output)
         gradient = torch.randn_like(x) if body.output != "loss" else None
         for copy in reversed(chain):
             if gradient is not None:
                 copy.values[f"d.{body.output}"] = gradient
             gradient = None
-            stamps.append((body.backward, _run(calls[1], copy.env, copy.values, group, clock)))
+            stamps.append((body.backward, _run(self.calls[1], copy.env, copy.values, self.group, self.clock)))
             gradient = copy.values.pop(body.gradient, None)
             copy.values = {}
-        issue = min(MOST_HELD_S, 1.5 * (time.perf_counter() - issuing))
-        if cuda:
-            torch.cuda.synchronize(device)
-        for program, marks in stamps if round_ >= rounds[1] else ():
+        return stamps
+
+    def times(self, rounds: Sequence[Stamps]) -> dict[Work, list[float]]:
+        """Seconds of every instruction that is one piece of work."""
+        seen: dict[Work, list[float]] = defaultdict(list)
+        for program, marks in (one for stamps in rounds for one in stamps):
             for i, instruction in enumerate(program.ranks[0]):
                 # What an operation sends is left out when it runs here alone: the rest of it is what is timed.
-                made = list(works(block, body, instruction, shape))
-                made = made if group is not None else [work for work in made if work.kind != "collective"]
+                made = list(works(self.piece.block, self.body, instruction, self.piece.shape))
+                made = made if self.group is not None else [work for work in made if work.kind != "collective"]
                 if len(made) == 1:
-                    seen[made[0]].append(clock.between(marks[i], marks[i + 1]))
-    return {work: trimmed(times) for work, times in seen.items()}
+                    seen[made[0]].append(self.clock.between(marks[i], marks[i + 1]))
+        return seen
+
+
+def _hot_rounds(bench: _Bench) -> list[Stamps]:
+    """Rounds one after another on a CUDA device that has done nothing else for a while, so that its clocks are those
+    of a step; none where the host cannot keep ahead of it."""
+    begun, before = time.perf_counter(), 0
+    while time.perf_counter() - begun < HEAT_S:
+        bench.round(before)
+        before += 1
+        if before % QUEUED == 0:
+            bench.clock.settle()
+    many = WARM + max(FEWEST, min(ROUNDS, int(ENOUGH_S * before / HEAT_S)))
+    issuing, start = time.perf_counter(), bench.clock.mark()
+    rounds = [bench.round(number) for number in range(many)]
+    issued, end = time.perf_counter() - issuing, bench.clock.mark()
+    bench.clock.settle()
+    return rounds[WARM:] if bench.clock.between(start, end) > AHEAD * issued else []
+
+
+def _held_rounds(bench: _Bench) -> list[Stamps]:
+    """Rounds that each wait until the host has issued them."""
+    length = len(bench.chains[0])
+    warm, counted = -(-WARM // length), -(-ROUNDS // length)
+    issue, rounds = 0.0, []
+    for number in range(warm + counted):
+        bench.clock.hold(issue)
+        issuing = time.perf_counter()
+        rounds.append(bench.round(number))
+        issue = min(MOST_HELD_S, 1.5 * (time.perf_counter() - issuing))
+        bench.clock.settle()
+    return rounds[warm:]
+
+
+def time_piece(model: ModelSpec, piece: Piece, device: torch.device, group: Any = None) -> dict[Work, float]:
+    """Seconds of every instruction of a body that is one piece of work; `group`: the tensor ranks, where they meet.
+
+    On a CPU the copies of a block are passed forwards one after another and then backwards, as a stage's layers are;
+    on accelerators, whose caches are small, one at a time, which takes less memory.
+    """
+    bench = _Bench(model, piece, device, group)
+    rounds = _hot_rounds(bench) if device.type == "cuda" else []
+    return {work: trimmed(times) for work, times in bench.times(rounds or _held_rounds(bench)).items()}
 
 
 def trimmed(times: Sequence[float]) -> float:

@@ -27,7 +27,7 @@ from autotune.runners.clock import Clock
 from autotune.runners.corpus import open_corpus
 from autotune.runners.data import batch
 from autotune.runners.interpreter import Interpreter, Operation, Started, Trace
-from autotune.runners.mesh import Mesh, barrier
+from autotune.runners.mesh import Mesh, barrier, staged
 from autotune.runners.ops import Env, KVCache
 from autotune.runners.ops.attention import unsupported
 from autotune.runners.ops.attention_cache import Lengths
@@ -194,7 +194,7 @@ class Generator:
 
     def _captures(self) -> bool:
         """Whether steps are CUDA graphs: not where the tensor group's messages go through the host."""
-        return self.mesh.device.type == "cuda" and (self.plan.tensor == 1 or dist.get_backend() == "nccl")
+        return self.mesh.device.type == "cuda" and (self.plan.tensor == 1 or not staged(self.mesh.device))
 
     def generate(self, prompts: Tensor, traces: Mapping[int, Trace] | None = None) -> Generated:
         """Continues prompts int64 [batch, prompt_length] (all of them, on every rank) greedily by new_tokens.
