@@ -28,7 +28,6 @@ from autotune.planners.costs.works import works
 from autotune.planners.lower.body import Body, lower_block
 from autotune.planners.lower.shape import Shape
 from autotune.profiles_db.probes.crew import Crew, join, use_threads
-from autotune.profiles_db.probes.pace import Pace
 from autotune.runners.body import Call, Values, compile_body
 from autotune.runners.clock import Clock
 from autotune.runners.mesh import REDUCTIONS
@@ -45,10 +44,10 @@ COPIES = 4  # sets of weights that follow one another as a model's layers do, so
 ROUNDS, WARM = 12, 3  # passes through a block that count, and those before them
 TRIM = 0.25  # of the times at either end is left out: a step adds up means, but not the machine's hiccups
 GLOO_S = 60.0  # a collective that takes longer is stuck
-AGAIN = 2  # times that a body is timed again because the device had slowed
 MOST_HELD_S = 0.5  # that a device is kept busy while the host issues
-ENOUGH_S, FEWEST = 1.0, 5  # on CUDA a long body runs fewer rounds: as many as fit this time, but at least so many
-HEAT_S, QUEUED = 0.6, 4  # a device under load slows until it keeps to its power limit; rounds issued before a look
+ENOUGH_S, FEWEST = 0.6, 6  # on CUDA a long body runs fewer rounds: as many as fit this time, but at least so many
+HEAT_S, QUEUED = 0.3, 4  # a device under load slows until it keeps to its power limit; rounds issued before a look
+HEATED, SLOWING = 4, 1.02  # times that a body heats the device at most, and what the later half of rounds may take
 AHEAD = 1.1  # the device takes so many times what issuing takes: the host is well ahead
 
 
@@ -181,6 +180,10 @@ class _Bench:
             copy.values = {}
         return stamps
 
+    def seconds(self, rounds: Sequence[Stamps]) -> float:
+        """From the first mark of the first round to the last of the last."""
+        return self.clock.between(rounds[0][0][1][0], rounds[-1][-1][1][-1])
+
     def times(self, rounds: Sequence[Stamps]) -> dict[Work, list[float]]:
         """Seconds of every instruction that is one piece of work."""
         seen: dict[Work, list[float]] = defaultdict(list)
@@ -197,18 +200,26 @@ class _Bench:
 def _hot_rounds(bench: _Bench) -> list[Stamps]:
     """Rounds one after another on a CUDA device that has done nothing else for a while, so that its clocks are those
     of a step; none where the host cannot keep ahead of it."""
-    begun, before = time.perf_counter(), 0
-    while time.perf_counter() - begun < HEAT_S:
-        bench.round(before)
-        before += 1
-        if before % QUEUED == 0:
-            bench.clock.settle()
-    many = WARM + max(FEWEST, min(ROUNDS, int(ENOUGH_S * before / HEAT_S)))
-    issuing, start = time.perf_counter(), bench.clock.mark()
-    rounds = [bench.round(number) for number in range(many)]
-    issued, end = time.perf_counter() - issuing, bench.clock.mark()
-    bench.clock.settle()
-    return rounds[WARM:] if bench.clock.between(start, end) > AHEAD * issued else []
+    rounds: list[Stamps] = []
+    for _ in range(HEATED):
+        begun, before = time.perf_counter(), 0
+        while time.perf_counter() - begun < HEAT_S:
+            bench.round(before)
+            before += 1
+            if before % QUEUED == 0:
+                bench.clock.settle()
+        many = WARM + max(FEWEST, min(ROUNDS, int(ENOUGH_S * before / HEAT_S)))
+        issuing = time.perf_counter()
+        rounds = [bench.round(number) for number in range(many)]
+        issued = time.perf_counter() - issuing
+        bench.clock.settle()
+        if bench.seconds(rounds) < AHEAD * issued:
+            return []
+        rounds = rounds[WARM:]
+        half = len(rounds) // 2
+        if bench.seconds(rounds[half:]) / (len(rounds) - half) < SLOWING * bench.seconds(rounds[:half]) / half:
+            break
+    return rounds
 
 
 def _held_rounds(bench: _Bench) -> list[Stamps]:
@@ -249,13 +260,12 @@ def _worker(rank: int, ranks: int, device: str, model: ModelSpec, pieces: Sequen
         use_threads(ranks, len(os.sched_getaffinity(0)))
     crew = join(device, rank, ranks, meet, GLOO_S) if ranks > 1 else Crew(device)
     found: list[dict[Work, float]] = []
-    pace = Pace(where.type)
-    told = [pace.settle()]
+    told: list[str] = []
     for piece in pieces:
         group = crew.block(piece.shape.tensor) if 1 < piece.shape.tensor <= ranks else None
         crew.barrier()
         try:
-            found.append(_at_pace(model, piece, where, group, pace, told))
+            found.append(time_piece(model, piece, where, group))
         except RuntimeError as error:  # out of memory, or a backend that refuses: the other bodies are still wanted
             if ranks > 1:  # the other workers would wait in its collectives
                 raise
@@ -263,24 +273,10 @@ def _worker(rank: int, ranks: int, device: str, model: ModelSpec, pieces: Sequen
             told.append(f"not timed: {piece.block.kind}, {shape.batch} x {shape.queries} {shape.attention}: {said}")
         if where.type == "cuda":
             torch.cuda.empty_cache()
-    out.put((rank, found, [line for line in told if line]))
+    out.put((rank, found, told))
     crew.barrier()
     if ranks > 1:
         dist.destroy_process_group()
-
-
-def _at_pace(
-    model: ModelSpec, piece: Piece, where: torch.device, group: Any, pace: Pace, told: list[str]
-) -> dict[Work, float]:
-    """`time_piece`, again where the device turns out to have slowed meanwhile: of the looks, the fastest."""
-    times = time_piece(model, piece, where, group)
-    for _ in range(AGAIN):
-        if not pace.behind():
-            break
-        told.append(pace.settle())
-        later = time_piece(model, piece, where, group)
-        times = {work: min(seconds, later[work]) for work, seconds in times.items()}
-    return times
 
 
 def time_pieces(
@@ -290,10 +286,7 @@ def time_pieces(
     device: str,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Sample]:
-    """Samples of the operations of `pieces`, while `ranks` workers run the same at once (CUDA: one worker).
-
-    On CUDA the device is first worked until its pace settles, and a body beside which it fell behind is timed again.
-    """
+    """Samples of the operations of `pieces`, while `ranks` workers run the same at once (CUDA: one worker)."""
     ranks = 1 if device != "cpu" else ranks
     context = get_context("spawn")
     out = context.SimpleQueue()

@@ -8,6 +8,7 @@ only: on a CPU an operation takes there what it takes alone.
 from __future__ import annotations
 
 import statistics
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +36,10 @@ from autotune.spec.work import Memory, Work
 
 COLD_BYTES = 256 * 2**20  # of weights that follow one another, so that none is left in a cache when it comes again
 COPIES = 4, 32  # at least, so that what starting a graph takes is spread, and at most
-REPLAYS, WARM = 15, 3
+REPLAYS, WARM = 11, 2
+# A prefill is a burst after tokens that leave the processors idle: replays in a row would heat the device and slow it.
+RESTS, LONGEST_REST_S = 3.0, 0.05
+LAUNCHED_S = 3e-4  # the host has handed a graph over
 SHORTEST_S = 1e-7  # what noise makes of an operation that takes next to nothing
 
 
@@ -105,13 +109,16 @@ def _captured_seconds(calls: tuple[Call, ...], layers: list[Env], given: Values,
     with torch.cuda.graph(graph):
         for env in layers:
             run_part(calls, env, dict(given))
-    marks = []
+    spent: list[float] = []
     for _ in range(WARM + REPLAYS):
+        time.sleep(min(LONGEST_REST_S, RESTS * spent[-1] if spent else 0.0))
+        clock.hold(LAUNCHED_S)
         begin = clock.mark()
         graph.replay()
-        marks.append((begin, clock.mark()))
-    clock.settle()
-    return statistics.median(clock.between(*pair) for pair in marks[WARM:]) / len(layers)
+        end = clock.mark()
+        clock.settle()
+        spent.append(clock.between(begin, end))
+    return statistics.median(spent[WARM:]) / len(layers)
 
 
 def _append(env: Env, group: Any, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
