@@ -11,15 +11,17 @@ import sys
 import traceback
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from autotune.profiles_db.heap import keep_heap
 from autotune.runners.checkpoint import open_checkpoint, shard
 from autotune.runners.job import Job
 from autotune.runners.reference import init_weight
+from autotune.runners.seats import backend_for, exchange, seat_here
 from autotune.runners.state import DTYPES, Loader
 from autotune.spec.graph import Weight, blocks
 
@@ -35,11 +37,16 @@ def join(job: Job) -> tuple[int, torch.device]:
         device = torch.device("cuda", local % count)
         torch.cuda.set_device(device)
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
-        if here > count:  # NCCL refuses two ranks on one device: gloo carries messages through the host (no speed)
-            dist.init_process_group("gloo", rank=rank, world_size=world, timeout=TIMEOUT)
-        else:
-            both = "cuda:nccl,cpu:gloo"
-            dist.init_process_group(both, rank=rank, world_size=world, timeout=TIMEOUT, device_id=device)
+        meeting = env_rendezvous(rank, world)
+        backend = backend_for(exchange(meeting, rank, world, seat_here(device)))
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore("world", meeting),
+            rank=rank,
+            world_size=world,
+            timeout=TIMEOUT,
+            device_id=None if backend == "gloo" else device,
+        )
     else:
         device = torch.device("cpu")
         keep_heap()
@@ -47,6 +54,12 @@ def join(job: Job) -> tuple[int, torch.device]:
         dist.init_process_group("gloo", rank=rank, world_size=world, timeout=TIMEOUT)
     torch.set_grad_enabled(False)
     return rank, device
+
+
+def env_rendezvous(rank: int, world: int) -> dist.Store:
+    """The store at which the ranks of the environment's world meet."""
+    store, _, _ = next(rendezvous("env://", rank, world, timeout=TIMEOUT))
+    return cast(dist.Store, store)
 
 
 def loader(job: Job, rank: int, device: torch.device) -> Loader:
