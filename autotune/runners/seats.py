@@ -10,9 +10,17 @@ import json
 import socket
 from collections.abc import Collection
 from dataclasses import astuple, dataclass
+from typing import Protocol
 
 import torch
-import torch.distributed as dist
+
+
+class Store(Protocol):
+    """What is used of a torch.distributed store; `get` waits until the key is there."""
+
+    def set(self, key: str, value: str, /) -> None: ...
+
+    def get(self, key: str, /) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,7 @@ def seat_here(device: torch.device) -> Seat:
     return Seat(socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid))
 
 
-def exchange(store: dist.Store, rank: int, world: int, seat: Seat) -> tuple[Seat, ...]:
+def exchange(store: Store, rank: int, world: int, seat: Seat) -> tuple[Seat, ...]:
     """Every rank's seat, in rank order: each rank writes its own into `store` and waits for the others'.
 
     Raises torch.distributed.DistStoreError where a rank has not written within the store's timeout.

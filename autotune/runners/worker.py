@@ -11,10 +11,11 @@ import sys
 import traceback
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from autotune.profiles_db.heap import keep_heap
@@ -37,11 +38,11 @@ def join(job: Job) -> tuple[int, torch.device]:
         device = torch.device("cuda", local % count)
         torch.cuda.set_device(device)
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
-        meeting = env_rendezvous(rank, world)
+        meeting, _, _ = next(rendezvous("env://", rank, world, timeout=TIMEOUT))
         backend = backend_for(exchange(meeting, rank, world, seat_here(device)))
         dist.init_process_group(
             backend,
-            store=dist.PrefixStore("world", meeting),
+            store=PrefixStore("world", meeting),
             rank=rank,
             world_size=world,
             timeout=TIMEOUT,
@@ -54,12 +55,6 @@ def join(job: Job) -> tuple[int, torch.device]:
         dist.init_process_group("gloo", rank=rank, world_size=world, timeout=TIMEOUT)
     torch.set_grad_enabled(False)
     return rank, device
-
-
-def env_rendezvous(rank: int, world: int) -> dist.Store:
-    """The store at which the ranks of the environment's world meet."""
-    store, _, _ = next(rendezvous("env://", rank, world, timeout=TIMEOUT))
-    return cast(dist.Store, store)
 
 
 def loader(job: Job, rank: int, device: torch.device) -> Loader:
