@@ -23,9 +23,12 @@ def pool() -> Iterator[Pool]:
     pool.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """torch on one thread of the processor."""
+    """torch on one thread of this process: its others would wait for work in a loop, on the cores of worker processes.
+
+    On two cores that are busy with workers, the reference step of a small model took twenty times as long with two.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -61,8 +61,15 @@ def assert_equal(
     pool: Pool, model: ModelSpec, plan: Plan, work: Workload, faults: Faults = (), steps: int = 2
 ) -> list[dict[str, Any]]:
     """Steps of `plan` on real processes equal the oracle's, in the order and with the bytes of its program."""
-    answers = pool.run("train", plan.world, plan=plan, model=model, workload=work, steps=steps, faults=faults)
-    losses, gradients, weights = oracle(model, work, faults, steps)
+    running = pool.start("train", plan.world, plan=plan, model=model, workload=work, steps=steps, faults=faults)
+    try:
+        program = expand(lower_training(plan, model, work), plan)
+        validate(program)
+        validate(program, inline=True)
+        predicted = memory(program, lambda rank, instruction: 0)
+        losses, gradients, weights = oracle(model, work, faults, steps)
+    finally:
+        answers = running()
     for step, expected in enumerate(losses):
         measured = sum(a["losses"][step] for a in answers) / plan.tensor
         assert measured == pytest.approx(expected, abs=BOUND)
@@ -70,10 +77,6 @@ def assert_equal(
         assert torch.allclose(gradient, gradients[key], rtol=0, atol=BOUND), (plan.describe(), key)
     for key, weight in whole(plan, model, answers, "weights").items():
         assert torch.allclose(weight, weights[key], rtol=0, atol=BOUND), (plan.describe(), key)
-    program = expand(lower_training(plan, model, work), plan)
-    validate(program)
-    validate(program, inline=True)
-    predicted = memory(program, lambda rank, instruction: 0)
     for rank, answer in enumerate(answers):
         assert answer["order"] == [i.label for i in program.ranks[rank]]
         assert answer["memory"] == predicted[rank]["device"]

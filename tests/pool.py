@@ -1,14 +1,17 @@
 """One pool of worker processes for the whole test session: torch is imported once a worker, not once a test.
 
 A task is the name of a function in `tests.tasks`; workers 0..n-1 form a gloo world of n for it and send back what it
-returns.
+returns. A worker drops what a task has left before it answers: the process groups of a task and their threads are part
+of cycles, and would otherwise be there, by the hundred, until Python happened to look for them.
 """
 
 from __future__ import annotations
 
+import gc
 import multiprocessing as mp
 import socket
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -24,6 +27,8 @@ def _serve(rank: int, pipe: Connection) -> None:
     import tests.tasks as tasks
 
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # what is imported stays: a collection looks at what a task has made alone
     while (order := pipe.recv()) is not None:
         name, world, port, arguments = order
         try:
@@ -33,9 +38,11 @@ def _serve(rank: int, pipe: Connection) -> None:
                 answer = getattr(tasks, name)(rank, world, **arguments)
             finally:
                 dist.destroy_process_group()
-            pipe.send((True, answer))
+            answered = (True, answer)
         except BaseException:
-            pipe.send((False, traceback.format_exc()))
+            answered = (False, traceback.format_exc())
+        gc.collect()
+        pipe.send(answered)
 
 
 def _free_port() -> int:
@@ -52,6 +59,10 @@ class Pool:
 
     def run(self, name: str, world: int, **arguments: Any) -> list[Any]:
         """What every rank's task returned, in rank order; a failing rank's traceback is raised."""
+        return self.start(name, world, **arguments)()
+
+    def start(self, name: str, world: int, **arguments: Any) -> Callable[[], list[Any]]:
+        """Begins a task; what it returns waits for it and gives what `run` does. Meanwhile this process may compute."""
         context = mp.get_context("spawn")
         while len(self.workers) < world:
             here, there = context.Pipe()
@@ -61,6 +72,9 @@ class Pool:
         port = _free_port()
         for _, pipe in self.workers[:world]:
             pipe.send((name, world, port, arguments))
+        return lambda: self._answers(name, world)
+
+    def _answers(self, name: str, world: int) -> list[Any]:
         answers = []
         for _, pipe in self.workers[:world]:
             if not pipe.poll(120):

@@ -21,9 +21,6 @@ from tests.operands import (
     random,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 # Attention backends.
 
 

@@ -24,6 +24,7 @@ from autotune.spec.workload import Workload
 
 SEARCHED = [name for name, entry in SCHEDULES.items() if entry.searched]
 DEEP = ModelSpec("deep", "LlamaForCausalLM", 8, 64, 2, 2, 4, 8, 16)
+SMALL = 8  # forwards of one rank in a step: longer ones run with the first and the last value of a schedule's own axes
 SECONDS = {"F": 1.0, "B": 1.0, "W": 1.0, "BW": 2.0}
 
 
@@ -41,14 +42,17 @@ class UnitCosts:
 
 
 def plans(name: str) -> list[tuple[Plan, Workload]]:
-    """Every legal plan of a grid of ranks, micro-batches, chunks and the schedule's own axes."""
+    """The legal plans of a grid of ranks, micro-batches, chunks and the schedule's own axes."""
     entry, found = SCHEDULES[name], []
-    for p, m, v in product((1, 2, 3, 4, 8), (1, 2, 3, 4, 6, 8, 12, 16, 24), entry.chunks):
+    for p, m, v in product((1, 2, 3, 4, 8), (1, 2, 3, 4, 6, 8, 16, 24), entry.chunks):
         plan, work = Plan(pipeline=p, schedule=name, chunks=v), Workload(sequence_length=4, global_batch=m)
         pipe = pipe_of(plan, m)
         if p * v > DEEP.layers or entry.refuse(pipe):
             continue
-        for group, limit in product(entry.groups(pipe), entry.limits(pipe)):
+        axes = entry.groups(pipe), entry.limits(pipe)
+        if m * v > SMALL:
+            axes = axes[0][:: max(1, len(axes[0]) - 1)], axes[1][:: max(1, len(axes[1]) - 1)]
+        for group, limit in product(*axes):
             chosen = replace(plan, group=group, limit=limit)
             if why_not(DEEP, work, chosen, p) is None:
                 found.append((chosen, work))

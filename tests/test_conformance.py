@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
 
 from autotune.planners.feasible import why_not
 from autotune.planners.lower.traits import micro_batches, pipe_of, place_of
-from autotune.planners.schedules import SCHEDULES
+from autotune.planners.schedules import SCHEDULES, Pipe
 from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
@@ -25,7 +26,13 @@ from tests.pool import Pool
 TIED = ModelSpec("deep-llama", "LlamaForCausalLM", 16, 9, 4, 4, 4, 24, 32, tied=True)
 OPEN = ModelSpec("deep-qwen", "Qwen3ForCausalLM", 24, 10, 8, 4, 4, 32, 40, qkv_bias=True, qk_norm=True)
 SEARCHED = [name for name, entry in SCHEDULES.items() if entry.searched]
-EACH = 4  # plans a schedule
+EACH = 3  # plans a schedule
+DRAWS = 600  # after which a pass that was not drawn is taken not to be legal with a schedule
+
+
+def shards(name: str, pipe: Pipe) -> bool:
+    """Whether a vocabulary may be sharded under a schedule: where each stage is on one rank."""
+    return all(len(ranks) == 1 for ranks in SCHEDULES[name].place(pipe))
 
 
 def uneven(draw: random.Random, layers: int, stages: int) -> str:
@@ -67,27 +74,45 @@ def draw_plan(draw: random.Random, name: str) -> tuple[ModelSpec, Plan, Workload
     pipe = pipe_of(plan, items)
     if entry.refuse(pipe) or not entry.groups(pipe):
         return None
-    if all(len(ranks) == 1 for ranks in entry.place(pipe)):
+    if shards(name, pipe):
         plan = replace(plan, vocabulary=draw.choice(["ends", *VOCABULARIES]))
     plan = replace(plan, group=draw.choice(entry.groups(pipe)), limit=draw.choice(entry.limits(pipe)))
     return (model, plan, work) if why_not(model, work, plan, plan.world) is None else None
 
 
+def kinds(plan: Plan) -> set[tuple[str, bool]]:
+    """Which of the passes that a schedule must be seen with, and without, this plan has."""
+    return {("vocabulary", plan.vocabulary != "ends"), ("offload", plan.offload > 0)}
+
+
+@cache
 def plans(name: str) -> list[Any]:
-    draw, found = random.Random(name), []
-    for _ in range(2000):
+    """The first plans drawn that show something new, one of each kind that is legal among them, and then any others."""
+    draw, found, seen, others = random.Random(name), [], set[tuple[str, bool]](), []
+    for _ in range(DRAWS):
         drawn = draw_plan(draw, name)
-        if drawn is not None and drawn not in found:
-            found.append(drawn)
-        if len(found) == EACH:
+        if drawn is None or drawn in found or drawn in others:
+            continue
+        new = kinds(drawn[1]) - seen
+        seen |= new
+        (found if new else others).append(drawn)
+        if len(seen) == 4 and len(found) + len(others) >= EACH:
             break
-    assert len(found) == EACH, f"{name}: no legal plans of a small pipeline"
+    found += others[: max(0, EACH - len(found))]
+    assert len(found) >= EACH, f"{name}: no legal plans of a small pipeline"
     return [pytest.param(*case, id=f"{name}-{i}") for i, case in enumerate(found)]
 
 
 @pytest.mark.parametrize(("model", "plan", "work"), [case for name in SEARCHED for case in plans(name)])
 def test_every_schedule_equals_the_serial_reference(pool: Pool, model: ModelSpec, plan: Plan, work: Workload) -> None:
     assert_equal(pool, model, plan, work)
+
+
+@pytest.mark.parametrize("name", SEARCHED)
+def test_every_schedule_is_drawn_with_and_without_its_passes(name: str) -> None:
+    seen = set().union(*(kinds(case.values[1]) for case in plans(name)))
+    sharded = {("vocabulary", True)} if shards(name, Pipe(4, 8, SCHEDULES[name].chunks[0])) else set()
+    assert seen == {("vocabulary", False), ("offload", False), ("offload", True)} | sharded
 
 
 @pytest.mark.parametrize("name", SEARCHED)

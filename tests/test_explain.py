@@ -14,6 +14,7 @@ from autotune.profiles_db.profile_file import load_profile, shipped
 from autotune.report.explain import changed, explain_found, explain_prediction, explain_versus, headroom, taken
 from autotune.report.units import percent, seconds, size
 from autotune.spec.families import load_model
+from autotune.spec.machine import Link
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Bound, Found, Prediction, Question, Space
 from autotune.spec.workload import Workload
@@ -127,6 +128,19 @@ def test_a_cpu_s_memory_is_shared(question: Question, ranking: tuple[Prediction,
     two = of(ranking[0], plan=Plan(data=2))
     assert headroom(two, cpu)[0] == 1 << 39
     assert headroom(of(two, plan=Plan()), cpu)[0] == 1 << 40
+    assert headroom(of(two, plan=Plan(data=4)), replace(cpu, links=cpu.links[:1]))[0] == 1 << 38, "more than measured"
+
+
+@pytest.mark.parametrize(("kind", "nodes", "sharing"), [("cpu", 1, 8), ("cpu", 2, 2), ("cuda", 1, 1), ("cuda", 2, 1)])
+def test_workers_beyond_those_that_were_measured_share_the_memory_too(
+    question: Question, kind: str, nodes: int, sharing: int
+) -> None:
+    """The limits of all workers on one processor never add up to more than it has."""
+    device = replace(question.profile.device, kind=kind, count=2, memory_bytes=1 << 40, context_bytes=1 << 30)
+    links = (Link("near", 0, 1e9, 1e-6), Link("far", 0, 1e8, 1e-5))[:nodes]
+    asked = replace(question, profile=replace(question.profile, device=device, links=links), devices=8)
+    assert asked.profile.sharing(8) == sharing
+    assert limit_bytes(asked) == int((1 << 40) * asked.memory_fraction / sharing - (1 << 30))
 
 
 def test_grades_are_told(question: Question, ranking: tuple[Prediction, ...]) -> None:

@@ -272,6 +272,55 @@ def test_wrong_configs_say_what_would_be_right(raw: dict[str, Any], key: str, sa
     assert says in str(caught.value) and "models/some.json" in str(caught.value)
 
 
+def told(raw: dict[str, Any]) -> dict[str, str]:
+    """Key to what is said of it, of a table in a recipe that must be refused."""
+    with pytest.raises(UsageError) as caught:
+        from_config(raw, "r.toml: model", inline=True)
+    assert all(problem.file == "r.toml: model" for problem in caught.value.problems)
+    return {problem.key: str(problem) for problem in caught.value.problems}
+
+
+def test_a_table_in_a_recipe_holds_no_unknown_key() -> None:
+    """Near a key of the architecture or not; a config.json may hold any but the first."""
+    raw = tiny(tie_word_embedings=True, flux_capacitor=1, sliding_window=4096, num_experts=8, window=3)
+    found = told(raw)
+    assert set(found) == {"tie_word_embedings", "flux_capacitor", "sliding_window", "num_experts", "window"}
+    assert "nearest: tie_word_embeddings" in found["tie_word_embedings"]
+    assert "an unknown key" in found["flux_capacitor"] and "one of architectures, attention_bias" in found["window"]
+    assert "nearest" not in found["flux_capacitor"]
+    assert "nearest: rope_theta" in told(tiny(rope_base=1e6))["rope_base"]
+    assert from_config({**raw, "tie_word_embedings": None} | {"tie_word_embeddings": True}, "some.json").tied
+
+
+def test_a_rotary_table_in_a_recipe_holds_no_unknown_key() -> None:
+    rotary = {"rope_type": "yarn", "factor": 4.0, "beta_fast": 32, "beta_slo": 1, "truncate": False}
+    assert from_config(tiny(rope_scaling=rotary), "some.json").rope_scaling
+    found = told(tiny(rope_scaling=rotary))
+    assert set(found) == {"rope_scaling.beta_slo"} and "nearest: beta_slow" in found["rope_scaling.beta_slo"]
+
+
+def test_a_misspelled_key_that_is_required_is_told_once() -> None:
+    assert "nearest: hiden_size" in told(tiny(hidden_size="absent", hiden_size=64))["hidden_size"]
+    assert set(told(tiny(hidden_size="absent", hiden_size=64))) == {"hidden_size"}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=NAMES)
+def test_a_published_config_may_be_pasted_into_a_recipe(path: Path) -> None:
+    raw = json.loads(path.read_text())
+    assert from_config(raw, "r.toml", "same", inline=True) == from_config(raw, "some.json", "same")
+
+
+@pytest.mark.parametrize("kind", sorted({json.loads(path.read_text())["model_type"] for path in SHIPPED}))
+def test_every_key_of_transformers_configs_is_known(kind: str) -> None:
+    """What transformers itself writes for an architecture, defaults and all, holds nothing that would be refused."""
+    raw = CONFIG_MAPPING[kind]().to_dict()
+    name = next(json.loads(p.read_text())["architectures"] for p in SHIPPED if f'"{kind}"' in p.read_text())
+    with pytest.raises(UsageError) as caught:
+        from_config({**raw, "architectures": name, "flux_capacitor": 1}, "r.toml", inline=True)
+    unknown = [problem.key for problem in caught.value.problems if "unknown" in problem.found]
+    assert unknown == ["flux_capacitor"]
+
+
 def test_all_problems_are_told_at_once() -> None:
     raw = tiny(architectures=["LlamaForCausaLM"], vocab_size="x", num_key_value_heads=3, hidden_act="relu")
     with pytest.raises(UsageError) as caught:

@@ -95,3 +95,14 @@ def test_a_message_that_fails_is_told() -> None:
     gate.open.set()
     with pytest.raises(RuntimeError, match="the peer is gone"):
         flying.drop({}, all_of_them=True)
+
+
+def test_its_thread_ends_with_it() -> None:
+    flying, gate = Flying(), Gate()
+    gate.open.set()
+    before = set(threading.enumerate())
+    flying.keep(gate, 0, None)
+    (thread,) = set(threading.enumerate()) - before
+    del flying
+    thread.join(10)
+    assert not thread.is_alive()

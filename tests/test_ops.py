@@ -27,9 +27,6 @@ from tests.operands import (
     upstream,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 NODES = [
     (name, node) for name, m in MODELS.items() for b in (blocks(m)[0], blocks(m)[1], blocks(m)[-1]) for node in b.nodes
 ]

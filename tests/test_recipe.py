@@ -242,6 +242,22 @@ def test_missing_sections_and_kinds(tmp_path: Path) -> None:
     assert "model" in refused(tmp_path, "[model]\n" + TRAIN.replace(SMALL, ""))
 
 
+def test_unknown_keys_of_an_inline_model(tmp_path: Path) -> None:
+    """They are told with the file and the nearest key when the model is read; a slip of `config` at once."""
+    text = TRAIN.replace(
+        "hidden_size = 32", "hidden_size = 32\nrope_base = 1e4\nflux_capacitor = 1\nmodel_type = 'llama'"
+    )
+    with pytest.raises(UsageError) as caught:
+        load(tmp_path, text).model()
+    assert {problem.key: problem.nearest for problem in caught.value.problems} == {
+        "rope_base": "rope_theta",
+        "flux_capacitor": None,
+    }
+    assert f"{tmp_path / 'r.toml'}: model: rope_base: found an unknown key; expected one of" in str(caught.value)
+    slip = refused(tmp_path, '[model]\nconfg = "a.json"\n' + TRAIN.replace(SMALL, ""))
+    assert set(slip) == {"model.confg"} and "nearest: config" in slip["model.confg"]
+
+
 def test_schedule_names_come_from_their_table(tmp_path: Path) -> None:
     path = write(tmp_path, TRAIN + '[search]\nschedule = ["1f1b", "zero-bubble"]\n')
     with pytest.raises(UsageError) as caught:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -56,14 +55,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2 with yarn": ("Qwen2", {"rope_parameters": YARN, "tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {"head_dim": 16}),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def build(family: str, dtype: torch.dtype = torch.float32) -> tuple[Any, ModelSpec, dict[tuple[int, str], Tensor]]:

@@ -73,7 +73,6 @@ def declared(block: Block, program: Program, shape: Shape, policy: str) -> tuple
 
 def executed(model: ModelSpec, workload: Workload, plan: Plan) -> tuple[Trainer, dict[tuple[Block, str], Any]]:
     """One training step in this process, every body counted by itself."""
-    torch.set_num_threads(1)
     load = lambda index, weight: init_weight(weight, 0, DTYPES[workload.precision])  # noqa: E731
     trainer = Trainer.build(plan, model, workload, 0, torch.device("cpu"), load)
     counts: dict[tuple[Block, str], Any] = defaultdict(list)

@@ -33,11 +33,8 @@ RANKED = 64  # predictions that the answer keeps
 
 def limit_bytes(question: Question) -> int:
     """Device bytes that a plan may allocate on one rank: the share that is allowed, less the runtime's own."""
-    device = question.profile.device
-    whole = device.memory_bytes * question.memory_fraction
-    if device.kind == "cpu":  # workers share the node's memory
-        whole /= min(question.devices, max(device.count, 1))
-    return int(whole - device.context_bytes)
+    device, sharing = question.profile.device, question.profile.sharing(question.devices)
+    return int(device.memory_bytes * question.memory_fraction / sharing - device.context_bytes)
 
 
 def objective(question: Question, prediction: Prediction) -> float:

@@ -79,9 +79,7 @@ def taken(prediction: Prediction) -> tuple[int, ...]:
 
 def headroom(prediction: Prediction, profile: Profile) -> tuple[float, float]:
     """(bytes one rank may have, share of it that the fullest rank leaves). A CPU's memory is shared by its workers."""
-    device = profile.device
-    sharing = min(prediction.plan.world, device.count or 1) if device.kind == "cpu" else 1
-    available = device.memory_bytes / max(sharing, 1)
+    available = profile.device.memory_bytes / profile.sharing(prediction.plan.world)
     return available, 1 - max(taken(prediction), default=0) / available if available else 0.0
 
 

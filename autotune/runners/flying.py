@@ -10,6 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+import weakref
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -31,17 +32,18 @@ class Message:
 
 
 class Flying:
-    """The messages of one rank. The thread starts with the first and ends with the process."""
+    """The messages of one rank. The thread starts with the first and ends when nobody has this any more."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
-        self.waiting: queue.SimpleQueue[Message] | None = None
+        self.waiting: queue.SimpleQueue[Message | None] | None = None
 
     def keep(self, handle: Handle, position: int, value: Any) -> None:
         """Keeps `value` until `handle` has been waited for."""
         if self.waiting is None:
             self.waiting = queue.SimpleQueue()
             threading.Thread(target=_wait, args=(self.waiting,), daemon=True, name="flying").start()
+            weakref.finalize(self, self.waiting.put, None)
         message = Message(handle, position, value)
         self.messages.append(message)
         self.waiting.put(message)
@@ -64,9 +66,8 @@ class Flying:
         self.messages = left
 
 
-def _wait(waiting: queue.SimpleQueue[Message]) -> None:
-    while True:
-        message = waiting.get()
+def _wait(waiting: queue.SimpleQueue[Message | None]) -> None:
+    while (message := waiting.get()) is not None:
         try:
             message.handle.wait()
         except BaseException as error:  # the step's thread raises it

@@ -11,47 +11,50 @@ import sys
 import traceback
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from autotune.profiles_db.heap import keep_heap
 from autotune.runners.checkpoint import open_checkpoint, shard
 from autotune.runners.job import Job
 from autotune.runners.reference import init_weight
+from autotune.runners.seats import backend_for, exchange, seat_here
 from autotune.runners.state import DTYPES, Loader
 from autotune.spec.graph import Weight, blocks
 
 TIMEOUT = timedelta(seconds=600)
 
 
-def _store_again(rank: int, world: int) -> Any:
-    """Where the ranks of a world that torchrun started again meet: its store still has what the dead ones wrote, so
-    every attempt has names of its own. None for a first attempt."""
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if attempt == "0":
-        return None
+def _meeting(rank: int, world: int) -> PrefixStore:
+    """Where the ranks meet. The store of a world that torchrun started again still has what the dead ones wrote, so
+    every attempt has names of its own."""
     store, _, _ = next(rendezvous("env://", rank, world, timeout=TIMEOUT))
-    return dist.PrefixStore(f"attempt-{attempt}", store)  # type: ignore[attr-defined]
+    return PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def join(where: str) -> tuple[int, torch.device]:
     """Joins the world that the environment describes on "cpu" or "cuda"; (rank, device). Threads as the probes have."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store = _store_again(rank, world)
+    store = _meeting(rank, world)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     if where == "cuda":
         local, count = int(os.environ.get("LOCAL_RANK", rank)), torch.cuda.device_count()
         device = torch.device("cuda", local % count)
         torch.cuda.set_device(device)
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
-        if here > count:  # NCCL refuses two ranks on one device: gloo carries messages through the host (no speed)
-            dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=TIMEOUT)
-        else:
-            both = "cuda:nccl,cpu:gloo"
-            dist.init_process_group(both, store=store, rank=rank, world_size=world, timeout=TIMEOUT, device_id=device)
+        backend = backend_for(exchange(store, rank, world, seat_here(device)))
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=rank,
+            world_size=world,
+            timeout=TIMEOUT,
+            device_id=None if backend == "gloo" else device,
+        )
     else:
         device = torch.device("cpu")
         keep_heap()

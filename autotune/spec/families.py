@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from autotune.spec.config_keys import COMMON, DEEPSEEK, ROTARY_EXTRA, ROUTER, TENSOR_PARALLEL, WINDOW
 from autotune.spec.errors import Problem, UsageError, nearest_divisor, nearest_name
 from autotune.spec.fields import Fields, shown
 from autotune.spec.model import Experts, LatentAttention, ModelSpec
@@ -146,7 +147,7 @@ class Family:
     """What an architecture's configs say with the same keys, or leave unsaid.
 
     `head_dim` is its default (0: hidden_size / num_attention_heads), `own_kv_heads` whether a missing
-    num_key_value_heads means one for each head.
+    num_key_value_heads means one for each head, `ignored` keys of its own that change nothing here, whatever they say.
     """
 
     bias: Callable[[Fields], tuple[bool, bool]] = _no_bias
@@ -157,23 +158,30 @@ class Family:
     head_dim: int = 0
     own_kv_heads: bool = False
     rope_theta: float = 10000.0
+    ignored: frozenset[str] = frozenset()
 
 
 FAMILIES: dict[str, Family] = {
-    "LlamaForCausalLM": Family(bias=_both_bias, own_kv_heads=True),
+    "LlamaForCausalLM": Family(bias=_both_bias, own_kv_heads=True, ignored=TENSOR_PARALLEL),
     "MistralForCausalLM": Family(window=_plain_window),
-    "Qwen2ForCausalLM": Family(bias=_qkv_bias, window=_late_window),
-    "Qwen3ForCausalLM": Family(bias=_both_bias, window=_late_window, qk_norm=True, head_dim=128),
-    "MixtralForCausalLM": Family(window=_mixtral_window, experts=_mixtral_experts, rope_theta=1e6),
-    "Qwen3MoeForCausalLM": Family(bias=_both_bias, window=_switched_window, experts=_qwen3_experts, qk_norm=True),
-    "DeepseekV2ForCausalLM": Family(bias=_both_bias, experts=_deepseek2_experts, latent=True, own_kv_heads=True),
-    "DeepseekV3ForCausalLM": Family(bias=_both_bias, experts=_deepseek3_experts, latent=True, own_kv_heads=True),
+    "Qwen2ForCausalLM": Family(bias=_qkv_bias, window=_late_window, ignored=WINDOW),
+    "Qwen3ForCausalLM": Family(bias=_both_bias, window=_late_window, qk_norm=True, head_dim=128, ignored=WINDOW),
+    "MixtralForCausalLM": Family(window=_mixtral_window, experts=_mixtral_experts, rope_theta=1e6, ignored=ROUTER),
+    "Qwen3MoeForCausalLM": Family(
+        bias=_both_bias, window=_switched_window, experts=_qwen3_experts, qk_norm=True, ignored=WINDOW | ROUTER
+    ),
+    "DeepseekV2ForCausalLM": Family(
+        bias=_both_bias, experts=_deepseek2_experts, latent=True, own_kv_heads=True, ignored=DEEPSEEK | TENSOR_PARALLEL
+    ),
+    "DeepseekV3ForCausalLM": Family(
+        bias=_both_bias, experts=_deepseek3_experts, latent=True, own_kv_heads=True, ignored=DEEPSEEK | TENSOR_PARALLEL
+    ),
 }
 
 
 def _architecture(fields: Fields) -> str | None:
     """The one known architecture that the config names; after a slip of spelling, the one that was meant."""
-    listed = fields.raw.get("architectures")
+    listed = fields.value("architectures")
     name = listed[0] if isinstance(listed, list | tuple) and len(listed) == 1 else listed
     if isinstance(name, str) and name in FAMILIES:
         return name
@@ -184,7 +192,7 @@ def _architecture(fields: Fields) -> str | None:
     return slips[0] if slips else None
 
 
-def _rotary(fields: Fields, default: float) -> tuple[float, tuple[tuple[str, float | int | str], ...]]:
+def _rotary(fields: Fields, default: float, inline: bool) -> tuple[float, tuple[tuple[str, float | int | str], ...]]:
     """Base and scaling: of rope_parameters where there is one, else of rope_theta and rope_scaling."""
     new, old = fields.table("rope_parameters"), fields.table("rope_scaling")
     where, items = ("rope_parameters", dict(new)) if new else ("rope_scaling", dict(old or {}))
@@ -202,6 +210,8 @@ def _rotary(fields: Fields, default: float) -> tuple[float, tuple[tuple[str, flo
             scaling[key] = value
         elif value is not None and key not in known:
             inner.problem(key, shown(value), "a number or a name")
+    if inline:
+        inner.unknown(ROTARY_EXTRA[kind])
     for problem in inner.problems:
         fields.problem(f"{where}.{problem.key}", problem.found, problem.expected, problem.nearest)
     return theta, () if kind == "default" else tuple(sorted(scaling.items()))
@@ -243,8 +253,11 @@ def _latent(fields: Fields) -> LatentAttention:
     return latent
 
 
-def from_config(raw: Mapping[str, Any], source: str, name: str = "") -> ModelSpec:
+def from_config(raw: Mapping[str, Any], source: str, name: str = "", *, inline: bool = False) -> ModelSpec:
     """A ModelSpec from config keys. `source` is the file they came from, for errors; `name` defaults to its name.
+
+    `inline` says that a person wrote the keys: one that is neither read nor known of such configs is then an error. In
+    a config.json only one that all but equals a key that is missing is.
 
     Raises UsageError with every problem at once: unknown architecture, missing or mistyped keys, heads that do not
     divide, and settings that this version would not compute as the architecture does.
@@ -265,7 +278,7 @@ def from_config(raw: Mapping[str, Any], source: str, name: str = "") -> ModelSpe
         found, most = str(experts.top_k), str(experts.count)
         fields.problem("num_experts_per_tok", found, f"at most the number of experts, {most}", most)
     qkv_bias, out_bias = family.bias(fields)
-    theta, scaling = _rotary(fields, family.rope_theta)
+    theta, scaling = _rotary(fields, family.rope_theta, inline)
     fields.choice("hidden_act", ("silu",), "silu")
     fields.only("mlp_bias", False, "a bias in the feed-forward is not supported")
     fields.only("attention_dropout", 0.0, "dropout is not supported")
@@ -293,7 +306,10 @@ def from_config(raw: Mapping[str, Any], source: str, name: str = "") -> ModelSpe
         latent=latent,
         extra_layers=fields.integer("num_nextn_predict_layers", 0, least=0, also=("num_mtp_layers",)),
     )
-    fields.misspelled()
+    if inline:
+        fields.unknown(COMMON | family.ignored)
+    else:
+        fields.misspelled()
     fields.raise_problems(f"this {architecture}")
     return model
 

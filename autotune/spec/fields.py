@@ -54,6 +54,10 @@ class Fields:
             self.problem(key, "no such key", expected, near[0] if near else None)
         return None
 
+    def value(self, key: str) -> Any:
+        """Whatever stands under `key`; None when nothing does."""
+        return self._get(key, "", False)
+
     def integer(
         self,
         key: str,
@@ -145,6 +149,15 @@ class Fields:
         for key in sorted(set(map(str, self.raw)) - self._asked - reported):
             for meant in get_close_matches(key, sorted(absent), n=1, cutoff=0.9):
                 self.problem(key, "an unknown key", "a key of this architecture", meant)
+
+    def unknown(self, ignored: Collection[str]) -> None:
+        """Report every key that nobody asked for and that is not in `ignored`, with the nearest that is not there."""
+        known = self._asked | set(ignored)
+        absent = sorted(known - set(self.raw))
+        told = {name for problem in self.problems for name in (problem.key, problem.nearest)}
+        for key in sorted(set(map(str, self.raw)) - known - told):
+            expected = f"one of {', '.join(sorted(self._asked))}"
+            self.problem(key, "an unknown key", expected, nearest_name(key, absent))
 
     def raise_problems(self, what: str) -> None:
         """UsageError with every problem found, or nothing."""

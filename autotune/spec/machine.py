@@ -90,6 +90,17 @@ class Profile:
         """Whether the host that issues instructions also computes them (a CPU): issue then waits for compute."""
         return self.device.kind == "cpu"
 
+    def sharing(self, world: int) -> int:
+        """How many of `world` workers share the memory that `device.memory_bytes` counts.
+
+        An accelerator's is one worker's. A processor's is its node's: all workers', however many were measured, unless
+        the node is one of several that an outer link joins; each then holds `device.count` of them.
+        """
+        if self.device.kind != "cpu":
+            return 1
+        node = self.device.count if len(self.links) > 1 else world
+        return max(1, min(world, node or world))
+
     def refines(self, base: Profile) -> bool:
         """Whether this is `base` with nothing but further works measured."""
         mine, theirs = ({(s.work, s.ranks) for s in profile.samples} for profile in (self, base))

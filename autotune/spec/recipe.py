@@ -85,7 +85,7 @@ class Recipe:
         raw = dict(section.model_extra or {})
         # Its content names it, not the file's or recipe's name: a model's digest covers its name.
         shape = f"{raw.get('hidden_size', '')}x{raw.get('num_hidden_layers', '')}"
-        return from_config(raw, f"{self.path}: model", name=str(raw.get("name") or f"inline-{shape}"))
+        return from_config(raw, f"{self.path}: model", str(raw.get("name") or f"inline-{shape}"), inline=True)
 
     def model(self) -> ModelSpec:
         """The model that `[model]` names. Raises UsageError for a config that says too little or the wrong thing."""
@@ -235,6 +235,10 @@ def _meaning(
     if "config" in model and inline:
         near = nearest_name(inline[0], ("config", "checkpoint"))
         yield at(f"model.{inline[0]}", "a key beside config", "either config or the config's own keys", near)
+    if model.keys().isdisjoint({"config", "checkpoint", "architectures"}):  # no key tells what the others belong to
+        for key in inline:
+            if near := nearest_name(key, ("config", "checkpoint")):
+                yield at(f"model.{key}", "an unknown key", "config, checkpoint, or the config's own keys", near)
     if "model" in raw and isinstance(raw["model"], dict) and not model:
         yield at("model", "nothing", "config, checkpoint, or the config's own keys")
     for dotted, value, is_folder in (
