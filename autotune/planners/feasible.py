@@ -6,7 +6,7 @@ from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.stage import partition
 from autotune.planners.lower.subgroups import SUBGROUPS
 from autotune.planners.lower.traits import pipe_of
-from autotune.planners.lower.vocabulary import shard_rows
+from autotune.planners.lower.vocabulary import shard_rows, shards
 from autotune.planners.schedules import SCHEDULES, Pipe
 from autotune.planners.schedules.times import parse_times
 from autotune.planners.schedules.vocabulary import VOCABULARIES
@@ -41,14 +41,18 @@ def _divides(what: str, value: int, of: int, whole: str) -> str | None:
     return f"{what} must divide {whole} {of} (found {value}; nearest {nearest_divisor(max(value, 1), of)})"
 
 
-def unsharded(model: ModelSpec, tensor: int) -> str | None:
-    """The first width of the model that `tensor` ranks cannot share evenly, or None: no shard has a shape then."""
-    widths = [("heads", model.heads), ("kv_heads", model.kv_heads), ("ffn", model.ffn), ("vocabulary", model.vocab)]
+def unsharded(model: ModelSpec, tensor: int, ends: bool = True) -> str | None:
+    """The first width of the model that `tensor` ranks cannot share evenly, or None: no shard has a shape then.
+
+    `ends`: the vocabulary is a layer's width like others; elsewhere its shards are padded.
+    """
+    widths = [("heads", model.heads), ("kv_heads", model.kv_heads), ("ffn", model.ffn)]
+    widths += [("vocabulary", model.vocab)] if ends else []
     return next((why for whole, of in widths if (why := _divides("tensor", tensor, of, whole))), None)
 
 
 def _tensor(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:
-    found = [unsharded(model, plan.tensor)]
+    found = [unsharded(model, plan.tensor, plan.vocabulary == "ends")]
     if plan.sequence_parallel:
         if plan.tensor == 1:
             found.append("sequence_parallel needs tensor > 1 (found 1; nearest 2)")
@@ -83,17 +87,15 @@ def _vocabulary(plan: Plan, model: ModelSpec, workload: Workload) -> str | None:
         return f"vocabulary {plan.vocabulary!r} is unknown (nearest {near or 'ends'!r})"
     if plan.pipeline == 1:
         return f"vocabulary {plan.vocabulary} needs pipeline > 1 (found 1; nearest 2)"
-    if plan.tensor > 1:
-        return (
-            f"vocabulary {plan.vocabulary} is sharded over the pipeline alone: tensor must be 1 (found {plan.tensor})"
-        )
+    if plan.sequence_parallel:
+        return f"vocabulary {plan.vocabulary} needs all tokens on every rank: sequence_parallel false (found true)"
     if workload.clip:
         found = f"found clip {workload.clip:g}; nearest vocabulary 'ends'"
         return f"vocabulary {plan.vocabulary} needs [workload] clip 0: its shards are not in the norm ({found})"
     place = SCHEDULES[plan.schedule].place(Pipe(plan.pipeline, plan.pipeline * 2, plan.chunks))
     if any(len(ranks) > 1 for ranks in place):
         return f"vocabulary {plan.vocabulary} needs a schedule with one copy of each stage (found {plan.schedule})"
-    least = shard_rows(model.vocab, plan.pipeline) * (plan.pipeline - 1) + 1
+    least = shard_rows(model.vocab, shards(plan)) * (shards(plan) - 1) + 1
     if model.vocab < least:
         return f"vocabulary {plan.vocabulary} needs a row on every rank: at least {least} (found {model.vocab})"
     return None

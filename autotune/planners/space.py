@@ -56,7 +56,7 @@ def axis_values(question: Question) -> dict[str, Values]:
 
 def _vocabularies(plan: Plan, place: Place) -> Values:
     """The `vocabulary` values worth trying: sharded ones where each stage has one rank. The naive one never wins."""
-    sharded = plan.pipeline > 1 and plan.tensor == 1 and all(len(ranks) == 1 for ranks in place)
+    sharded = plan.pipeline > 1 and not plan.sequence_parallel and all(len(ranks) == 1 for ranks in place)
     return ("ends", "vocab-1", "vocab-2") if sharded else ("ends",)
 
 
@@ -159,12 +159,15 @@ class Enumeration:
             first: Mapping[str, object] = {axis: self._given(axis)[0] for axis in ("group", "limit", "order")}
             chunked = replace(plan, chunks=chunks, **first)  # type: ignore[arg-type]
             refused = chunked.stages > self.question.model.layers or schedule.refuse(pipe := pipe_of(chunked, items))
-            if refused or unsharded(self.question.model, plan.tensor):
+            if refused or unsharded(self.question.model, plan.tensor, ends=False):
                 yield chunked  # refused as it is: its inner choices would be, and some of them have no price
                 continue
             groups, limits = given.get("group", schedule.groups(pipe)), given.get("limit", schedule.limits(pipe))
             offered = ("ends",) if self.question.workload.clip else _vocabularies(chunked, schedule.place(pipe))
             vocabularies = given.get("vocabulary", offered)
+            if "ends" in vocabularies and unsharded(self.question.model, plan.tensor):
+                yield chunked  # a vocabulary that the tensor ranks cannot divide: its padded shards remain
+                vocabularies = tuple(where for where in vocabularies if where != "ends")
             for placed in self._placed(chunked, vocabularies):
                 times = given.get("times", (self.advice.times(placed),) if schedule.timed else ("",))
                 for group, limit, each, order in product(groups, limits, times, self._given("order")):

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from autotune.planners.lower.vocabulary import shard_of, shards
 from autotune.runners.interpreter import Started
 from autotune.runners.ops import Env, embedding, linear, sharded_softmax
 from autotune.runners.ops.env import wide
@@ -34,13 +35,17 @@ def _part(trainer: Trainer, which: int) -> tuple[Env, Node]:
     """This rank's rows of the embedding (0) or the head (1), as an operation sees them."""
     state = trainer.states[trainer.plan.stages]
     env = trainer.block_env(state, state.blocks[which])
-    place = {"tensor_rank": trainer.mesh.pipeline, "tensor_size": trainer.plan.pipeline, "all_reduce": None}
+    place = {"tensor_rank": _shard(trainer), "tensor_size": shards(trainer.plan), "all_reduce": None}
     return replace(env, **place), state.blocks[which].nodes[0]  # type: ignore[arg-type]
+
+
+def _shard(trainer: Trainer) -> int:
+    return shard_of(trainer.plan, trainer.mesh.pipeline, trainer.mesh.tensor)
 
 
 def _columns(trainer: Trainer) -> Columns:
     rows = trainer.states[trainer.plan.stages].blocks[1].nodes[0].weights[0].shape[0]
-    return Columns.of(trainer.model.vocab, trainer.mesh.pipeline, rows)
+    return Columns.of(trainer.model.vocab, _shard(trainer), rows)
 
 
 def _named(instruction: Instruction, values: Store) -> dict[str, Any]:
@@ -102,7 +107,7 @@ def gradients(trainer: Trainer, instruction: Instruction, values: Store) -> Made
     """T: the logits' gradient from the gathered statistics, with it the weights' and, where asked for, the input's."""
     statistics = _named(instruction, values)["u"]
     lse, target = sharded_softmax.joined(statistics)
-    factor = (statistics[trainer.mesh.pipeline, 0] - lse).exp_()
+    factor = (statistics[_shard(trainer), 0] - lse).exp_()
     return _finish(trainer, instruction, values, factor, lse.sub_(target))
 
 
@@ -143,14 +148,20 @@ def broadcast(trainer: Trainer, instruction: Instruction, values: Store) -> Star
 
 
 def reduce(trainer: Trainer, instruction: Instruction, values: Store) -> Started:
-    """The peers' parts summed on the first of them, in place."""
+    """The peers' parts summed, in place: on the first of them, and on all where several tensor ranks want the sum."""
     tensor = values[instruction.reads[0]]
-    work = dist.reduce(tensor, instruction.peers[0], group=_group(trainer, instruction), async_op=True)
-    return Started((tensor,) if instruction.writes else (), work)
+    return Started((tensor,) if instruction.writes else (), _sum(trainer, instruction, tensor, async_op=True))
+
+
+def _sum(trainer: Trainer, instruction: Instruction, tensor: Tensor, async_op: bool) -> Any:
+    group = _group(trainer, instruction)
+    if trainer.plan.tensor > 1:
+        return dist.all_reduce(tensor, group=group, async_op=async_op)
+    return dist.reduce(tensor, instruction.peers[0], group=group, async_op=async_op)
 
 
 def _gathered(trainer: Trainer, statistics: Tensor) -> Tensor:
-    return statistics.new_empty(trainer.plan.pipeline, *statistics.shape)
+    return statistics.new_empty(shards(trainer.plan), *statistics.shape)
 
 
 def gather(trainer: Trainer, instruction: Instruction, values: Store) -> Started:
@@ -164,7 +175,7 @@ def gather(trainer: Trainer, instruction: Instruction, values: Store) -> Started
 def gather_reduce(trainer: Trainer, instruction: Instruction, values: Store) -> Started:
     """Statistics on every rank, and the input's gradient on the first of the peers, each part rescaled before."""
     own, mean, rows = (values[name] for name in instruction.reads)
-    whole, group, mine = _gathered(trainer, own), _group(trainer, instruction), trainer.mesh.pipeline
+    whole, group, mine = _gathered(trainer, own), _group(trainer, instruction), _shard(trainer)
     scale = trainer.env.loss_scale
 
     def exchange() -> None:
@@ -172,7 +183,7 @@ def gather_reduce(trainer: Trainer, instruction: Instruction, values: Store) -> 
         lse, _ = sharded_softmax.joined(whole)
         factor = (whole[mine, 0] - lse).exp_().unsqueeze(1)
         mean.copy_((mean * factor).sub_(rows).mul_(scale))
-        dist.reduce(mean, instruction.peers[0], group=group)
+        _sum(trainer, instruction, mean, async_op=False)
 
     handle = trainer.mesh.in_order(instruction.lane, exchange)
     return Started((whole, mean) if len(instruction.writes) > 1 else (whole,), handle)

@@ -5,7 +5,9 @@ on the first stage's; x.S.m the last stage's output, on every rank. y.S.m the sh
 statistics; u.S.m those of all shards; b.S.m rows of the targets. d.S-1.m and d.-1.m are gradients of x.S.m and x.0.m.
 
 A part that every rank writes is summed for the one that goes on with it, what one rank writes is broadcast, each family
-on a lane of its own, so that they hide behind compute and none waits for another.
+on a lane of its own, so that they hide behind compute and none waits for another. Tensor ranks have shards too: sums and
+statistics meet on all ranks of a replica, and all tensor ranks of the one that goes on have the sum. A broadcast is
+each tensor rank's own, since they all have what the last stage made.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from autotune.planners.lower.traits import Traits
 from autotune.planners.passes.communicate import posted
 from autotune.planners.schedules.schedule import Step
 from autotune.planners.schedules.vocabulary import EMBED, EMBED_W, VOCABULARIES
-from autotune.spec.program import Instruction, Program
+from autotune.spec.program import ALL_TENSOR, Instruction, Program
 
 
 def _embed(step: Step, traits: Traits, rank: int) -> Instruction:
@@ -71,7 +73,8 @@ STEPS: dict[str, Callable[[Step, Traits, int], Instruction]] = {
 
 def _reduce(name: str, item: int, root: int, rank: int, traits: Traits) -> Instruction:
     """The ranks' parts of `name`, summed on `root`; the others' are done with."""
-    made = Instruction("REDUCE", traits.pipe.stages, item, lane=_lane(name), reads=(name,), meet=f"{name}@sum")
+    lane = _lane(name) + ALL_TENSOR
+    made = Instruction("REDUCE", traits.pipe.stages, item, lane=lane, reads=(name,), meet=f"{name}@sum")
     ends = {"writes": (name,)} if rank == root else {"frees": (name,)}
     return made._replace(peers=_from(root, traits), **ends)  # type: ignore[arg-type]
 
@@ -100,7 +103,7 @@ def _statistics(op: str, reads: str, writes: str) -> Callable[[int, int, Traits]
         s, frees = traits.pipe.stages, () if reads == writes else (f"{reads}.{traits.pipe.stages}.{item}",)
         read, write = (f"{n}.{s}.{item}" for n in (reads, writes))
         meet, peers = f"{op}.{write}", tuple(range(traits.pipe.ranks))
-        return Instruction(op, s, item, 0, f"vocabulary.{reads}", (read,), (write,), frees, meet, peers)
+        return Instruction(op, s, item, 0, f"vocabulary.{reads}{ALL_TENSOR}", (read,), (write,), frees, meet, peers)
 
     return make
 
@@ -111,7 +114,7 @@ def _rescaled(item: int, rank: int, traits: Traits) -> Instruction:
     z, u, b, d = f"z.{s}.{item}", f"u.{s}.{item}", f"b.{s}.{item}", f"d.{s - 1}.{item}"
     writes, frees = ((u, d), (z, b)) if rank == root else ((u,), (z, b, d))
     meet, peers = f"GATHER_REDUCE.{d}", _from(root, traits)
-    return Instruction("GATHER_REDUCE", s, item, 0, "vocabulary.z", (z, d, b), writes, frees, meet, peers)
+    return Instruction("GATHER_REDUCE", s, item, 0, f"vocabulary.z{ALL_TENSOR}", (z, d, b), writes, frees, meet, peers)
 
 
 # What meets after each pass.
