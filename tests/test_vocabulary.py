@@ -208,7 +208,10 @@ def test_activation_overhead_is_constant_in_micro_batches(vocabulary: str) -> No
     ("plan", "reason"),
     [
         (Plan(vocabulary="vocab-1"), "needs pipeline > 1 (found 1; nearest 2)"),
-        (Plan(tensor=2, pipeline=2, sequence_parallel=True, vocabulary="vocab-2"), "sequence_parallel false (found true)"),
+        (
+            Plan(tensor=2, pipeline=2, sequence_parallel=True, vocabulary="vocab-2"),
+            "sequence_parallel false (found true)",
+        ),
         (Plan(pipeline=2, vocabulary="vocab-3"), "unknown (nearest 'vocab-2')"),
     ],
 )

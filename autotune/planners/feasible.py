@@ -7,7 +7,7 @@ from autotune.planners.lower.stage import partition
 from autotune.planners.lower.subgroups import SUBGROUPS
 from autotune.planners.lower.traits import pipe_of
 from autotune.planners.lower.vocabulary import shard_rows, shards
-from autotune.planners.schedules import SCHEDULES, Pipe
+from autotune.planners.schedules import SCHEDULES
 from autotune.planners.schedules.times import parse_times
 from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.spec.errors import nearest_divisor, nearest_name
@@ -92,9 +92,6 @@ def _vocabulary(plan: Plan, model: ModelSpec, workload: Workload) -> str | None:
     if workload.clip:
         found = f"found clip {workload.clip:g}; nearest vocabulary 'ends'"
         return f"vocabulary {plan.vocabulary} needs [workload] clip 0: its shards are not in the norm ({found})"
-    place = SCHEDULES[plan.schedule].place(Pipe(plan.pipeline, plan.pipeline * 2, plan.chunks))
-    if any(len(ranks) > 1 for ranks in place):
-        return f"vocabulary {plan.vocabulary} needs a schedule with one copy of each stage (found {plan.schedule})"
     least = shard_rows(model.vocab, shards(plan)) * (shards(plan) - 1) + 1
     if model.vocab < least:
         return f"vocabulary {plan.vocabulary} needs a row on every rank: at least {least} (found {model.vocab})"

@@ -12,7 +12,7 @@ from typing import Protocol
 from autotune.planners.feasible import unsharded, why_not
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.traits import pipe_of
-from autotune.planners.schedules import SCHEDULES, Place
+from autotune.planners.schedules import SCHEDULES
 from autotune.spec.machine import Profile
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Question
@@ -54,10 +54,9 @@ def axis_values(question: Question) -> dict[str, Values]:
     return {axis: tuple(question.axes.get(axis, choices)) for axis, choices in everything.items()}
 
 
-def _vocabularies(plan: Plan, place: Place) -> Values:
-    """The `vocabulary` values worth trying: sharded ones where each stage has one rank. The naive one never wins."""
-    sharded = plan.pipeline > 1 and not plan.sequence_parallel and all(len(ranks) == 1 for ranks in place)
-    return ("ends", "vocab-1", "vocab-2") if sharded else ("ends",)
+def _vocabularies(plan: Plan) -> Values:
+    """The `vocabulary` values worth trying. The naive one never wins."""
+    return ("ends", "vocab-1", "vocab-2") if plan.pipeline > 1 and not plan.sequence_parallel else ("ends",)
 
 
 MOVED = (0, 50, 100)  # percent of the activations on the host that a search tries
@@ -163,7 +162,7 @@ class Enumeration:
                 yield chunked  # refused as it is: its inner choices would be, and some of them have no price
                 continue
             groups, limits = given.get("group", schedule.groups(pipe)), given.get("limit", schedule.limits(pipe))
-            offered = ("ends",) if self.question.workload.clip else _vocabularies(chunked, schedule.place(pipe))
+            offered = ("ends",) if self.question.workload.clip else _vocabularies(chunked)
             vocabularies = given.get("vocabulary", offered)
             if "ends" in vocabularies and unsharded(self.question.model, plan.tensor):
                 yield chunked  # a vocabulary that the tensor ranks cannot divide: its padded shards remain

@@ -124,7 +124,7 @@ class Trainer:
             names = {n for i in self.program.ranks[self.mesh.rank] for n in (*i.reads, *i.writes)} & {*NUMBERS}
             values |= {n: torch.zeros(2, dtype=torch.float64, device=self.mesh.device) for n in names}
         dtype = torch.float64 if self.workload.precision == "fp64" else torch.float32
-        if self.plan.stages - 1 in self.states:
+        if "loss" in self.program.buffers[self.mesh.rank]:
             values["loss"] = torch.zeros((), dtype=dtype, device=self.mesh.device)
         return values
 

@@ -13,7 +13,8 @@ each tensor rank's own, since they all have what the last stage made.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from autotune.planners.lower.traits import Traits
 from autotune.planners.passes.communicate import posted
@@ -50,7 +51,7 @@ def _exponentials(step: Step, traits: Traits, rank: int) -> Instruction:
 
 
 def _gradients(step: Step, traits: Traits, rank: int) -> Instruction:
-    """The last pass; the last stage's rank adds to the loss."""
+    """The last pass; one rank with the last stage adds to the loss, whichever way a micro-batch went."""
     op, s, m = step
     held = tuple(f"{n}.{s}.{m}" for n in "xyu")
     weight, made = ((), ()) if op == "T_W" else ((f"w.{s}",), (f"d.{s - 1}.{m}",))
@@ -71,19 +72,37 @@ STEPS: dict[str, Callable[[Step, Traits, int], Instruction]] = {
 }
 
 
-def _reduce(name: str, item: int, root: int, rank: int, traits: Traits) -> Instruction:
+class Ways(NamedTuple):
+    """The way of every micro-batch: the ranks that run its first and its last stage (of two copies of a stage, one)."""
+
+    stages: int
+    ranks: int
+    first: Mapping[int, int]
+    final: Mapping[int, int]
+
+
+def _ways(program: Program, traits: Traits) -> Ways:
+    at: dict[int, dict[int, int]] = {0: {}, traits.pipe.stages - 1: {}}
+    for rank, _, instruction in program:
+        if instruction.op == "F" and instruction.stage in at:
+            at[instruction.stage][instruction.item] = rank
+    return Ways(traits.pipe.stages, traits.pipe.ranks, at[0], at[traits.pipe.stages - 1])
+
+
+def _reduce(name: str, item: int, root: int, rank: int, ways: Ways) -> Instruction:
     """The ranks' parts of `name`, summed on `root`; the others' are done with."""
     lane = _lane(name) + ALL_TENSOR
-    made = Instruction("REDUCE", traits.pipe.stages, item, lane=lane, reads=(name,), meet=f"{name}@sum")
+    made = Instruction("REDUCE", ways.stages, item, lane=lane, reads=(name,), meet=f"{name}@sum")
     ends = {"writes": (name,)} if rank == root else {"frees": (name,)}
-    return made._replace(peers=_from(root, traits), **ends)  # type: ignore[arg-type]
+    return made._replace(peers=_from(root, ways), **ends)  # type: ignore[arg-type]
 
 
-def _broadcast(name: str, item: int, root: int, rank: int, traits: Traits) -> Instruction:
-    """`name`, written on `root`, on every rank."""
-    made = Instruction("BROADCAST", traits.pipe.stages, item, lane=_lane(name), meet=f"{name}@all")
+def _broadcast(name: str, item: int, root: int, rank: int, ways: Ways) -> Instruction:
+    """`name`, written on `root`, on every rank. Each root has a lane of its own: none waits for what another has yet
+    to make."""
+    made = Instruction("BROADCAST", ways.stages, item, lane=f"{_lane(name)}:{root}", meet=f"{name}@all")
     ends = {"reads": (name,)} if rank == root else {"writes": (name,)}
-    return made._replace(peers=_from(root, traits), **ends)  # type: ignore[arg-type]
+    return made._replace(peers=_from(root, ways), **ends)  # type: ignore[arg-type]
 
 
 def _lane(name: str) -> str:
@@ -91,41 +110,45 @@ def _lane(name: str) -> str:
     return f"vocabulary.{name.rpartition('.')[0]}"
 
 
-def _from(root: int, traits: Traits) -> tuple[int, ...]:
+def _from(root: int, ways: Ways) -> tuple[int, ...]:
     """All pipeline ranks, the root first."""
-    return (root, *(rank for rank in range(traits.pipe.ranks) if rank != root))
+    return (root, *(rank for rank in range(ways.ranks) if rank != root))
 
 
-def _statistics(op: str, reads: str, writes: str) -> Callable[[int, int, Traits], Instruction]:
+def _statistics(op: str, reads: str, writes: str) -> Callable[[int, int, Ways], Instruction]:
     """All ranks' statistics on every rank: `reads` become `writes` (in place where they are one)."""
 
-    def make(item: int, rank: int, traits: Traits) -> Instruction:
-        s, frees = traits.pipe.stages, () if reads == writes else (f"{reads}.{traits.pipe.stages}.{item}",)
+    def make(item: int, rank: int, ways: Ways) -> Instruction:
+        s, frees = ways.stages, () if reads == writes else (f"{reads}.{ways.stages}.{item}",)
         read, write = (f"{n}.{s}.{item}" for n in (reads, writes))
-        meet, peers = f"{op}.{write}", tuple(range(traits.pipe.ranks))
+        meet, peers = f"{op}.{write}", tuple(range(ways.ranks))
         return Instruction(op, s, item, 0, f"vocabulary.{reads}{ALL_TENSOR}", (read,), (write,), frees, meet, peers)
 
     return make
 
 
-def _rescaled(item: int, rank: int, traits: Traits) -> Instruction:
+def _rescaled(item: int, rank: int, ways: Ways) -> Instruction:
     """All ranks' statistics, and with them the sum of the parts of the input's gradient, rescaled first."""
-    s, root = traits.pipe.stages, traits.place[-1][0]
+    s, root = ways.stages, ways.final[item]
     z, u, b, d = f"z.{s}.{item}", f"u.{s}.{item}", f"b.{s}.{item}", f"d.{s - 1}.{item}"
     writes, frees = ((u, d), (z, b)) if rank == root else ((u,), (z, b, d))
-    meet, peers = f"GATHER_REDUCE.{d}", _from(root, traits)
+    meet, peers = f"GATHER_REDUCE.{d}", _from(root, ways)
     return Instruction("GATHER_REDUCE", s, item, 0, f"vocabulary.z{ALL_TENSOR}", (z, d, b), writes, frees, meet, peers)
 
 
+def _summed_gradient(item: int, rank: int, ways: Ways) -> Instruction:
+    return _reduce(f"d.{ways.stages - 1}.{item}", item, ways.final[item], rank, ways)
+
+
 # What meets after each pass.
-_AFTER: dict[str, Callable[[int, int, Traits], Instruction]] = {
-    EMBED: lambda item, rank, t: _reduce(f"x.0.{item}", item, t.place[0][0], rank, t),
+_AFTER: dict[str, Callable[[int, int, Ways], Instruction]] = {
+    EMBED: lambda item, rank, ways: _reduce(f"x.0.{item}", item, ways.first[item], rank, ways),
     "S": _statistics("GATHER", "z", "u"),
     "S_BOTH": _rescaled,
     "S_MAX": _statistics("MAX", "z", "z"),
     "S_SUM": _statistics("SUM", "u", "u"),
-    "T": lambda item, rank, t: _reduce(f"d.{t.pipe.stages - 1}.{item}", item, t.place[-1][0], rank, t),
-    "T_SUMMED": lambda item, rank, t: _reduce(f"d.{t.pipe.stages - 1}.{item}", item, t.place[-1][0], rank, t),
+    "T": _summed_gradient,
+    "T_SUMMED": _summed_gradient,
 }
 
 
@@ -133,35 +156,34 @@ def meet(program: Program, traits: Traits) -> Program:
     """Adds the sums, broadcasts and exchanged statistics of a sharded vocabulary."""
     if traits.ends:
         return program
+    ways, reader = _ways(program, traits), VOCABULARIES[traits.vocabulary].passes[0]
     return Program(
-        tuple(_with_meetings(listing, rank, traits) for rank, listing in enumerate(program.ranks)),
+        tuple(_with_meetings(listing, rank, ways, reader) for rank, listing in enumerate(program.ranks)),
         program.buffers,
         program.live,
         program.facts,
     )
 
 
-def _with_meetings(listing: tuple[Instruction, ...], rank: int, traits: Traits) -> tuple[Instruction, ...]:
-    last, first, final = traits.pipe.stages - 1, traits.place[0][0], traits.place[-1][0]
+def _with_meetings(listing: tuple[Instruction, ...], rank: int, ways: Ways, reader: str) -> tuple[Instruction, ...]:
+    """`reader`: the pass that the last stage's output is for."""
     before: dict[int, list[Instruction]] = defaultdict(list)
-    for family, reader, root in (
-        (f"x.{last + 1}", VOCABULARIES[traits.vocabulary].passes[0], final),
-        ("d.-1", EMBED_W, first),
-    ):
-        reads = [position for position, i in enumerate(listing) if i.op == reader] if rank != root else []
-        places = posted(list(range(len(listing))), reads, 1) if reads else []
-        for read, place in zip(reads, places, strict=True):
-            item = listing[read].item
-            before[place].append(_broadcast(f"{family}.{item}", item, root, rank, traits))
+    for family, op, roots in ((f"x.{ways.stages}", reader, ways.final), ("d.-1", EMBED_W, ways.first)):
+        for root in dict.fromkeys(roots.values()):
+            reads = [at for at, i in enumerate(listing) if i.op == op and roots[i.item] == root != rank]
+            places = posted(list(range(len(listing))), reads, 1) if reads else []
+            for read, place in zip(reads, places, strict=True):
+                item = listing[read].item
+                before[place].append(_broadcast(f"{family}.{item}", item, root, rank, ways))
     out: list[Instruction] = []
     for position, instruction in enumerate(listing):
         out += before[position]
         out.append(instruction)
         op, stage, item = instruction.op, instruction.stage, instruction.item
         if op in _AFTER:
-            out.append(_AFTER[op](item, rank, traits))
-        elif op == "F" and stage == last:
-            out.append(_broadcast(f"x.{last + 1}.{item}", item, final, rank, traits))
+            out.append(_AFTER[op](item, rank, ways))
+        elif op == "F" and stage == ways.stages - 1:
+            out.append(_broadcast(f"x.{ways.stages}.{item}", item, rank, rank, ways))
         elif op in ("B", "BW") and stage == 0:
-            out.append(_broadcast(f"d.-1.{item}", item, first, rank, traits))
+            out.append(_broadcast(f"d.-1.{item}", item, rank, rank, ways))
     return tuple(out)

@@ -36,4 +36,4 @@ LOOKUP = 0.01  # EMBED and EMBED_W
 # for: an order with room at its barriers stays good where durations turn out otherwise.
 BARRIER = 0.5
 LATE = 1.0  # EMBED_W comes so much later than it could: nobody waits for it
-AHEAD = 2  # micro-batches whose embeddings are looked up before the first stage needs them
+AHEAD = 2  # micro-batches of each direction whose embeddings are looked up before the first stage needs them
