@@ -1,7 +1,8 @@
 """Every schedule of the table, with every pass that is legal on it, gives the serial loss and gradients.
 
 A schedule joins by being in the table: plans are drawn at random over ranks, micro-batches, chunks, uneven layers,
-recompute, offload, clipping, optimizer states on the host, replicas and the schedule's own axes.
+recompute, offload, clipping, optimizer states on the host, replicas and the schedule's own axes. Then every schedule
+with every way to cut the vocabulary's work over pipeline and tensor ranks.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import pytest
 
 from autotune.planners.feasible import why_not
 from autotune.planners.lower.traits import micro_batches, pipe_of, place_of
-from autotune.planners.schedules import SCHEDULES
+from autotune.planners.schedules import SCHEDULES, Pipe
 from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
@@ -67,8 +68,7 @@ def draw_plan(draw: random.Random, name: str) -> tuple[ModelSpec, Plan, Workload
     pipe = pipe_of(plan, items)
     if entry.refuse(pipe) or not entry.groups(pipe):
         return None
-    if all(len(ranks) == 1 for ranks in entry.place(pipe)):
-        plan = replace(plan, vocabulary=draw.choice(["ends", *VOCABULARIES]))
+    plan = replace(plan, vocabulary=draw.choice(["ends", *VOCABULARIES]))
     plan = replace(plan, group=draw.choice(entry.groups(pipe)), limit=draw.choice(entry.limits(pipe)))
     return (model, plan, work) if why_not(model, work, plan, plan.world) is None else None
 
@@ -87,6 +87,31 @@ def plans(name: str) -> list[Any]:
 
 @pytest.mark.parametrize(("model", "plan", "work"), [case for name in SEARCHED for case in plans(name)])
 def test_every_schedule_equals_the_serial_reference(pool: Pool, model: ModelSpec, plan: Plan, work: Workload) -> None:
+    assert_equal(pool, model, plan, work)
+
+
+def sharded_plans(name: str, vocabulary: str) -> list[Any]:
+    """The schedule with the vocabulary over two pipeline ranks, each alone and each of two tensor ranks, and over
+    four; with the micro-batches that come closest to four. Neither vocabulary is a multiple of twice the shards."""
+    entry, found = SCHEDULES[name], []
+    model = {1: replace(OPEN, vocab=45), 2: replace(TIED, vocab=29)}
+    for tensor, pipeline in ((1, 2), (2, 2), (1, 4)):
+        chunks = next((c for c in entry.chunks if pipeline * c <= TIED.layers), 0)
+        legal = [m for m in (4, 8, 16) if not entry.refuse(Pipe(pipeline, m, chunks))]
+        if not chunks or not legal:
+            continue
+        plan = Plan(1, tensor, pipeline, 1, name, chunks, attention="math", vocabulary=vocabulary)
+        work = Workload(sequence_length=8, global_batch=legal[0], precision="fp64", learning_rate=1e-2)
+        if why_not(model[tensor], work, plan, plan.world) is None:
+            found.append(pytest.param(model[tensor], plan, work, id=f"{name}-{vocabulary}-t{tensor}p{pipeline}"))
+    assert found, f"{name}: no small pipeline may shard its vocabulary"
+    return found
+
+
+@pytest.mark.parametrize(
+    ("model", "plan", "work"), [case for name in SEARCHED for v in VOCABULARIES for case in sharded_plans(name, v)]
+)
+def test_every_schedule_shards_its_vocabulary(pool: Pool, model: ModelSpec, plan: Plan, work: Workload) -> None:
     assert_equal(pool, model, plan, work)
 
 

@@ -14,7 +14,8 @@ from autotune.planners.costs.works import model_flops
 from autotune.planners.feasible import why_not
 from autotune.planners.predict import Predictor
 from autotune.planners.schedules import SCHEDULES, Order, Pipe, Step
-from autotune.planners.schedules.insertion import delayed, insert
+from autotune.planners.schedules.delay import delayed
+from autotune.planners.schedules.insertion import insert
 from autotune.planners.schedules.timing import peaks
 from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.planners.space import Enumeration
@@ -44,16 +45,11 @@ def case(schedule: str, vocabulary: str, pipeline: int = 2, **axes: object) -> P
                 attention="math", **axes)  # type: ignore[arg-type]  # fmt: skip
 
 
-# Schedules with one copy of each stage: what a sharded vocabulary goes into. A few run here, all in the conformance.
-SINGLE = [
-    name
-    for name, entry in SCHEDULES.items()
-    if entry.searched and all(len(ranks) == 1 for ranks in entry.place(Pipe(4, 8, entry.chunks[0])))
-]
+SEARCHED = [name for name, entry in SCHEDULES.items() if entry.searched]  # a few run here, all in the conformance
 CASES = [
     *(
         (name, case(s, v, p))
-        for s in ("gpipe", "interleaved-1f1b", "zb-h1", "v-half")
+        for s in ("gpipe", "interleaved-1f1b", "zb-h1", "v-half", "chimera", "bitpipe", "dualpipe")
         for v in VOCABULARIES
         for name, p in (("tied", 4), ("own", 2))
     ),
@@ -62,6 +58,9 @@ CASES = [
     *(("own", case("1f1b", v, 2, data=2)) for v in VOCABULARIES),
     *(("tied", case("1f1b", v, 4, layers="1,3,3,1")) for v in VOCABULARIES),
     *(("own", case("interleaved-1f1b", v, 4, micro_batch=2)) for v in VOCABULARIES),
+    *(("tied", case("1f1b", v, 2, tensor=2)) for v in VOCABULARIES),
+    *(("own", case("zb-h1", v, 2, tensor=2, recompute="full")) for v in VOCABULARIES),
+    *(("tied", case("chimera", v, 2, data=2, zero=1)) for v in VOCABULARIES),
 ]
 
 
@@ -102,7 +101,7 @@ def test_activations_of_1f1b(p: int, vocabulary: str, more: int) -> None:
         assert peaks(sharded("1f1b", vocabulary, Pipe(p, items))) == [p - rank + more for rank in range(p)]
 
 
-@pytest.mark.parametrize("schedule", SINGLE)
+@pytest.mark.parametrize("schedule", SEARCHED)
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
 def test_every_rank_does_every_pass_once(schedule: str, vocabulary: str) -> None:
     """In one order of micro-batches on all ranks, which is what their meetings need; the stages' steps stay whole."""
@@ -179,7 +178,7 @@ def test_bounds_stay_below(predicted: dict[Any, Any]) -> None:
         assert size <= max(prediction.peak_bytes)
 
 
-@pytest.mark.parametrize("schedule", SINGLE)
+@pytest.mark.parametrize("schedule", SEARCHED)
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
 def test_bounds_of_other_schedules(schedule: str, vocabulary: str) -> None:
     predictor = Predictor(LARGE, replace(LARGE_WORK, global_batch=16), load_profile(shipped()["a100-sxm-80gb"]))

@@ -32,6 +32,7 @@ TRAINING_AXES = (
     "optimizer_offload",
     "optimizer_stride",
 )
+TOGETHER = "1f1b"  # the schedule that a vocabulary whose passes all ranks do together has an order for
 OPTIMIZERS = ("barrier", "post-validated")
 
 
@@ -87,6 +88,8 @@ def _vocabulary(plan: Plan, model: ModelSpec, workload: Workload) -> str | None:
         return f"vocabulary {plan.vocabulary!r} is unknown (nearest {near or 'ends'!r})"
     if plan.pipeline == 1:
         return f"vocabulary {plan.vocabulary} needs pipeline > 1 (found 1; nearest 2)"
+    if VOCABULARIES[plan.vocabulary].together and plan.schedule != TOGETHER:
+        return f"vocabulary {plan.vocabulary} needs schedule {TOGETHER} (found {plan.schedule}; nearest {TOGETHER})"
     if plan.sequence_parallel:
         return f"vocabulary {plan.vocabulary} needs all tokens on every rank: sequence_parallel false (found true)"
     if workload.clip:

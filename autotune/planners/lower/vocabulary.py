@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from autotune.planners.lower.shape import training_shape
+from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.spec.graph import Block, blocks
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
@@ -78,7 +79,7 @@ def vocabulary_bytes(plan: Plan, model: ModelSpec, workload: Workload) -> dict[s
         return {}
     shape, v = training_shape(plan, workload), plan.stages
     tokens, wide = shape.tokens, max(4, shape.width)  # statistics are in fp32 at least
-    summed = plan.vocabulary == "naive"
+    summed = VOCABULARIES[plan.vocabulary].summed
     return {
         f"y.{v}": tokens * shard_rows(model.vocab, shards(plan)) * shape.width,
         f"z.{v}": tokens * wide * (1 if summed else 2),

@@ -5,8 +5,8 @@ on the first stage's; x.S.m the last stage's output, on every rank. y.S.m the sh
 statistics; u.S.m those of all shards; b.S.m rows of the targets. d.S-1.m and d.-1.m are gradients of x.S.m and x.0.m.
 
 A part that every rank writes is summed for the one that goes on with it, what one rank writes is broadcast, each family
-on a lane of its own, so that they hide behind compute and none waits for another. Tensor ranks have shards too: sums and
-statistics meet on all ranks of a replica, and all tensor ranks of the one that goes on have the sum. A broadcast is
+on a lane of its own, so that they hide behind compute and none waits for another. Tensor ranks have shards too: sums
+and statistics meet on all ranks of a replica, and all tensor ranks of the one that goes on have the sum. A broadcast is
 each tensor rank's own, since they all have what the last stage made.
 """
 

@@ -1,16 +1,19 @@
 """Puts the passes of a sharded vocabulary into any pipeline's order (2411.05288, section 5).
 
-First every backward moves behind as many forwards more as there are barriers to wait for; the order of the stages'
-own steps is then fixed. A list schedule on the order's own clock inserts the passes: each starts as soon as its inputs
+First every backward moves to where there is time for the barriers before it (see delay); the order of the stages' own
+steps is then fixed. A list schedule on the order's own clock inserts the passes: each starts as soon as its inputs
 are there and its rank is free, so they fill the warm-up and go one after another in the steady state. What is made
 this way cannot deadlock: it is the record of a run.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from autotune.planners.schedules.delay import delays
+from autotune.planners.schedules.interlaced import interlaced
 from autotune.planners.schedules.schedule import Order, Pipe, Place, Step
 from autotune.planners.schedules.timing import inputs_ready, timed
 from autotune.planners.schedules.vocabulary import (
@@ -24,42 +27,37 @@ from autotune.planners.schedules.vocabulary import (
     Vocabulary,
 )
 
-
-def delayed(steps: Sequence[Step], forwards: int) -> list[Step]:
-    """A rank's steps with every backward behind `forwards` forwards more, as far as there are any."""
-    coming = [step for step in steps if step.op == "F"]
-    out: list[Step] = []
-    passed = taken = 0
-    for step in steps:
-        if step.op == "F":
-            passed += 1
-            continue
-        until = min(len(coming), passed + forwards)
-        out += coming[taken:until]
-        taken = max(taken, until)
-        out.append(step)
-    return out + coming[taken:]
+GOOD = 1.03  # times the order's own makespan and the passes' work: no other delay is tried then
+BETTER = 0.99  # times the makespan of an earlier delay, which holds less: what a later one must be below
 
 
 def insert(order: Order, pipe: Pipe, place: Place, vocabulary: Vocabulary, product: float) -> Order:
     """The order with EMBED, EMBED_W and the output's passes on every rank, under the stage number `pipe.stages`.
 
+    Where ranks do the passes together, the order is that of the interlaced pipeline whatever `order` is.
+
     `product` is the duration of one matrix product of a micro-batch with a shard, as a share of a stage's forward.
-    An order that holds as few activations as there can be (V-Min on two ranks) may deadlock once its backwards wait for
-    the barriers: its backwards then move behind more forwards, until none waits.
 
     Every rank takes the micro-batches' passes in one order, which their barriers need. Where they come from two
     directions it is that of the delayed order's own clock: a pass waits for earlier ones alone, so no rank waits for a
     micro-batch whose step would, on that clock, come after what waits for it.
     """
-    most = pipe.items * pipe.chunks
-    for forwards in range(vocabulary.barriers, most + 1):
-        later = [delayed(steps, forwards) for steps in order]
+    if vocabulary.together:
+        return interlaced(pipe, vocabulary)
+    best: Order = []
+    least = math.inf
+    for later in delays(order, pipe, vocabulary.barriers):
         try:
-            return _Clock(later, pipe, place, vocabulary, product).run()
-        except ValueError:
+            clock = _Clock(later, pipe, place, vocabulary, product)
+            made = clock.run()
+        except ValueError:  # backwards that come with too few forwards before them to let the passes begin
             continue
-    return _Clock([delayed(steps, most) for steps in order], pipe, place, vocabulary, product).run()
+        makespan = max(clock.now)
+        if makespan < BETTER * least:
+            best, least = made, makespan
+        if least <= GOOD * (timed(order, pipe).makespan + pipe.items * sum(clock.seconds[op] for op in clock.items)):
+            break
+    return best
 
 
 @dataclass
