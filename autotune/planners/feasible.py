@@ -79,7 +79,7 @@ def _texts(plan: Plan, model: ModelSpec) -> str | None:
     return None
 
 
-def _vocabulary(plan: Plan, model: ModelSpec, workload: Workload) -> str | None:
+def _vocabulary(plan: Plan, model: ModelSpec) -> str | None:
     """Why the vocabulary cannot lie where the plan wants it."""
     if plan.vocabulary == "ends":
         return None
@@ -92,9 +92,6 @@ def _vocabulary(plan: Plan, model: ModelSpec, workload: Workload) -> str | None:
         return f"vocabulary {plan.vocabulary} needs schedule {TOGETHER} (found {plan.schedule}; nearest {TOGETHER})"
     if plan.sequence_parallel:
         return f"vocabulary {plan.vocabulary} needs all tokens on every rank: sequence_parallel false (found true)"
-    if workload.clip:
-        found = f"found clip {workload.clip:g}; nearest vocabulary 'ends'"
-        return f"vocabulary {plan.vocabulary} needs [workload] clip 0: its shards are not in the norm ({found})"
     least = shard_rows(model.vocab, shards(plan)) * (shards(plan) - 1) + 1
     if model.vocab < least:
         return f"vocabulary {plan.vocabulary} needs a row on every rank: at least {least} (found {model.vocab})"
@@ -121,7 +118,7 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
         found.append(f"recompute {plan.recompute!r} is unknown (nearest {nearest_name(plan.recompute, RECOMPUTE)})")
     if not 0 <= plan.offload <= 100:
         found.append(f"offload must be a percentage (found {plan.offload}; nearest {min(100, max(0, plan.offload))})")
-    found.append(_vocabulary(plan, model, workload))
+    found.append(_vocabulary(plan, model))
     found.append(_optimizer(plan, workload))
     if plan.zero not in (0, 1):
         found.append(f"zero must be 0 or 1 (found {plan.zero}; nearest 1)")
@@ -147,6 +144,9 @@ def _optimizer(plan: Plan, workload: Workload) -> str | None:
         return None
     if plan.optimizer_offload:
         return f"optimizer {plan.optimizer} needs optimizer_offload 0 (found {plan.optimizer_offload}; nearest 0)"
+    if plan.vocabulary != "ends":
+        found = f"found {plan.vocabulary}; nearest 'ends'"
+        return f"optimizer {plan.optimizer} needs vocabulary 'ends': nobody may wait for others before it ({found})"
     if plan.pipeline == 1:
         return f"optimizer {plan.optimizer} needs pipeline > 1 (found 1; nearest 2)"
     if not workload.clip:

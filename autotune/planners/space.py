@@ -55,8 +55,9 @@ def axis_values(question: Question) -> dict[str, Values]:
 
 
 def _vocabularies(plan: Plan) -> Values:
-    """The `vocabulary` values worth trying. The naive one never wins."""
-    return ("ends", "vocab-1", "vocab-2") if plan.pipeline > 1 and not plan.sequence_parallel else ("ends",)
+    """The `vocabulary` values worth trying. The naive and the interlaced one never win."""
+    sharded = plan.pipeline > 1 and not plan.sequence_parallel and plan.optimizer == DEFAULTS["optimizer"]
+    return ("ends", "vocab-1", "vocab-2") if sharded else ("ends",)
 
 
 MOVED = (0, 50, 100)  # percent of the activations on the host that a search tries
@@ -162,8 +163,7 @@ class Enumeration:
                 yield chunked  # refused as it is: its inner choices would be, and some of them have no price
                 continue
             groups, limits = given.get("group", schedule.groups(pipe)), given.get("limit", schedule.limits(pipe))
-            offered = ("ends",) if self.question.workload.clip else _vocabularies(chunked)
-            vocabularies = given.get("vocabulary", offered)
+            vocabularies = given.get("vocabulary", _vocabularies(chunked))
             if "ends" in vocabularies and unsharded(self.question.model, plan.tensor):
                 yield chunked  # a vocabulary that the tensor ranks cannot divide: its padded shards remain
                 vocabularies = tuple(where for where in vocabularies if where != "ends")
