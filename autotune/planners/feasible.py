@@ -90,8 +90,6 @@ def _vocabulary(plan: Plan, model: ModelSpec) -> str | None:
         return f"vocabulary {plan.vocabulary} needs pipeline > 1 (found 1; nearest 2)"
     if VOCABULARIES[plan.vocabulary].together and plan.schedule != TOGETHER:
         return f"vocabulary {plan.vocabulary} needs schedule {TOGETHER} (found {plan.schedule}; nearest {TOGETHER})"
-    if plan.sequence_parallel:
-        return f"vocabulary {plan.vocabulary} needs all tokens on every rank: sequence_parallel false (found true)"
     least = shard_rows(model.vocab, shards(plan)) * (shards(plan) - 1) + 1
     if model.vocab < least:
         return f"vocabulary {plan.vocabulary} needs a row on every rank: at least {least} (found {model.vocab})"

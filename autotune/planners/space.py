@@ -56,7 +56,7 @@ def axis_values(question: Question) -> dict[str, Values]:
 
 def _vocabularies(plan: Plan) -> Values:
     """The `vocabulary` values worth trying. The naive and the interlaced one never win."""
-    sharded = plan.pipeline > 1 and not plan.sequence_parallel and plan.optimizer == DEFAULTS["optimizer"]
+    sharded = plan.pipeline > 1 and plan.optimizer == DEFAULTS["optimizer"]
     return ("ends", "vocab-1", "vocab-2") if sharded else ("ends",)
 
 

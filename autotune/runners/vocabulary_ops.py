@@ -160,6 +160,41 @@ def _sum(trainer: Trainer, instruction: Instruction, tensor: Tensor, async_op: b
     return dist.reduce(tensor, instruction.peers[0], group=group, async_op=async_op)
 
 
+def broadcast_shares(trainer: Trainer, instruction: Instruction, values: Store) -> Started:
+    """[tokens, hidden] on all peers from the shares of tokens of the first ones: one pipeline rank's tensor ranks."""
+    number, group, mine = trainer.plan.tensor, _group(trainer, instruction), trainer.mesh.tensor
+    own = values[instruction.reads[0]] if instruction.reads else None
+    dtype = DTYPES[trainer.workload.precision]
+    whole = torch.empty(trainer.shape.tokens, trainer.model.hidden, dtype=dtype, device=trainer.mesh.device)
+
+    def exchange() -> None:
+        for tensor, (share, root) in enumerate(zip(whole.chunk(number), instruction.peers, strict=False)):
+            if own is not None and tensor == mine:
+                share.copy_(own)
+            dist.broadcast(share, root, group=group)
+
+    return Started((whole,), trainer.mesh.in_order(instruction.lane, exchange))
+
+
+def reduce_shares(trainer: Trainer, instruction: Instruction, values: Store) -> Started:
+    """The peers' parts summed, of which each tensor rank of the first of them keeps its share of tokens."""
+    part = values[instruction.reads[0]]
+    share = torch.empty_like(_share(trainer, part)) if instruction.writes else None
+
+    def exchange() -> None:
+        _sum(trainer, instruction, part, async_op=False)
+        if share is not None:
+            share.copy_(_share(trainer, part))
+
+    handle = trainer.mesh.in_order(instruction.lane, exchange)
+    return Started((share,) if instruction.writes else (), handle)
+
+
+def _share(trainer: Trainer, whole: Tensor) -> Tensor:
+    """This tensor rank's share of the tokens."""
+    return whole.chunk(trainer.plan.tensor)[trainer.mesh.tensor]
+
+
 def _gathered(trainer: Trainer, statistics: Tensor) -> Tensor:
     return statistics.new_empty(shards(trainer.plan), *statistics.shape)
 
@@ -173,10 +208,12 @@ def gather(trainer: Trainer, instruction: Instruction, values: Store) -> Started
 
 
 def gather_reduce(trainer: Trainer, instruction: Instruction, values: Store) -> Started:
-    """Statistics on every rank, and the input's gradient on the first of the peers, each part rescaled before."""
+    """Statistics on every rank, and the input's gradient on the first of the peers, each part rescaled before; where
+    tensor ranks share the tokens, of each its own."""
     own, mean, rows = (values[name] for name in instruction.reads)
     whole, group, mine = _gathered(trainer, own), _group(trainer, instruction), _shard(trainer)
-    scale = trainer.env.loss_scale
+    scale, last = trainer.env.loss_scale, len(instruction.writes) > 1
+    share = torch.empty_like(_share(trainer, mean)) if last and trainer.plan.sequence_parallel else None
 
     def exchange() -> None:
         dist.all_gather_into_tensor(whole.view(-1, own.shape[1]), own, group=group)
@@ -184,9 +221,11 @@ def gather_reduce(trainer: Trainer, instruction: Instruction, values: Store) -> 
         factor = (whole[mine, 0] - lse).exp_().unsqueeze(1)
         mean.copy_((mean * factor).sub_(rows).mul_(scale))
         _sum(trainer, instruction, mean, async_op=False)
+        if share is not None:
+            share.copy_(_share(trainer, mean))
 
     handle = trainer.mesh.in_order(instruction.lane, exchange)
-    return Started((whole, mean) if len(instruction.writes) > 1 else (whole,), handle)
+    return Started((whole, mean if share is None else share) if last else (whole,), handle)
 
 
 def _all_reduce(how: dist.ReduceOp.RedOpType) -> Any:
@@ -208,9 +247,12 @@ OPERATIONS = {
     "T_W": gradients,
     "T_SUMMED": gradients_summed,
     "BROADCAST": broadcast,
+    "BROADCAST_SHARES": broadcast_shares,
     "REDUCE": reduce,
+    "REDUCE_SHARES": reduce_shares,
     "GATHER": gather,
     "GATHER_REDUCE": gather_reduce,
+    "GATHER_REDUCE_SHARES": gather_reduce,
     "MAX": _all_reduce(dist.ReduceOp.MAX),
     "SUM": _all_reduce(dist.ReduceOp.SUM),
 }

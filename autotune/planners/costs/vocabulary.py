@@ -23,7 +23,8 @@ class ShardSizes:
     hidden: int
     rows: int
     ranks: int  # that shards lie on
-    line: int  # pipeline ranks: one a tensor rank
+    tensor: int  # of them, those that share a stage
+    reach: int  # that a broadcast goes to: pipeline ranks, unless tensor ranks have a share of its tokens each
     dtype: str
     level: int  # the link level that joins the ranks
     inner: int  # see `Collective`, of all shards
@@ -32,7 +33,8 @@ class ShardSizes:
     def of(cls, plan: Plan, model: ModelSpec, workload: Workload, level: int, inner: int) -> ShardSizes:
         tokens, ranks = training_shape(plan, workload).tokens, shards(plan)
         rows = shard_rows(model.vocab, ranks)
-        return cls(tokens, model.hidden, rows, ranks, plan.pipeline, workload.precision, level, inner)
+        reach = ranks if plan.sequence_parallel else plan.pipeline
+        return cls(tokens, model.hidden, rows, ranks, plan.tensor, reach, workload.precision, level, inner)
 
     @property
     def activation(self) -> int:
@@ -80,9 +82,19 @@ def _gather(s: ShardSizes) -> Works:
 
 def _reduce(s: ShardSizes) -> Works:
     """The sum of all parts: on one rank, or on each of several tensor ranks, then as an all-reduce."""
-    if s.ranks == s.line:
+    if s.tensor == 1:
         return (Collective("reduce", s.activation, s.ranks, s.level, s.inner),)
     return (Collective("all_reduce", s.activation, s.ranks, s.level, s.inner),)
+
+
+def _broadcast(s: ShardSizes) -> Works:
+    inner = s.inner if s.reach == s.ranks and s.tensor > 1 else 1
+    return (Collective("broadcast", s.activation, s.reach, s.level, inner),)
+
+
+def _rescaled(s: ShardSizes) -> Works:
+    """Between the two, the parts are rescaled: both are read and one is written."""
+    return (*_gather(s), Memory("add", 3 * s.activation, s.dtype), *_reduce(s))
 
 
 VOCABULARY_WORKS: dict[str, Callable[[ShardSizes], Works]] = {
@@ -95,11 +107,13 @@ VOCABULARY_WORKS: dict[str, Callable[[ShardSizes], Works]] = {
     "T": lambda s: (*_weight_gradient(s), *_input_gradient(s)),
     "T_SUMMED": lambda s: (*_weight_gradient(s), *_input_gradient(s)),
     "T_W": _weight_gradient,
-    "BROADCAST": lambda s: (Collective("broadcast", s.activation, s.line, s.level),),
+    "BROADCAST": _broadcast,
+    "BROADCAST_SHARES": _broadcast,
     "REDUCE": _reduce,
+    "REDUCE_SHARES": _reduce,
     "GATHER": _gather,
-    # Between the two, the parts are rescaled: both are read and one is written.
-    "GATHER_REDUCE": lambda s: (*_gather(s), Memory("add", 3 * s.activation, s.dtype), *_reduce(s)),
+    "GATHER_REDUCE": _rescaled,
+    "GATHER_REDUCE_SHARES": _rescaled,
     "MAX": lambda s: (Collective("all_reduce", s.statistics(1), s.ranks, s.level, s.inner),),
     "SUM": lambda s: (Collective("all_reduce", s.statistics(2), s.ranks, s.level, s.inner),),
 }

@@ -36,6 +36,7 @@ class Traits:
     optimizer: str = "barrier"  # when it waits: before the update, or after it
     subgroups: bool = False  # whether some optimizer states live on the host
     stride: int = 0  # every so manieth subgroup is updated by the device
+    shares: bool = False  # whether tensor ranks share the tokens between stages, of which a shard needs all
 
     @property
     def place(self) -> Place:
@@ -124,4 +125,5 @@ def traits(plan: Plan, model: ModelSpec, workload: Workload) -> Traits:
         plan.optimizer,
         plan.optimizer_offload > 0,
         plan.optimizer_stride,
+        plan.sequence_parallel and plan.vocabulary != "ends",
     )

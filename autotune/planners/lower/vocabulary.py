@@ -80,7 +80,8 @@ def vocabulary_bytes(plan: Plan, model: ModelSpec, workload: Workload) -> dict[s
     shape, v = training_shape(plan, workload), plan.stages
     tokens, wide = shape.tokens, max(4, shape.width)  # statistics are in fp32 at least
     summed = VOCABULARIES[plan.vocabulary].summed
-    return {
+    whole = (f"x.{v + 1}", f"d.{v}", "x.-1", "d.-2") if plan.sequence_parallel else ()
+    return dict.fromkeys(whole, tokens * model.hidden * shape.width) | {
         f"y.{v}": tokens * shard_rows(model.vocab, shards(plan)) * shape.width,
         f"z.{v}": tokens * wide * (1 if summed else 2),
         f"u.{v}": tokens * wide * 2 * (1 if summed else shards(plan)),

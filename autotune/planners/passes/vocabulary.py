@@ -8,6 +8,9 @@ A part that every rank writes is summed for the one that goes on with it, what o
 on a lane of its own, so that they hide behind compute and none waits for another. Tensor ranks have shards too: sums
 and statistics meet on all ranks of a replica, and all tensor ranks of the one that goes on have the sum. A broadcast is
 each tensor rank's own, since they all have what the last stage made.
+
+Where tensor ranks share the tokens between stages, a shard needs all of them: its passes then work on x.-1.m, x.S+1.m
+and their gradients d.-2.m and d.S.m, as if of a stage more at either end, and the meetings cut or join the shares.
 """
 
 from __future__ import annotations
@@ -25,12 +28,13 @@ from autotune.spec.program import ALL_TENSOR, Instruction, Program
 
 def _embed(step: Step, traits: Traits, rank: int) -> Instruction:
     op, s, m = step
-    return Instruction(op, s, m, reads=("tokens", f"w.{s}"), writes=(f"x.0.{m}",))
+    return Instruction(op, s, m, reads=("tokens", f"w.{s}"), writes=(f"x.{-traits.shares:d}.{m}",))
 
 
 def _embed_gradient(step: Step, traits: Traits, rank: int) -> Instruction:
     op, s, m = step
-    return Instruction(op, s, m, reads=("tokens", f"d.-1.{m}"), writes=(f"g.{s}",), frees=(f"d.-1.{m}",))
+    d = f"d.{-1 - traits.shares}.{m}"
+    return Instruction(op, s, m, reads=("tokens", d), writes=(f"g.{s}",), frees=(d,))
 
 
 def _local(*writes: str) -> Callable[[Step, Traits, int], Instruction]:
@@ -38,8 +42,9 @@ def _local(*writes: str) -> Callable[[Step, Traits, int], Instruction]:
 
     def make(step: Step, traits: Traits, rank: int) -> Instruction:
         op, s, m = step
-        names = tuple(f"d.{s - 1}.{m}" if name == "d" else f"{name}.{s}.{m}" for name in writes)
-        return Instruction(op, s, m, reads=(f"w.{s}", f"x.{s}.{m}", "targets"), writes=names)
+        beyond = s + traits.shares
+        names = tuple(f"d.{beyond - 1}.{m}" if name == "d" else f"{name}.{s}.{m}" for name in writes)
+        return Instruction(op, s, m, reads=(f"w.{s}", f"x.{beyond}.{m}", "targets"), writes=names)
 
     return make
 
@@ -53,8 +58,9 @@ def _exponentials(step: Step, traits: Traits, rank: int) -> Instruction:
 def _gradients(step: Step, traits: Traits, rank: int) -> Instruction:
     """The last pass; one rank with the last stage adds to the loss, whichever way a micro-batch went."""
     op, s, m = step
-    held = tuple(f"{n}.{s}.{m}" for n in "xyu")
-    weight, made = ((), ()) if op == "T_W" else ((f"w.{s}",), (f"d.{s - 1}.{m}",))
+    beyond = s + traits.shares
+    held = (f"x.{beyond}.{m}", f"y.{s}.{m}", f"u.{s}.{m}")
+    weight, made = ((), ()) if op == "T_W" else ((f"w.{s}",), (f"d.{beyond - 1}.{m}",))
     loss = ("loss",) if rank == traits.place[-1][0] else ()
     return Instruction(op, s, m, reads=(*weight, *held, "targets"), writes=(f"g.{s}", *made, *loss), frees=held)
 
@@ -79,6 +85,7 @@ class Ways(NamedTuple):
     ranks: int
     first: Mapping[int, int]
     final: Mapping[int, int]
+    shares: bool = False  # see Traits
 
 
 def _ways(program: Program, traits: Traits) -> Ways:
@@ -86,23 +93,27 @@ def _ways(program: Program, traits: Traits) -> Ways:
     for rank, _, instruction in program:
         if instruction.op == "F" and instruction.stage in at:
             at[instruction.stage][instruction.item] = rank
-    return Ways(traits.pipe.stages, traits.pipe.ranks, at[0], at[traits.pipe.stages - 1])
+    return Ways(traits.pipe.stages, traits.pipe.ranks, at[0], at[traits.pipe.stages - 1], traits.shares)
 
 
-def _reduce(name: str, item: int, root: int, rank: int, ways: Ways) -> Instruction:
-    """The ranks' parts of `name`, summed on `root`; the others' are done with."""
-    lane = _lane(name) + ALL_TENSOR
-    made = Instruction("REDUCE", ways.stages, item, lane=lane, reads=(name,), meet=f"{name}@sum")
-    ends = {"writes": (name,)} if rank == root else {"frees": (name,)}
-    return made._replace(peers=_from(root, ways), **ends)  # type: ignore[arg-type]
+def _reduce(part: str, name: str, item: int, root: int, rank: int, ways: Ways) -> Instruction:
+    """The ranks' parts, summed as `name` on `root`; `part` is `name` itself unless tensor ranks share its tokens."""
+    lane, op = _lane(name) + ALL_TENSOR, "REDUCE_SHARES" if ways.shares else "REDUCE"
+    writes = (name,) if rank == root else ()
+    frees = () if writes == (part,) else (part,)
+    meet, peers = f"{name}@sum", _from(root, ways)
+    return Instruction(op, ways.stages, item, 0, lane, (part,), writes, frees, meet, peers)
 
 
-def _broadcast(name: str, item: int, root: int, rank: int, ways: Ways) -> Instruction:
-    """`name`, written on `root`, on every rank. Each root has a lane of its own: none waits for what another has yet
-    to make."""
-    made = Instruction("BROADCAST", ways.stages, item, lane=f"{_lane(name)}:{root}", meet=f"{name}@all")
-    ends = {"reads": (name,)} if rank == root else {"writes": (name,)}
-    return made._replace(peers=_from(root, ways), **ends)  # type: ignore[arg-type]
+def _broadcast(name: str, whole: str, item: int, root: int, rank: int, ways: Ways) -> Instruction:
+    """`name`, written on `root`, as `whole` on every rank: the same unless tensor ranks share its tokens. Each root has
+    a lane of its own: none waits for what another has yet to make."""
+    lane, meet, peers = f"{_lane(name)}:{root}", f"{name}@all", _from(root, ways)
+    reads, writes = ((name,), ()) if rank == root else ((), (whole,))
+    if not ways.shares:
+        return Instruction("BROADCAST", ways.stages, item, 0, lane, reads, writes, (), meet, peers)
+    lane += ALL_TENSOR
+    return Instruction("BROADCAST_SHARES", ways.stages, item, 0, lane, reads, (whole,), reads, meet, peers)
 
 
 def _lane(name: str) -> str:
@@ -131,18 +142,43 @@ def _rescaled(item: int, rank: int, ways: Ways) -> Instruction:
     """All ranks' statistics, and with them the sum of the parts of the input's gradient, rescaled first."""
     s, root = ways.stages, ways.final[item]
     z, u, b, d = f"z.{s}.{item}", f"u.{s}.{item}", f"b.{s}.{item}", f"d.{s - 1}.{item}"
-    writes, frees = ((u, d), (z, b)) if rank == root else ((u,), (z, b, d))
-    meet, peers = f"GATHER_REDUCE.{d}", _from(root, ways)
-    return Instruction("GATHER_REDUCE", s, item, 0, f"vocabulary.z{ALL_TENSOR}", (z, d, b), writes, frees, meet, peers)
+    part = f"d.{s - 1 + ways.shares}.{item}"
+    writes = (u, d) if rank == root else (u,)
+    frees = (z, b) if part in writes else (z, b, part)
+    op, meet, peers = (
+        "GATHER_REDUCE_SHARES" if ways.shares else "GATHER_REDUCE",
+        f"GATHER_REDUCE.{d}",
+        _from(root, ways),
+    )
+    return Instruction(op, s, item, 0, f"vocabulary.z{ALL_TENSOR}", (z, part, b), writes, frees, meet, peers)
+
+
+def _embedded(item: int, rank: int, ways: Ways) -> Instruction:
+    """The first stage's input."""
+    return _reduce(f"x.{-ways.shares:d}.{item}", f"x.0.{item}", item, ways.first[item], rank, ways)
 
 
 def _summed_gradient(item: int, rank: int, ways: Ways) -> Instruction:
-    return _reduce(f"d.{ways.stages - 1}.{item}", item, ways.final[item], rank, ways)
+    """The gradient of the last stage's output."""
+    part, name = (f"d.{ways.stages - 1 + more}.{item}" for more in (ways.shares, 0))
+    return _reduce(part, name, item, ways.final[item], rank, ways)
+
+
+def _output(item: int, root: int, rank: int, ways: Ways) -> Instruction:
+    """The last stage's output to all."""
+    name, whole = (f"x.{ways.stages + more}.{item}" for more in (0, ways.shares))
+    return _broadcast(name, whole, item, root, rank, ways)
+
+
+def _input_gradient(item: int, root: int, rank: int, ways: Ways) -> Instruction:
+    """The gradient of the first stage's input to all."""
+    name, whole = (f"d.{-1 - more}.{item}" for more in (0, ways.shares))
+    return _broadcast(name, whole, item, root, rank, ways)
 
 
 # What meets after each pass.
 _AFTER: dict[str, Callable[[int, int, Ways], Instruction]] = {
-    EMBED: lambda item, rank, ways: _reduce(f"x.0.{item}", item, ways.first[item], rank, ways),
+    EMBED: _embedded,
     "S": _statistics("GATHER", "z", "u"),
     "S_BOTH": _rescaled,
     "S_MAX": _statistics("MAX", "z", "z"),
@@ -168,13 +204,13 @@ def meet(program: Program, traits: Traits) -> Program:
 def _with_meetings(listing: tuple[Instruction, ...], rank: int, ways: Ways, reader: str) -> tuple[Instruction, ...]:
     """`reader`: the pass that the last stage's output is for."""
     before: dict[int, list[Instruction]] = defaultdict(list)
-    for family, op, roots in ((f"x.{ways.stages}", reader, ways.final), ("d.-1", EMBED_W, ways.first)):
+    for make, op, roots in ((_output, reader, ways.final), (_input_gradient, EMBED_W, ways.first)):
         for root in dict.fromkeys(roots.values()):
             reads = [at for at, i in enumerate(listing) if i.op == op and roots[i.item] == root != rank]
             places = posted(list(range(len(listing))), reads, 1) if reads else []
             for read, place in zip(reads, places, strict=True):
                 item = listing[read].item
-                before[place].append(_broadcast(f"{family}.{item}", item, root, rank, ways))
+                before[place].append(make(item, root, rank, ways))
     out: list[Instruction] = []
     for position, instruction in enumerate(listing):
         out += before[position]
@@ -183,7 +219,7 @@ def _with_meetings(listing: tuple[Instruction, ...], rank: int, ways: Ways, read
         if op in _AFTER:
             out.append(_AFTER[op](item, rank, ways))
         elif op == "F" and stage == ways.stages - 1:
-            out.append(_broadcast(f"x.{ways.stages}.{item}", item, rank, rank, ways))
+            out.append(_output(item, rank, rank, ways))
         elif op in ("B", "BW") and stage == 0:
-            out.append(_broadcast(f"d.-1.{item}", item, rank, rank, ways))
+            out.append(_input_gradient(item, rank, rank, ways))
     return tuple(out)
