@@ -92,24 +92,25 @@ def test_every_schedule_equals_the_serial_reference(pool: Pool, model: ModelSpec
 
 def sharded(name: str, vocabulary: str) -> list[Any]:
     """The schedule with the vocabulary over two pipeline ranks, each alone or each of two tensor ranks, or over four:
-    with each way to cut its work another of these. No vocabulary here is a multiple of twice the shards."""
+    each way to cut its work with another of these. No vocabulary here is a multiple of twice the shards."""
     entry, found = SCHEDULES[name], []
     model = {1: replace(OPEN, vocab=45), 2: replace(TIED, vocab=29)}
     turn = SEARCHED.index(name) + list(VOCABULARIES).index(vocabulary)
-    for tensor, pipeline in (SHAPES * 2)[turn % 3 :][:3]:
+    for tensor, pipeline, shares in (SHAPES * 2)[turn % len(SHAPES) :][: len(SHAPES)]:
         chunks = next((c for c in entry.chunks if pipeline * c <= TIED.layers), 0)
         legal = [m for m in (4, 8, 16) if not entry.refuse(Pipe(pipeline, m, chunks))]
         if not chunks or not legal:
             continue
         plan = Plan(1, tensor, pipeline, 1, name, chunks, attention="math", vocabulary=vocabulary)
+        plan = replace(plan, sequence_parallel=shares)
         work = Workload(sequence_length=8, global_batch=legal[0], precision="fp64", learning_rate=1e-2)
         if why_not(model[tensor], work, plan, plan.world) is None:
-            found.append(pytest.param(model[tensor], plan, work, id=f"{name}-{vocabulary}-t{tensor}p{pipeline}"))
+            found.append(pytest.param(model[tensor], plan, work, id=plan.describe()))
     assert found, f"{name}: no small pipeline may shard its vocabulary"
     return found[:1]
 
 
-SHAPES = ((1, 2), (2, 2), (1, 4))  # tensor and pipeline ranks
+SHAPES = ((1, 2, False), (2, 2, False), (1, 4, False), (2, 2, True))  # tensor and pipeline ranks, tokens shared or not
 SHARDED = [
     case
     for v, entry in VOCABULARIES.items()

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from autotune.planners.schedules.schedule import Order, Pipe, Step
 from autotune.planners.schedules.timing import timed
 
-SHIFTS = (0.5, 1.0)  # of the time between two micro-batches, for each of the things to wait for
+SHIFTS = (0.5, 1.0, 2.0)  # times the interval between two micro-batches
 
 
 def delayed(steps: Sequence[Step], forwards: int) -> list[Step]:
@@ -49,4 +49,4 @@ def delays(order: Order, pipe: Pipe, waits: int) -> Iterator[Order]:
     starts = timed(order, pipe).start
     interval = max(sum(pipe.times.of(step.op, step.stage) for step in steps) for steps in order) / pipe.items
     for share in SHIFTS:
-        yield shifted(order, starts, share * waits * interval)
+        yield shifted(order, starts, share * interval)

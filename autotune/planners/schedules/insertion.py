@@ -28,7 +28,7 @@ from autotune.planners.schedules.vocabulary import (
 )
 
 GOOD = 1.03  # times the order's own makespan and the passes' work: no other delay is tried then
-BETTER = 0.99  # times the makespan of an earlier delay, which holds less: what a later one must be below
+BETTER = 0.98  # times the makespan of an earlier delay: what a later one must be below
 
 
 def insert(order: Order, pipe: Pipe, place: Place, vocabulary: Vocabulary, product: float) -> Order:
