@@ -1,7 +1,8 @@
 """Every schedule of the table, with every pass that is legal on it, gives the serial loss and gradients.
 
 A schedule joins by being in the table: plans are drawn at random over ranks, micro-batches, chunks, uneven layers,
-recompute, offload, clipping, optimizer states on the host, replicas and the schedule's own axes.
+recompute, offload, clipping, optimizer states on the host, replicas and the schedule's own axes. Then every schedule
+with every way to cut the vocabulary's work over pipeline and tensor ranks.
 """
 
 from __future__ import annotations
@@ -74,8 +75,7 @@ def draw_plan(draw: random.Random, name: str) -> tuple[ModelSpec, Plan, Workload
     pipe = pipe_of(plan, items)
     if entry.refuse(pipe) or not entry.groups(pipe):
         return None
-    if shards(name, pipe):
-        plan = replace(plan, vocabulary=draw.choice(["ends", *VOCABULARIES]))
+    plan = replace(plan, vocabulary=draw.choice(["ends", *VOCABULARIES]))
     plan = replace(plan, group=draw.choice(entry.groups(pipe)), limit=draw.choice(entry.limits(pipe)))
     return (model, plan, work) if why_not(model, work, plan, plan.world) is None else None
 
@@ -108,11 +108,44 @@ def test_every_schedule_equals_the_serial_reference(pool: Pool, model: ModelSpec
     assert_equal(pool, model, plan, work)
 
 
+def sharded(name: str, vocabulary: str) -> list[Any]:
+    """The schedule with the vocabulary over two pipeline ranks, each alone or each of two tensor ranks, or over four:
+    each way to cut its work with another of these. No vocabulary here is a multiple of twice the shards."""
+    entry, found = SCHEDULES[name], []
+    model = {1: replace(OPEN, vocab=45), 2: replace(TIED, vocab=29)}
+    turn = SEARCHED.index(name) + list(VOCABULARIES).index(vocabulary)
+    for tensor, pipeline, shares in (SHAPES * 2)[turn % len(SHAPES) :][: len(SHAPES)]:
+        chunks = next((c for c in entry.chunks if pipeline * c <= TIED.layers), 0)
+        legal = [m for m in (4, 8, 16) if not entry.refuse(Pipe(pipeline, m, chunks))]
+        if not chunks or not legal:
+            continue
+        plan = Plan(1, tensor, pipeline, 1, name, chunks, attention="math", vocabulary=vocabulary)
+        plan = replace(plan, sequence_parallel=shares)
+        work = Workload(sequence_length=8, global_batch=legal[0], precision="fp64", learning_rate=1e-2)
+        if why_not(model[tensor], work, plan, plan.world) is None:
+            found.append(pytest.param(model[tensor], plan, work, id=plan.describe()))
+    assert found, f"{name}: no small pipeline may shard its vocabulary"
+    return found[:1]
+
+
+SHAPES = ((1, 2, False), (2, 2, False), (1, 4, False), (2, 2, True))  # tensor and pipeline ranks, tokens shared or not
+SHARDED = [
+    case
+    for v, entry in VOCABULARIES.items()
+    for name in (["1f1b"] if entry.together else SEARCHED)
+    for case in sharded(name, v)
+]
+
+
+@pytest.mark.parametrize(("model", "plan", "work"), SHARDED)
+def test_every_schedule_shards_its_vocabulary(pool: Pool, model: ModelSpec, plan: Plan, work: Workload) -> None:
+    assert_equal(pool, model, plan, work)
+
+
 @pytest.mark.parametrize("name", SEARCHED)
 def test_every_schedule_is_drawn_with_and_without_its_passes(name: str) -> None:
     seen = set().union(*(kinds(case.values[1]) for case in plans(name)))
-    sharded = {("vocabulary", True)} if shards(name, Pipe(4, 8, SCHEDULES[name].chunks[0])) else set()
-    assert seen == {("vocabulary", False), ("offload", False), ("offload", True)} | sharded
+    assert seen == {("vocabulary", False), ("vocabulary", True), ("offload", False), ("offload", True)}
 
 
 @pytest.mark.parametrize("name", SEARCHED)

@@ -130,8 +130,9 @@ class Bounder:
         return found
 
     def ordered_memory(self, plan: Plan) -> int:
-        """As `memory`, of what the plan's own order shows: worth its making where activations move to the host."""
-        if not plan.offload:
+        """As `memory`, of what the plan's own order shows: worth its making where activations move to the host or wait
+        for a sharded vocabulary."""
+        if not plan.offload and plan.vocabulary == "ends":
             return self.memory(plan)
         key = traits(plan, self.predictor.model, self.predictor.workload)
         which = (key.schedule, key.pipe, key.vocabulary, key.product, plan.offload)

@@ -6,8 +6,8 @@ from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.stage import partition
 from autotune.planners.lower.subgroups import SUBGROUPS
 from autotune.planners.lower.traits import pipe_of
-from autotune.planners.lower.vocabulary import shard_rows
-from autotune.planners.schedules import SCHEDULES, Pipe
+from autotune.planners.lower.vocabulary import shard_rows, shards
+from autotune.planners.schedules import SCHEDULES
 from autotune.planners.schedules.times import parse_times
 from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.spec.errors import nearest_divisor, nearest_name
@@ -32,6 +32,7 @@ TRAINING_AXES = (
     "optimizer_offload",
     "optimizer_stride",
 )
+TOGETHER = "1f1b"  # the schedule that a vocabulary whose passes all ranks do together has an order for
 OPTIMIZERS = ("barrier", "post-validated")
 
 
@@ -41,14 +42,18 @@ def _divides(what: str, value: int, of: int, whole: str) -> str | None:
     return f"{what} must divide {whole} {of} (found {value}; nearest {nearest_divisor(max(value, 1), of)})"
 
 
-def unsharded(model: ModelSpec, tensor: int) -> str | None:
-    """The first width of the model that `tensor` ranks cannot share evenly, or None: no shard has a shape then."""
-    widths = [("heads", model.heads), ("kv_heads", model.kv_heads), ("ffn", model.ffn), ("vocabulary", model.vocab)]
+def unsharded(model: ModelSpec, tensor: int, ends: bool = True) -> str | None:
+    """The first width of the model that `tensor` ranks cannot share evenly, or None: no shard has a shape then.
+
+    `ends`: the vocabulary is a layer's width like others; elsewhere its shards are padded.
+    """
+    widths = [("heads", model.heads), ("kv_heads", model.kv_heads), ("ffn", model.ffn)]
+    widths += [("vocabulary", model.vocab)] if ends else []
     return next((why for whole, of in widths if (why := _divides("tensor", tensor, of, whole))), None)
 
 
 def _tensor(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:
-    found = [unsharded(model, plan.tensor)]
+    found = [unsharded(model, plan.tensor, plan.vocabulary == "ends")]
     if plan.sequence_parallel:
         if plan.tensor == 1:
             found.append("sequence_parallel needs tensor > 1 (found 1; nearest 2)")
@@ -74,7 +79,7 @@ def _texts(plan: Plan, model: ModelSpec) -> str | None:
     return None
 
 
-def _vocabulary(plan: Plan, model: ModelSpec, workload: Workload) -> str | None:
+def _vocabulary(plan: Plan, model: ModelSpec) -> str | None:
     """Why the vocabulary cannot lie where the plan wants it."""
     if plan.vocabulary == "ends":
         return None
@@ -83,17 +88,9 @@ def _vocabulary(plan: Plan, model: ModelSpec, workload: Workload) -> str | None:
         return f"vocabulary {plan.vocabulary!r} is unknown (nearest {near or 'ends'!r})"
     if plan.pipeline == 1:
         return f"vocabulary {plan.vocabulary} needs pipeline > 1 (found 1; nearest 2)"
-    if plan.tensor > 1:
-        return (
-            f"vocabulary {plan.vocabulary} is sharded over the pipeline alone: tensor must be 1 (found {plan.tensor})"
-        )
-    if workload.clip:
-        found = f"found clip {workload.clip:g}; nearest vocabulary 'ends'"
-        return f"vocabulary {plan.vocabulary} needs [workload] clip 0: its shards are not in the norm ({found})"
-    place = SCHEDULES[plan.schedule].place(Pipe(plan.pipeline, plan.pipeline * 2, plan.chunks))
-    if any(len(ranks) > 1 for ranks in place):
-        return f"vocabulary {plan.vocabulary} needs a schedule with one copy of each stage (found {plan.schedule})"
-    least = shard_rows(model.vocab, plan.pipeline) * (plan.pipeline - 1) + 1
+    if VOCABULARIES[plan.vocabulary].together and plan.schedule != TOGETHER:
+        return f"vocabulary {plan.vocabulary} needs schedule {TOGETHER} (found {plan.schedule}; nearest {TOGETHER})"
+    least = shard_rows(model.vocab, shards(plan)) * (shards(plan) - 1) + 1
     if model.vocab < least:
         return f"vocabulary {plan.vocabulary} needs a row on every rank: at least {least} (found {model.vocab})"
     return None
@@ -119,7 +116,7 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
         found.append(f"recompute {plan.recompute!r} is unknown (nearest {nearest_name(plan.recompute, RECOMPUTE)})")
     if not 0 <= plan.offload <= 100:
         found.append(f"offload must be a percentage (found {plan.offload}; nearest {min(100, max(0, plan.offload))})")
-    found.append(_vocabulary(plan, model, workload))
+    found.append(_vocabulary(plan, model))
     found.append(_optimizer(plan, workload))
     if plan.zero not in (0, 1):
         found.append(f"zero must be 0 or 1 (found {plan.zero}; nearest 1)")
@@ -145,6 +142,9 @@ def _optimizer(plan: Plan, workload: Workload) -> str | None:
         return None
     if plan.optimizer_offload:
         return f"optimizer {plan.optimizer} needs optimizer_offload 0 (found {plan.optimizer_offload}; nearest 0)"
+    if plan.vocabulary != "ends":
+        found = f"found {plan.vocabulary}; nearest 'ends'"
+        return f"optimizer {plan.optimizer} needs vocabulary 'ends': nobody may wait for others before it ({found})"
     if plan.pipeline == 1:
         return f"optimizer {plan.optimizer} needs pipeline > 1 (found 1; nearest 2)"
     if not workload.clip:

@@ -12,7 +12,7 @@ from typing import Protocol
 from autotune.planners.feasible import unsharded, why_not
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.traits import pipe_of
-from autotune.planners.schedules import SCHEDULES, Place
+from autotune.planners.schedules import SCHEDULES
 from autotune.spec.machine import Profile
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Question
@@ -54,9 +54,9 @@ def axis_values(question: Question) -> dict[str, Values]:
     return {axis: tuple(question.axes.get(axis, choices)) for axis, choices in everything.items()}
 
 
-def _vocabularies(plan: Plan, place: Place) -> Values:
-    """The `vocabulary` values worth trying: sharded ones where each stage has one rank. The naive one never wins."""
-    sharded = plan.pipeline > 1 and plan.tensor == 1 and all(len(ranks) == 1 for ranks in place)
+def _vocabularies(plan: Plan) -> Values:
+    """The `vocabulary` values worth trying. The naive and the interlaced one never win."""
+    sharded = plan.pipeline > 1 and plan.optimizer == DEFAULTS["optimizer"]
     return ("ends", "vocab-1", "vocab-2") if sharded else ("ends",)
 
 
@@ -159,12 +159,14 @@ class Enumeration:
             first: Mapping[str, object] = {axis: self._given(axis)[0] for axis in ("group", "limit", "order")}
             chunked = replace(plan, chunks=chunks, **first)  # type: ignore[arg-type]
             refused = chunked.stages > self.question.model.layers or schedule.refuse(pipe := pipe_of(chunked, items))
-            if refused or unsharded(self.question.model, plan.tensor):
+            if refused or unsharded(self.question.model, plan.tensor, ends=False):
                 yield chunked  # refused as it is: its inner choices would be, and some of them have no price
                 continue
             groups, limits = given.get("group", schedule.groups(pipe)), given.get("limit", schedule.limits(pipe))
-            offered = ("ends",) if self.question.workload.clip else _vocabularies(chunked, schedule.place(pipe))
-            vocabularies = given.get("vocabulary", offered)
+            vocabularies = given.get("vocabulary", _vocabularies(chunked))
+            if "ends" in vocabularies and unsharded(self.question.model, plan.tensor):
+                yield chunked  # a vocabulary that the tensor ranks cannot divide: its padded shards remain
+                vocabularies = tuple(where for where in vocabularies if where != "ends")
             for placed in self._placed(chunked, vocabularies):
                 times = given.get("times", (self.advice.times(placed),) if schedule.timed else ("",))
                 for group, limit, each, order in product(groups, limits, times, self._given("order")):

@@ -36,15 +36,17 @@ def counted(trainer: Trainer, stage: int) -> list[Tensor]:
     """The slices of a stage's flat gradients that this rank counts.
 
     Weights held whole by every tensor rank count on the first, tied embeddings in the first stage, and of ZeRO's
-    gradients only this rank's shard is summed. Neighbours are one slice.
+    gradients only this rank's shard is summed. Rows of a sharded vocabulary are no other rank's. Neighbours are one
+    slice.
     """
     state, plan = trainer.states[stage], trainer.plan
-    tied = trainer.model.tied and stage > 0
+    rows = stage == plan.stages
+    tied = trainer.model.tied and stage > 0 and not rows
     ranges: list[list[int]] = []
     spans = set()
     for block in state.blocks:
         for weight in block.weights():
-            whole = weight.shard is None and plan.tensor > 1 and trainer.mesh.tensor > 0
+            whole = weight.shard is None and not rows and plan.tensor > 1 and trainer.mesh.tensor > 0
             if not whole and not (tied and weight.name in ("embed.weight", "lm_head.weight")):
                 view = state.grads[block.index, weight.name]
                 begin = view.storage_offset()

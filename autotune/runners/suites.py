@@ -205,7 +205,13 @@ def suites() -> dict[str, Suite]:
             (2, "1f1b", 1, "vocab-2", 0),
             (4, "zb-v", 2, "ends", 0),
             (4, "1f1b", 1, "vocab-1", 0),
+            (2, "v-half", 2, "vocab-2", 0),
+            (2, "dualpipe", 1, "vocab-2", 0),
+            (2, "1f1b", 1, "interlaced", 0),
         )
+    )
+    shared += tuple(
+        Plan(tensor=2, pipeline=2, vocabulary="vocab-2", sequence_parallel=s, attention="cudnn") for s in (False, True)
     )
     short = Workload(sequence_length=1024, global_batch=8, precision="bf16")
     return {

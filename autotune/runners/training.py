@@ -17,7 +17,7 @@ from autotune.planners.lower.shape import Shape, training_shape
 from autotune.planners.lower.stage import cut_of, stage_blocks
 from autotune.planners.lower.train import lower_training
 from autotune.planners.lower.traits import micro_batches, place_of
-from autotune.planners.lower.vocabulary import vocabulary_blocks
+from autotune.planners.lower.vocabulary import shard_of, shards, vocabulary_blocks
 from autotune.planners.passes.clip import CARRIED, NORM, WHOLE
 from autotune.planners.passes.settle import SETTLES
 from autotune.planners.schedules import held
@@ -88,8 +88,8 @@ class Trainer:
         bodies = {b: lower_block(b, shape, plan.recompute) for state in states.values() for b in state.blocks}
         calls = {(b, op): compile_body(b, body.program(op)) for b, body in bodies.items() for op in used}
         if plan.vocabulary != "ends":
-            rows = loaded_rows(load, model, mesh.pipeline)
-            states[plan.stages] = build(vocabulary_blocks(model, plan.pipeline), rows)
+            rows = loaded_rows(load, model, shard_of(plan, mesh.pipeline, mesh.tensor))
+            states[plan.stages] = build(vocabulary_blocks(model, shards(plan)), rows)
         env = Env(
             model,
             plan.micro_batch,
@@ -124,7 +124,7 @@ class Trainer:
             names = {n for i in self.program.ranks[self.mesh.rank] for n in (*i.reads, *i.writes)} & {*NUMBERS}
             values |= {n: torch.zeros(2, dtype=torch.float64, device=self.mesh.device) for n in names}
         dtype = torch.float64 if self.workload.precision == "fp64" else torch.float32
-        if self.plan.stages - 1 in self.states:
+        if "loss" in self.program.buffers[self.mesh.rank]:
             values["loss"] = torch.zeros((), dtype=dtype, device=self.mesh.device)
         return values
 

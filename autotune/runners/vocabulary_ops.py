@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from autotune.planners.lower.vocabulary import shard_of, shards
 from autotune.runners.interpreter import Started
 from autotune.runners.ops import Env, embedding, linear, sharded_softmax
 from autotune.runners.ops.env import wide
@@ -34,13 +35,17 @@ def _part(trainer: Trainer, which: int) -> tuple[Env, Node]:
     """This rank's rows of the embedding (0) or the head (1), as an operation sees them."""
     state = trainer.states[trainer.plan.stages]
     env = trainer.block_env(state, state.blocks[which])
-    place = {"tensor_rank": trainer.mesh.pipeline, "tensor_size": trainer.plan.pipeline, "all_reduce": None}
+    place = {"tensor_rank": _shard(trainer), "tensor_size": shards(trainer.plan), "all_reduce": None}
     return replace(env, **place), state.blocks[which].nodes[0]  # type: ignore[arg-type]
+
+
+def _shard(trainer: Trainer) -> int:
+    return shard_of(trainer.plan, trainer.mesh.pipeline, trainer.mesh.tensor)
 
 
 def _columns(trainer: Trainer) -> Columns:
     rows = trainer.states[trainer.plan.stages].blocks[1].nodes[0].weights[0].shape[0]
-    return Columns.of(trainer.model.vocab, trainer.mesh.pipeline, rows)
+    return Columns.of(trainer.model.vocab, _shard(trainer), rows)
 
 
 def _named(instruction: Instruction, values: Store) -> dict[str, Any]:
@@ -102,7 +107,7 @@ def gradients(trainer: Trainer, instruction: Instruction, values: Store) -> Made
     """T: the logits' gradient from the gathered statistics, with it the weights' and, where asked for, the input's."""
     statistics = _named(instruction, values)["u"]
     lse, target = sharded_softmax.joined(statistics)
-    factor = (statistics[trainer.mesh.pipeline, 0] - lse).exp_()
+    factor = (statistics[_shard(trainer), 0] - lse).exp_()
     return _finish(trainer, instruction, values, factor, lse.sub_(target))
 
 
@@ -143,14 +148,55 @@ def broadcast(trainer: Trainer, instruction: Instruction, values: Store) -> Star
 
 
 def reduce(trainer: Trainer, instruction: Instruction, values: Store) -> Started:
-    """The peers' parts summed on the first of them, in place."""
+    """The peers' parts summed, in place: on the first of them, and on all where several tensor ranks want the sum."""
     tensor = values[instruction.reads[0]]
-    work = dist.reduce(tensor, instruction.peers[0], group=_group(trainer, instruction), async_op=True)
-    return Started((tensor,) if instruction.writes else (), work)
+    return Started((tensor,) if instruction.writes else (), _sum(trainer, instruction, tensor, async_op=True))
+
+
+def _sum(trainer: Trainer, instruction: Instruction, tensor: Tensor, async_op: bool) -> Any:
+    group = _group(trainer, instruction)
+    if trainer.plan.tensor > 1:
+        return dist.all_reduce(tensor, group=group, async_op=async_op)
+    return dist.reduce(tensor, instruction.peers[0], group=group, async_op=async_op)
+
+
+def broadcast_shares(trainer: Trainer, instruction: Instruction, values: Store) -> Started:
+    """[tokens, hidden] on all peers from the shares of tokens of the first ones: one pipeline rank's tensor ranks."""
+    number, group, mine = trainer.plan.tensor, _group(trainer, instruction), trainer.mesh.tensor
+    own = values[instruction.reads[0]] if instruction.reads else None
+    dtype = DTYPES[trainer.workload.precision]
+    whole = torch.empty(trainer.shape.tokens, trainer.model.hidden, dtype=dtype, device=trainer.mesh.device)
+
+    def exchange() -> None:
+        for tensor, (share, root) in enumerate(zip(whole.chunk(number), instruction.peers, strict=False)):
+            if own is not None and tensor == mine:
+                share.copy_(own)
+            dist.broadcast(share, root, group=group)
+
+    return Started((whole,), trainer.mesh.in_order(instruction.lane, exchange))
+
+
+def reduce_shares(trainer: Trainer, instruction: Instruction, values: Store) -> Started:
+    """The peers' parts summed, of which each tensor rank of the first of them keeps its share of tokens."""
+    part = values[instruction.reads[0]]
+    share = torch.empty_like(_share(trainer, part)) if instruction.writes else None
+
+    def exchange() -> None:
+        _sum(trainer, instruction, part, async_op=False)
+        if share is not None:
+            share.copy_(_share(trainer, part))
+
+    handle = trainer.mesh.in_order(instruction.lane, exchange)
+    return Started((share,) if instruction.writes else (), handle)
+
+
+def _share(trainer: Trainer, whole: Tensor) -> Tensor:
+    """This tensor rank's share of the tokens."""
+    return whole.chunk(trainer.plan.tensor)[trainer.mesh.tensor]
 
 
 def _gathered(trainer: Trainer, statistics: Tensor) -> Tensor:
-    return statistics.new_empty(trainer.plan.pipeline, *statistics.shape)
+    return statistics.new_empty(shards(trainer.plan), *statistics.shape)
 
 
 def gather(trainer: Trainer, instruction: Instruction, values: Store) -> Started:
@@ -162,20 +208,24 @@ def gather(trainer: Trainer, instruction: Instruction, values: Store) -> Started
 
 
 def gather_reduce(trainer: Trainer, instruction: Instruction, values: Store) -> Started:
-    """Statistics on every rank, and the input's gradient on the first of the peers, each part rescaled before."""
+    """Statistics on every rank, and the input's gradient on the first of the peers, each part rescaled before; where
+    tensor ranks share the tokens, of each its own."""
     own, mean, rows = (values[name] for name in instruction.reads)
-    whole, group, mine = _gathered(trainer, own), _group(trainer, instruction), trainer.mesh.pipeline
-    scale = trainer.env.loss_scale
+    whole, group, mine = _gathered(trainer, own), _group(trainer, instruction), _shard(trainer)
+    scale, last = trainer.env.loss_scale, len(instruction.writes) > 1
+    share = torch.empty_like(_share(trainer, mean)) if last and trainer.plan.sequence_parallel else None
 
     def exchange() -> None:
         dist.all_gather_into_tensor(whole.view(-1, own.shape[1]), own, group=group)
         lse, _ = sharded_softmax.joined(whole)
         factor = (whole[mine, 0] - lse).exp_().unsqueeze(1)
         mean.copy_((mean * factor).sub_(rows).mul_(scale))
-        dist.reduce(mean, instruction.peers[0], group=group)
+        _sum(trainer, instruction, mean, async_op=False)
+        if share is not None:
+            share.copy_(_share(trainer, mean))
 
     handle = trainer.mesh.in_order(instruction.lane, exchange)
-    return Started((whole, mean) if len(instruction.writes) > 1 else (whole,), handle)
+    return Started((whole, mean if share is None else share) if last else (whole,), handle)
 
 
 def _all_reduce(how: dist.ReduceOp.RedOpType) -> Any:
@@ -197,9 +247,12 @@ OPERATIONS = {
     "T_W": gradients,
     "T_SUMMED": gradients_summed,
     "BROADCAST": broadcast,
+    "BROADCAST_SHARES": broadcast_shares,
     "REDUCE": reduce,
+    "REDUCE_SHARES": reduce_shares,
     "GATHER": gather,
     "GATHER_REDUCE": gather_reduce,
+    "GATHER_REDUCE_SHARES": gather_reduce,
     "MAX": _all_reduce(dist.ReduceOp.MAX),
     "SUM": _all_reduce(dist.ReduceOp.SUM),
 }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from autotune.planners.lower.vocabulary import vocabulary_blocks
+from autotune.planners.lower.vocabulary import shard_of, shards, vocabulary_blocks
 from autotune.runners.checkpoint import unshard
 from autotune.runners.state import Loader
 from autotune.spec.graph import Weight, blocks
@@ -15,13 +16,14 @@ from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 
 
-def loaded_rows(load: Loader, model: ModelSpec, rank: int) -> Loader:
-    """A loader of pipeline rank `rank`'s rows, zero beyond the vocabulary, from one of whole tensors."""
-    whole = {(block.index, weight.name): weight for block in blocks(model) for weight in block.weights()}
+def loaded_rows(load: Loader, model: ModelSpec, number: int) -> Loader:
+    """A loader of shard `number`'s rows, zero beyond the vocabulary, from one of tensors: asked for those that no
+    tensor ranks share, it gives them whole."""
+    whole = {(b.index, weight.name): replace(weight, shard=None) for b in blocks(model) for weight in b.weights()}
 
     def rows(index: int, weight: Weight) -> Tensor:
         tensor, count = load(index, whole[index, weight.name]), weight.shape[0]
-        mine = tensor[rank * count : (rank + 1) * count]
+        mine = tensor[number * count : (number + 1) * count]
         return torch.cat([mine, mine.new_zeros(count - len(mine), *mine.shape[1:])])
 
     return rows
@@ -37,8 +39,8 @@ def assemble(
         for weight in block.weights():
             key = f"{block.index}/{weight.name}"
             if key in rows:
-                by_rank = {pipeline: tensors[key] for pipeline, _, tensors in pieces if key in tensors}
-                stacked = torch.cat([by_rank[rank] for rank in range(plan.pipeline)])
+                by_rank = {shard_of(plan, p, t): tensors[key] for p, t, tensors in pieces if key in tensors}
+                stacked = torch.cat([by_rank[number] for number in range(shards(plan))])
                 found[block.index, weight.name] = stacked[: weight.shape[0]]
             else:
                 by_rank = {tensor: tensors[key] for _, tensor, tensors in pieces if key in tensors}
@@ -47,5 +49,5 @@ def assemble(
 
 
 def _names(model: ModelSpec, plan: Plan) -> set[str]:
-    cut = vocabulary_blocks(model, plan.pipeline)
+    cut = vocabulary_blocks(model, shards(plan))
     return {f"{block.index}/{weight.name}" for block in cut for weight in block.weights()}

@@ -23,6 +23,7 @@ from typing import NamedTuple
 COMPUTE = "compute"  # the lane that every rank has
 H2D, D2H = "h2d", "d2h"  # copies from the host and to it
 TENSOR, DATA = "tensor", "data"  # lanes named after an axis of the mesh: what is on them meets along that axis
+ALL_TENSOR = "*tensor"  # how a lane's name ends whose meetings join all tensor ranks of their peers
 DEVICE = "device"  # the tier that every buffer is in unless it says otherwise
 HOST = "host"
 TIERS = (DEVICE, "peer", HOST, "disk")

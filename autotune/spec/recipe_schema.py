@@ -27,7 +27,7 @@ LATER_AXES = ("context", "expert", "decoding")
 CHOICES: dict[str, tuple[str | int, ...]] = {
     "recompute": ("none", "selective", "full"),
     "zero": (0, 1),
-    "vocabulary": ("ends", "naive", "vocab-1", "vocab-2"),
+    "vocabulary": ("ends", "naive", "interlaced", "vocab-1", "vocab-2"),
     "optimizer": ("barrier", "post-validated"),
     "attention": ("sdpa", "flash", "cudnn", "efficient", "math"),
 }

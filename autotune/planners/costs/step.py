@@ -51,7 +51,11 @@ class StepCosts:
 
     @cached_property
     def shard(self) -> ShardSizes:
-        return ShardSizes.of(self.plan, self.model, self.workload, self.pricer.level(self.plan.world))
+        plan, level = self.plan, self.pricer.level(self.plan.world)
+        # The tensor ranks of each pipeline rank lie next to each other, those of the next one beyond all its replicas.
+        near = plan.tensor if level > self.bodies.level else self.bodies.inner
+        inner = near * self.pricer.spread(plan.pipeline, plan.data * plan.tensor)[1]
+        return ShardSizes.of(plan, self.model, self.workload, level, inner)
 
     @property
     def pricer(self) -> Pricer:

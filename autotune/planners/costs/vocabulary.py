@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from autotune.planners.lower.shape import training_shape
-from autotune.planners.lower.vocabulary import shard_rows
+from autotune.planners.lower.vocabulary import shard_rows, shards
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.work import BYTES, Collective, Matmul, Memory, Work
@@ -22,15 +22,19 @@ class ShardSizes:
     tokens: int
     hidden: int
     rows: int
-    ranks: int
+    ranks: int  # that shards lie on
+    tensor: int  # of them, those that share a stage
+    reach: int  # that a broadcast goes to: pipeline ranks, unless tensor ranks have a share of its tokens each
     dtype: str
     level: int  # the link level that joins the ranks
+    inner: int  # see `Collective`, of all shards
 
     @classmethod
-    def of(cls, plan: Plan, model: ModelSpec, workload: Workload, level: int) -> ShardSizes:
-        tokens = training_shape(plan, workload).tokens
-        rows = shard_rows(model.vocab, plan.pipeline)
-        return cls(tokens, model.hidden, rows, plan.pipeline, workload.precision, level)
+    def of(cls, plan: Plan, model: ModelSpec, workload: Workload, level: int, inner: int) -> ShardSizes:
+        tokens, ranks = training_shape(plan, workload).tokens, shards(plan)
+        rows = shard_rows(model.vocab, ranks)
+        reach = ranks if plan.sequence_parallel else plan.pipeline
+        return cls(tokens, model.hidden, rows, ranks, plan.tensor, reach, workload.precision, level, inner)
 
     @property
     def activation(self) -> int:
@@ -73,11 +77,24 @@ def _target_rows(s: ShardSizes) -> Works:
 
 
 def _gather(s: ShardSizes) -> Works:
-    return (Collective("all_gather", s.statistics(2 * s.ranks), s.ranks, s.level),)
+    return (Collective("all_gather", s.statistics(2 * s.ranks), s.ranks, s.level, s.inner),)
 
 
 def _reduce(s: ShardSizes) -> Works:
-    return (Collective("reduce", s.activation, s.ranks, s.level),)
+    """The sum of all parts: on one rank, or on each of several tensor ranks, then as an all-reduce."""
+    if s.tensor == 1:
+        return (Collective("reduce", s.activation, s.ranks, s.level, s.inner),)
+    return (Collective("all_reduce", s.activation, s.ranks, s.level, s.inner),)
+
+
+def _broadcast(s: ShardSizes) -> Works:
+    inner = s.inner if s.reach == s.ranks and s.tensor > 1 else 1
+    return (Collective("broadcast", s.activation, s.reach, s.level, inner),)
+
+
+def _rescaled(s: ShardSizes) -> Works:
+    """Between the two, the parts are rescaled: both are read and one is written."""
+    return (*_gather(s), Memory("add", 3 * s.activation, s.dtype), *_reduce(s))
 
 
 VOCABULARY_WORKS: dict[str, Callable[[ShardSizes], Works]] = {
@@ -90,11 +107,13 @@ VOCABULARY_WORKS: dict[str, Callable[[ShardSizes], Works]] = {
     "T": lambda s: (*_weight_gradient(s), *_input_gradient(s)),
     "T_SUMMED": lambda s: (*_weight_gradient(s), *_input_gradient(s)),
     "T_W": _weight_gradient,
-    "BROADCAST": lambda s: (Collective("broadcast", s.activation, s.ranks, s.level),),
+    "BROADCAST": _broadcast,
+    "BROADCAST_SHARES": _broadcast,
     "REDUCE": _reduce,
+    "REDUCE_SHARES": _reduce,
     "GATHER": _gather,
-    # Between the two, the parts are rescaled: both are read and one is written.
-    "GATHER_REDUCE": lambda s: (*_gather(s), Memory("add", 3 * s.activation, s.dtype), *_reduce(s)),
-    "MAX": lambda s: (Collective("all_reduce", s.statistics(1), s.ranks, s.level),),
-    "SUM": lambda s: (Collective("all_reduce", s.statistics(2), s.ranks, s.level),),
+    "GATHER_REDUCE": _rescaled,
+    "GATHER_REDUCE_SHARES": _rescaled,
+    "MAX": lambda s: (Collective("all_reduce", s.statistics(1), s.ranks, s.level, s.inner),),
+    "SUM": lambda s: (Collective("all_reduce", s.statistics(2), s.ranks, s.level, s.inner),),
 }

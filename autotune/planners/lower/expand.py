@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autotune.spec.plan import Plan
-from autotune.spec.program import DATA, TENSOR, Instruction, Program
+from autotune.spec.program import ALL_TENSOR, DATA, TENSOR, Instruction, Program
 
 Axes = dict[str, tuple[int, ...]]
 
@@ -49,6 +49,9 @@ def expand(program: Program, plan: Plan) -> Program:
                 return instruction._replace(meet=f"{instruction.op}.{instruction.stage}@{peers[0]}", peers=peers)
             if instruction.meet is None:
                 return instruction
+            if instruction.lane.endswith(ALL_TENSOR):
+                peers = tuple(world_rank(plan, p, data, t) for p in instruction.peers for t in range(plan.tensor))
+                return instruction._replace(meet=f"{instruction.meet}@d{data}", peers=peers)
             peers = tuple(world_rank(plan, p, data, tensor) for p in instruction.peers)
             return instruction._replace(meet=f"{instruction.meet}@d{data}t{tensor}", peers=peers)
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from autotune.planners.lower.shape import Shape, training_shape
 from autotune.planners.lower.stage import Cut, Sizes, cut_of, sizes, stage_blocks
-from autotune.planners.lower.vocabulary import product_share, shard_parameters
+from autotune.planners.lower.vocabulary import product_share, shard_parameters, shards
 from autotune.planners.lower.workspace import Site
 from autotune.planners.schedules import SCHEDULES, Pipe, Place, held
 from autotune.planners.schedules.times import parse_times
@@ -36,6 +36,7 @@ class Traits:
     optimizer: str = "barrier"  # when it waits: before the update, or after it
     subgroups: bool = False  # whether some optimizer states live on the host
     stride: int = 0  # every so manieth subgroup is updated by the device
+    shares: bool = False  # whether tensor ranks share the tokens between stages, of which a shard needs all
 
     @property
     def place(self) -> Place:
@@ -74,13 +75,13 @@ def stage_sizes(plan: Plan, model: ModelSpec, workload: Workload, site: Site | N
     `site` matters to what is transient alone.
     """
     shape = training_shape(plan, workload)
-    return _stage_sizes(model, cut_of(plan, model), plan.pipeline, shape, plan.recompute, site or Site())
+    return _stage_sizes(model, cut_of(plan, model), shards(plan), shape, plan.recompute, site or Site())
 
 
 @lru_cache(maxsize=4096)
-def _stage_sizes(model: ModelSpec, cut: Cut, pipeline: int, shape: Shape, policy: str, site: Site) -> tuple[Sizes, ...]:
+def _stage_sizes(model: ModelSpec, cut: Cut, ranks: int, shape: Shape, policy: str, site: Site) -> tuple[Sizes, ...]:
     found = sizes(model, cut, shape, policy, site)
-    return found if cut.ends else (*found, Sizes(shard_parameters(model, pipeline), 0, 0, 0, 0, 0))
+    return found if cut.ends else (*found, Sizes(shard_parameters(model, ranks), 0, 0, 0, 0, 0))
 
 
 def partial_weights(block: Block, tensor: int, sequence_parallel: bool) -> tuple[Weight, ...]:
@@ -124,4 +125,5 @@ def traits(plan: Plan, model: ModelSpec, workload: Workload) -> Traits:
         plan.optimizer,
         plan.optimizer_offload > 0,
         plan.optimizer_stride,
+        plan.sequence_parallel and plan.vocabulary != "ends",
     )

@@ -1,5 +1,10 @@
 """A rank's shard of the vocabulary: rows of the input and the output embedding, and what its passes leave in memory.
 
+Every rank of a replica has a shard, tensor ranks included: shard p x T + t of P x T is tensor rank t's of pipeline rank
+p. So nobody holds another's rows, no gradient of a row need be summed, and each pass is the same work whichever way the
+ranks are divided. (Sharded over the pipeline alone, tensor ranks would hold T copies and sum T gradients; cut twice,
+first by pipeline and then by tensor rank, the rows would be the same but for the padding.)
+
 Rows are padded to a multiple of twice the ranks (2411.05288, section 6.1: products of odd shapes are slower); the rows
 beyond the vocabulary are zero and stay so.
 """
@@ -10,10 +15,21 @@ from dataclasses import replace
 from functools import lru_cache
 
 from autotune.planners.lower.shape import training_shape
+from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.spec.graph import Block, blocks
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.workload import Workload
+
+
+def shards(plan: Plan) -> int:
+    """The ranks that a sharded vocabulary lies on: all of one replica."""
+    return plan.pipeline * plan.tensor
+
+
+def shard_of(plan: Plan, pipeline: int, tensor: int) -> int:
+    """The shard that a rank of a replica holds."""
+    return pipeline * plan.tensor + tensor
 
 
 def shard_rows(vocab: int, ranks: int) -> int:
@@ -46,12 +62,14 @@ def shard_parameters(model: ModelSpec, ranks: int) -> int:
 def product_share(plan: Plan, model: ModelSpec, workload: Workload) -> float:
     """The work of one product of activations and shard as a share of a mean stage's forward, to two digits.
 
-    In multiplications a token: a layer's weights, and causal attention over half of the positions, twice.
+    In multiplications a token: a layer's weights, and causal attention over half of the positions, twice. Tensor ranks
+    share a stage's work as they share the vocabulary's.
     """
     layers = blocks(model)[1:-1]
     weights = sum(weight.size for block in layers for weight in block.weights())
     attention = len(layers) * workload.sequence_length * model.heads * model.head_dim
-    share = shard_rows(model.vocab, plan.pipeline) * model.hidden / (weights + attention) * plan.stages
+    rows = shard_rows(model.vocab, shards(plan)) * plan.tensor
+    share = rows * model.hidden / (weights + attention) * plan.stages
     return float(f"{share:.2g}")
 
 
@@ -61,10 +79,11 @@ def vocabulary_bytes(plan: Plan, model: ModelSpec, workload: Workload) -> dict[s
         return {}
     shape, v = training_shape(plan, workload), plan.stages
     tokens, wide = shape.tokens, max(4, shape.width)  # statistics are in fp32 at least
-    summed = plan.vocabulary == "naive"
-    return {
-        f"y.{v}": tokens * shard_rows(model.vocab, plan.pipeline) * shape.width,
+    summed = VOCABULARIES[plan.vocabulary].summed
+    whole = (f"x.{v + 1}", f"d.{v}", "x.-1", "d.-2") if plan.sequence_parallel else ()
+    return dict.fromkeys(whole, tokens * model.hidden * shape.width) | {
+        f"y.{v}": tokens * shard_rows(model.vocab, shards(plan)) * shape.width,
         f"z.{v}": tokens * wide * (1 if summed else 2),
-        f"u.{v}": tokens * wide * 2 * (1 if summed else plan.pipeline),
+        f"u.{v}": tokens * wide * 2 * (1 if summed else shards(plan)),
         f"b.{v}": tokens * model.hidden * shape.width,
     }

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from autotune.planners.lower.traits import Traits
 from autotune.planners.passes.communicate import lane_of
-from autotune.planners.schedules import held
 from autotune.spec.program import DATA, TENSOR, Instruction
 
 NORM, CARRIED, WHOLE = "n", "c", "v"
@@ -23,11 +22,11 @@ def norms(rank: int, traits: Traits) -> list[Instruction]:
     """What makes this rank's n, once its gradients are summed.
 
     A stage that two directions hold counts on the first of its ranks: so what a rank knows covers all that it updates,
-    and no update takes in a NaN, which no equation could take out again.
+    and no update takes in a NaN, which no equation could take out again. A shard of the vocabulary counts on its own.
     """
     place, ranks = traits.place, traits.pipe.ranks
-    stages = held(place, rank)
-    own = [stage for stage in stages if min(place[stage]) == rank]
+    stages = traits.held(rank)
+    own = [stage for stage in stages if stage == len(place) or min(place[stage]) == rank]
     n = (NORM,)
     found = [
         Instruction("NORM", stage, reads=(f"g.{stage}", *(n if number else ())), writes=n)

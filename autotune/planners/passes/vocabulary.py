@@ -5,29 +5,36 @@ on the first stage's; x.S.m the last stage's output, on every rank. y.S.m the sh
 statistics; u.S.m those of all shards; b.S.m rows of the targets. d.S-1.m and d.-1.m are gradients of x.S.m and x.0.m.
 
 A part that every rank writes is summed for the one that goes on with it, what one rank writes is broadcast, each family
-on a lane of its own, so that they hide behind compute and none waits for another.
+on a lane of its own, so that they hide behind compute and none waits for another. Tensor ranks have shards too: sums
+and statistics meet on all ranks of a replica, and all tensor ranks of the one that goes on have the sum. A broadcast is
+each tensor rank's own, since they all have what the last stage made.
+
+Where tensor ranks share the tokens between stages, a shard needs all of them: its passes then work on x.-1.m, x.S+1.m
+and their gradients d.-2.m and d.S.m, as if of a stage more at either end, and the meetings cut or join the shares.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from autotune.planners.lower.traits import Traits
 from autotune.planners.passes.communicate import posted
 from autotune.planners.schedules.schedule import Step
 from autotune.planners.schedules.vocabulary import EMBED, EMBED_W, VOCABULARIES
-from autotune.spec.program import Instruction, Program
+from autotune.spec.program import ALL_TENSOR, Instruction, Program
 
 
 def _embed(step: Step, traits: Traits, rank: int) -> Instruction:
     op, s, m = step
-    return Instruction(op, s, m, reads=("tokens", f"w.{s}"), writes=(f"x.0.{m}",))
+    return Instruction(op, s, m, reads=("tokens", f"w.{s}"), writes=(f"x.{-traits.shares:d}.{m}",))
 
 
 def _embed_gradient(step: Step, traits: Traits, rank: int) -> Instruction:
     op, s, m = step
-    return Instruction(op, s, m, reads=("tokens", f"d.-1.{m}"), writes=(f"g.{s}",), frees=(f"d.-1.{m}",))
+    d = f"d.{-1 - traits.shares}.{m}"
+    return Instruction(op, s, m, reads=("tokens", d), writes=(f"g.{s}",), frees=(d,))
 
 
 def _local(*writes: str) -> Callable[[Step, Traits, int], Instruction]:
@@ -35,8 +42,9 @@ def _local(*writes: str) -> Callable[[Step, Traits, int], Instruction]:
 
     def make(step: Step, traits: Traits, rank: int) -> Instruction:
         op, s, m = step
-        names = tuple(f"d.{s - 1}.{m}" if name == "d" else f"{name}.{s}.{m}" for name in writes)
-        return Instruction(op, s, m, reads=(f"w.{s}", f"x.{s}.{m}", "targets"), writes=names)
+        beyond = s + traits.shares
+        names = tuple(f"d.{beyond - 1}.{m}" if name == "d" else f"{name}.{s}.{m}" for name in writes)
+        return Instruction(op, s, m, reads=(f"w.{s}", f"x.{beyond}.{m}", "targets"), writes=names)
 
     return make
 
@@ -48,10 +56,11 @@ def _exponentials(step: Step, traits: Traits, rank: int) -> Instruction:
 
 
 def _gradients(step: Step, traits: Traits, rank: int) -> Instruction:
-    """The last pass; the last stage's rank adds to the loss."""
+    """The last pass; one rank with the last stage adds to the loss, whichever way a micro-batch went."""
     op, s, m = step
-    held = tuple(f"{n}.{s}.{m}" for n in "xyu")
-    weight, made = ((), ()) if op == "T_W" else ((f"w.{s}",), (f"d.{s - 1}.{m}",))
+    beyond = s + traits.shares
+    held = (f"x.{beyond}.{m}", f"y.{s}.{m}", f"u.{s}.{m}")
+    weight, made = ((), ()) if op == "T_W" else ((f"w.{s}",), (f"d.{beyond - 1}.{m}",))
     loss = ("loss",) if rank == traits.place[-1][0] else ()
     return Instruction(op, s, m, reads=(*weight, *held, "targets"), writes=(f"g.{s}", *made, *loss), frees=held)
 
@@ -69,18 +78,42 @@ STEPS: dict[str, Callable[[Step, Traits, int], Instruction]] = {
 }
 
 
-def _reduce(name: str, item: int, root: int, rank: int, traits: Traits) -> Instruction:
-    """The ranks' parts of `name`, summed on `root`; the others' are done with."""
-    made = Instruction("REDUCE", traits.pipe.stages, item, lane=_lane(name), reads=(name,), meet=f"{name}@sum")
-    ends = {"writes": (name,)} if rank == root else {"frees": (name,)}
-    return made._replace(peers=_from(root, traits), **ends)  # type: ignore[arg-type]
+class Ways(NamedTuple):
+    """The way of every micro-batch: the ranks that run its first and its last stage (of two copies of a stage, one)."""
+
+    stages: int
+    ranks: int
+    first: Mapping[int, int]
+    final: Mapping[int, int]
+    shares: bool = False  # see Traits
 
 
-def _broadcast(name: str, item: int, root: int, rank: int, traits: Traits) -> Instruction:
-    """`name`, written on `root`, on every rank."""
-    made = Instruction("BROADCAST", traits.pipe.stages, item, lane=_lane(name), meet=f"{name}@all")
-    ends = {"reads": (name,)} if rank == root else {"writes": (name,)}
-    return made._replace(peers=_from(root, traits), **ends)  # type: ignore[arg-type]
+def _ways(program: Program, traits: Traits) -> Ways:
+    at: dict[int, dict[int, int]] = {0: {}, traits.pipe.stages - 1: {}}
+    for rank, _, instruction in program:
+        if instruction.op == "F" and instruction.stage in at:
+            at[instruction.stage][instruction.item] = rank
+    return Ways(traits.pipe.stages, traits.pipe.ranks, at[0], at[traits.pipe.stages - 1], traits.shares)
+
+
+def _reduce(part: str, name: str, item: int, root: int, rank: int, ways: Ways) -> Instruction:
+    """The ranks' parts, summed as `name` on `root`; `part` is `name` itself unless tensor ranks share its tokens."""
+    lane, op = _lane(name) + ALL_TENSOR, "REDUCE_SHARES" if ways.shares else "REDUCE"
+    writes = (name,) if rank == root else ()
+    frees = () if writes == (part,) else (part,)
+    meet, peers = f"{name}@sum", _from(root, ways)
+    return Instruction(op, ways.stages, item, 0, lane, (part,), writes, frees, meet, peers)
+
+
+def _broadcast(name: str, whole: str, item: int, root: int, rank: int, ways: Ways) -> Instruction:
+    """`name`, written on `root`, as `whole` on every rank: the same unless tensor ranks share its tokens. Each root has
+    a lane of its own: none waits for what another has yet to make."""
+    lane, meet, peers = f"{_lane(name)}:{root}", f"{name}@all", _from(root, ways)
+    reads, writes = ((name,), ()) if rank == root else ((), (whole,))
+    if not ways.shares:
+        return Instruction("BROADCAST", ways.stages, item, 0, lane, reads, writes, (), meet, peers)
+    lane += ALL_TENSOR
+    return Instruction("BROADCAST_SHARES", ways.stages, item, 0, lane, reads, (whole,), reads, meet, peers)
 
 
 def _lane(name: str) -> str:
@@ -88,41 +121,70 @@ def _lane(name: str) -> str:
     return f"vocabulary.{name.rpartition('.')[0]}"
 
 
-def _from(root: int, traits: Traits) -> tuple[int, ...]:
+def _from(root: int, ways: Ways) -> tuple[int, ...]:
     """All pipeline ranks, the root first."""
-    return (root, *(rank for rank in range(traits.pipe.ranks) if rank != root))
+    return (root, *(rank for rank in range(ways.ranks) if rank != root))
 
 
-def _statistics(op: str, reads: str, writes: str) -> Callable[[int, int, Traits], Instruction]:
+def _statistics(op: str, reads: str, writes: str) -> Callable[[int, int, Ways], Instruction]:
     """All ranks' statistics on every rank: `reads` become `writes` (in place where they are one)."""
 
-    def make(item: int, rank: int, traits: Traits) -> Instruction:
-        s, frees = traits.pipe.stages, () if reads == writes else (f"{reads}.{traits.pipe.stages}.{item}",)
+    def make(item: int, rank: int, ways: Ways) -> Instruction:
+        s, frees = ways.stages, () if reads == writes else (f"{reads}.{ways.stages}.{item}",)
         read, write = (f"{n}.{s}.{item}" for n in (reads, writes))
-        meet, peers = f"{op}.{write}", tuple(range(traits.pipe.ranks))
-        return Instruction(op, s, item, 0, f"vocabulary.{reads}", (read,), (write,), frees, meet, peers)
+        meet, peers = f"{op}.{write}", tuple(range(ways.ranks))
+        return Instruction(op, s, item, 0, f"vocabulary.{reads}{ALL_TENSOR}", (read,), (write,), frees, meet, peers)
 
     return make
 
 
-def _rescaled(item: int, rank: int, traits: Traits) -> Instruction:
+def _rescaled(item: int, rank: int, ways: Ways) -> Instruction:
     """All ranks' statistics, and with them the sum of the parts of the input's gradient, rescaled first."""
-    s, root = traits.pipe.stages, traits.place[-1][0]
+    s, root = ways.stages, ways.final[item]
     z, u, b, d = f"z.{s}.{item}", f"u.{s}.{item}", f"b.{s}.{item}", f"d.{s - 1}.{item}"
-    writes, frees = ((u, d), (z, b)) if rank == root else ((u,), (z, b, d))
-    meet, peers = f"GATHER_REDUCE.{d}", _from(root, traits)
-    return Instruction("GATHER_REDUCE", s, item, 0, "vocabulary.z", (z, d, b), writes, frees, meet, peers)
+    part = f"d.{s - 1 + ways.shares}.{item}"
+    writes = (u, d) if rank == root else (u,)
+    frees = (z, b) if part in writes else (z, b, part)
+    op, meet, peers = (
+        "GATHER_REDUCE_SHARES" if ways.shares else "GATHER_REDUCE",
+        f"GATHER_REDUCE.{d}",
+        _from(root, ways),
+    )
+    return Instruction(op, s, item, 0, f"vocabulary.z{ALL_TENSOR}", (z, part, b), writes, frees, meet, peers)
+
+
+def _embedded(item: int, rank: int, ways: Ways) -> Instruction:
+    """The first stage's input."""
+    return _reduce(f"x.{-ways.shares:d}.{item}", f"x.0.{item}", item, ways.first[item], rank, ways)
+
+
+def _summed_gradient(item: int, rank: int, ways: Ways) -> Instruction:
+    """The gradient of the last stage's output."""
+    part, name = (f"d.{ways.stages - 1 + more}.{item}" for more in (ways.shares, 0))
+    return _reduce(part, name, item, ways.final[item], rank, ways)
+
+
+def _output(item: int, root: int, rank: int, ways: Ways) -> Instruction:
+    """The last stage's output to all."""
+    name, whole = (f"x.{ways.stages + more}.{item}" for more in (0, ways.shares))
+    return _broadcast(name, whole, item, root, rank, ways)
+
+
+def _input_gradient(item: int, root: int, rank: int, ways: Ways) -> Instruction:
+    """The gradient of the first stage's input to all."""
+    name, whole = (f"d.{-1 - more}.{item}" for more in (0, ways.shares))
+    return _broadcast(name, whole, item, root, rank, ways)
 
 
 # What meets after each pass.
-_AFTER: dict[str, Callable[[int, int, Traits], Instruction]] = {
-    EMBED: lambda item, rank, t: _reduce(f"x.0.{item}", item, t.place[0][0], rank, t),
+_AFTER: dict[str, Callable[[int, int, Ways], Instruction]] = {
+    EMBED: _embedded,
     "S": _statistics("GATHER", "z", "u"),
     "S_BOTH": _rescaled,
     "S_MAX": _statistics("MAX", "z", "z"),
     "S_SUM": _statistics("SUM", "u", "u"),
-    "T": lambda item, rank, t: _reduce(f"d.{t.pipe.stages - 1}.{item}", item, t.place[-1][0], rank, t),
-    "T_SUMMED": lambda item, rank, t: _reduce(f"d.{t.pipe.stages - 1}.{item}", item, t.place[-1][0], rank, t),
+    "T": _summed_gradient,
+    "T_SUMMED": _summed_gradient,
 }
 
 
@@ -130,35 +192,34 @@ def meet(program: Program, traits: Traits) -> Program:
     """Adds the sums, broadcasts and exchanged statistics of a sharded vocabulary."""
     if traits.ends:
         return program
+    ways, reader = _ways(program, traits), VOCABULARIES[traits.vocabulary].passes[0]
     return Program(
-        tuple(_with_meetings(listing, rank, traits) for rank, listing in enumerate(program.ranks)),
+        tuple(_with_meetings(listing, rank, ways, reader) for rank, listing in enumerate(program.ranks)),
         program.buffers,
         program.live,
         program.facts,
     )
 
 
-def _with_meetings(listing: tuple[Instruction, ...], rank: int, traits: Traits) -> tuple[Instruction, ...]:
-    last, first, final = traits.pipe.stages - 1, traits.place[0][0], traits.place[-1][0]
+def _with_meetings(listing: tuple[Instruction, ...], rank: int, ways: Ways, reader: str) -> tuple[Instruction, ...]:
+    """`reader`: the pass that the last stage's output is for."""
     before: dict[int, list[Instruction]] = defaultdict(list)
-    for family, reader, root in (
-        (f"x.{last + 1}", VOCABULARIES[traits.vocabulary].passes[0], final),
-        ("d.-1", EMBED_W, first),
-    ):
-        reads = [position for position, i in enumerate(listing) if i.op == reader] if rank != root else []
-        places = posted(list(range(len(listing))), reads, 1) if reads else []
-        for read, place in zip(reads, places, strict=True):
-            item = listing[read].item
-            before[place].append(_broadcast(f"{family}.{item}", item, root, rank, traits))
+    for make, op, roots in ((_output, reader, ways.final), (_input_gradient, EMBED_W, ways.first)):
+        for root in dict.fromkeys(roots.values()):
+            reads = [at for at, i in enumerate(listing) if i.op == op and roots[i.item] == root != rank]
+            places = posted(list(range(len(listing))), reads, 1) if reads else []
+            for read, place in zip(reads, places, strict=True):
+                item = listing[read].item
+                before[place].append(make(item, root, rank, ways))
     out: list[Instruction] = []
     for position, instruction in enumerate(listing):
         out += before[position]
         out.append(instruction)
         op, stage, item = instruction.op, instruction.stage, instruction.item
         if op in _AFTER:
-            out.append(_AFTER[op](item, rank, traits))
-        elif op == "F" and stage == last:
-            out.append(_broadcast(f"x.{last + 1}.{item}", item, final, rank, traits))
+            out.append(_AFTER[op](item, rank, ways))
+        elif op == "F" and stage == ways.stages - 1:
+            out.append(_output(item, rank, rank, ways))
         elif op in ("B", "BW") and stage == 0:
-            out.append(_broadcast(f"d.-1.{item}", item, first, rank, traits))
+            out.append(_input_gradient(item, rank, rank, ways))
     return tuple(out)

@@ -1,18 +1,21 @@
 """Puts the passes of a sharded vocabulary into any pipeline's order (2411.05288, section 5).
 
-First every backward moves behind as many forwards more as there are barriers to wait for; the order of the stages'
-own steps is then fixed. A list schedule on the order's own clock inserts the passes: each starts as soon as its inputs
+First every backward moves to where there is time for the barriers before it (see delay); the order of the stages' own
+steps is then fixed. A list schedule on the order's own clock inserts the passes: each starts as soon as its inputs
 are there and its rank is free, so they fill the warm-up and go one after another in the steady state. What is made
 this way cannot deadlock: it is the record of a run.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from autotune.planners.schedules.delay import delays
+from autotune.planners.schedules.interlaced import interlaced
 from autotune.planners.schedules.schedule import Order, Pipe, Place, Step
-from autotune.planners.schedules.timing import inputs_ready
+from autotune.planners.schedules.timing import inputs_ready, timed
 from autotune.planners.schedules.vocabulary import (
     AHEAD,
     BARRIER,
@@ -24,38 +27,37 @@ from autotune.planners.schedules.vocabulary import (
     Vocabulary,
 )
 
-
-def delayed(steps: Sequence[Step], forwards: int) -> list[Step]:
-    """A rank's steps with every backward behind `forwards` forwards more, as far as there are any."""
-    coming = [step for step in steps if step.op == "F"]
-    out: list[Step] = []
-    passed = taken = 0
-    for step in steps:
-        if step.op == "F":
-            passed += 1
-            continue
-        until = min(len(coming), passed + forwards)
-        out += coming[taken:until]
-        taken = max(taken, until)
-        out.append(step)
-    return out + coming[taken:]
+GOOD = 1.03  # times the order's own makespan and the passes' work: no other delay is tried then
+BETTER = 0.98  # times the makespan of an earlier delay: what a later one must be below
 
 
 def insert(order: Order, pipe: Pipe, place: Place, vocabulary: Vocabulary, product: float) -> Order:
     """The order with EMBED, EMBED_W and the output's passes on every rank, under the stage number `pipe.stages`.
 
+    Where ranks do the passes together, the order is that of the interlaced pipeline whatever `order` is.
+
     `product` is the duration of one matrix product of a micro-batch with a shard, as a share of a stage's forward.
-    Each stage must be on one rank. An order that holds as few activations as there can be (V-Min on two ranks) may
-    deadlock once its backwards wait for the barriers: its backwards then move behind more forwards, until none waits.
+
+    Every rank takes the micro-batches' passes in one order, which their barriers need. Where they come from two
+    directions it is that of the delayed order's own clock: a pass waits for earlier ones alone, so no rank waits for a
+    micro-batch whose step would, on that clock, come after what waits for it.
     """
-    most = pipe.items * pipe.chunks
-    for forwards in range(vocabulary.barriers, most + 1):
-        later = [delayed(steps, forwards) for steps in order]
+    if vocabulary.together:
+        return interlaced(pipe, vocabulary)
+    best: Order = []
+    least = math.inf
+    for later in delays(order, pipe, vocabulary.barriers):
         try:
-            return _Clock(later, pipe, place, vocabulary, product).run()
-        except ValueError:
+            clock = _Clock(later, pipe, place, vocabulary, product)
+            made = clock.run()
+        except ValueError:  # backwards that come with too few forwards before them to let the passes begin
             continue
-    return _Clock([delayed(steps, most) for steps in order], pipe, place, vocabulary, product).run()
+        makespan = max(clock.now)
+        if makespan < BETTER * least:
+            best, least = made, makespan
+        if least <= GOOD * (timed(order, pipe).makespan + pipe.items * sum(clock.seconds[op] for op in clock.items)):
+            break
+    return best
 
 
 @dataclass
@@ -82,11 +84,24 @@ class _Clock:
         self.seconds = {op: count * self.product * unit for op, count in PRODUCTS.items()}
         self.seconds |= dict.fromkeys((EMBED, EMBED_W), LOOKUP * unit)
         self.barrier, self.late = BARRIER * unit, LATE * unit
-        first, final = self.steps[self.place[0][0]], self.steps[self.place[last][0]]
-        outputs = [step.item for step in final if step.op == "F" and step.stage == last]
-        self.items = dict.fromkeys(p, outputs)  # the items of every pass, in order
-        self.items[EMBED] = [step.item for step in first if step.op == "F" and step.stage == 0]
-        self.items[EMBED_W] = [step.item for step in first if step.op in ("B", "BW") and step.stage == 0]
+        one = all(
+            len(ranks) == 1 for ranks in self.place
+        )  # a rank's list is clock enough where the stage is on no other
+        ends = [range(len(steps)) for steps in self.steps] if one else timed(self.steps, self.pipe).end
+        self.items = dict.fromkeys(p, self.passed(("F",), last, ends))  # the items of every pass, in order
+        self.items[EMBED] = self.passed(("F",), 0, ends)
+        self.items[EMBED_W] = self.passed(("B", "BW"), 0, ends)
+        self.ahead = AHEAD * len(self.place[0])
+
+    def passed(self, ops: Sequence[str], stage: int, ends: Sequence[Sequence[float]]) -> list[int]:
+        """The items in the order in which their step at `stage` ends, whichever rank it is on."""
+        steps = [
+            (ends[rank][at], rank, step.item)
+            for rank in self.place[stage]
+            for at, step in enumerate(self.steps[rank])
+            if step.stage == stage and step.op in ops
+        ]
+        return [item for _, _, item in sorted(steps)]
 
     def run(self) -> Order:
         """Places one step after another, always the one that starts first; of several on a rank, passes first."""
@@ -130,7 +145,7 @@ class _Clock:
         """When the inputs of the `number`-th item of a pass are there."""
         item = self.items[op][number]
         if op == EMBED:  # needs nothing, but its result takes memory until the first stage has used it
-            return self.made("F", 0, self.items[op][number - AHEAD], 0.0) if number >= AHEAD else 0.0
+            return self.made("F", 0, self.items[op][number - self.ahead], 0.0) if number >= self.ahead else 0.0
         if op == EMBED_W:
             return self.made("B", 0, item, self.barrier + self.late)
         which = self.vocabulary.passes.index(op)

@@ -14,15 +14,25 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """`passes` of the output layer in order; the last stage's backward waits for the first `barriers` of them."""
+    """`passes` of the output layer in order; the last stage's backward waits for the first `barriers` of them.
+
+    `together`: all ranks do all passes of a micro-batch in a row, at one place of one order (see interlaced).
+    """
 
     passes: tuple[str, ...]
     barriers: int
+    together: bool = False
+
+    @property
+    def summed(self) -> bool:
+        """Whether ranks exchange sums over all shards, not each shard's own."""
+        return "S_SUM" in self.passes
 
 
 # S: local logits, maximum, sum and softmax; T: the gradients of input and weights, once the whole sums are known.
 VOCABULARIES: dict[str, Vocabulary] = {
     "naive": Vocabulary(("S_MAX", "S_SUM", "T_SUMMED"), 3),  # section 4.1: maximum, sum and gradient one by one
+    "interlaced": Vocabulary(("S_MAX", "S_SUM", "T_SUMMED"), 3, together=True),  # what the paper compares itself with
     "vocab-1": Vocabulary(("S", "T"), 2),  # Algorithm 1: local softmax first, rescaled afterwards
     "vocab-2": Vocabulary(("S_BOTH", "T_W"), 1),  # Algorithm 2: the input's gradient from local softmax too; T can wait
 }
@@ -36,4 +46,4 @@ LOOKUP = 0.01  # EMBED and EMBED_W
 # for: an order with room at its barriers stays good where durations turn out otherwise.
 BARRIER = 0.5
 LATE = 1.0  # EMBED_W comes so much later than it could: nobody waits for it
-AHEAD = 2  # micro-batches whose embeddings are looked up before the first stage needs them
+AHEAD = 2  # micro-batches of each direction whose embeddings are looked up before the first stage needs them
