@@ -52,14 +52,8 @@ def train(
     gradients: dict[tuple[int, str], Any] = {}
 
     def capture(instruction: Any, values: Any) -> None:
-        state = trainer.states[instruction.stage]
-        if plan.zero:  # only this rank's shard is summed: gather the rest to look at it
-            whole = torch.empty_like(state.grad)
-            torch.distributed.all_gather_into_tensor(
-                whole, state.grad[state.shard].clone(), group=trainer.mesh.axes["data"]
-            )
-            state.grad.copy_(whole)
-        for key, gradient in state.grads.items():
+        grad = trainer.states[instruction.stage].grad
+        for key, gradient in trainer.whole(instruction.stage, grad).items():
             gradients.setdefault(key, gradient.clone().numpy())
 
     spoilt: set[int] = set()
@@ -70,8 +64,8 @@ def train(
             if when == step and number not in spoilt:
                 spoilt.add(number)
                 for state in trainer.states.values():
-                    if key in state.grads:
-                        state.grads[key].add_(value)
+                    if key in state.places:
+                        state.part(state.grad, state.known(state.places[key].range)).add_(value)
 
     trainer.interpreter.hooks = {"OPT": capture, "NORM": spoil, "VALIDATE": lambda i, values: begun.append(step)}
     losses, trace = [], Trace()
@@ -88,8 +82,8 @@ def train(
     trainer.finish()
     weights = {
         k: w.to(WIDE.get(w.dtype, w.dtype)).numpy()
-        for state in trainer.states.values()
-        for k, w in state.weights.items()
+        for stage, state in trainer.states.items()
+        for k, w in trainer.whole(stage, state.weight).items()
     }
     return {
         "losses": losses,

@@ -33,6 +33,7 @@ CLASSES = {
     "d": "boundaries",
 }
 CLASSES |= dict.fromkeys("kbyzu", "activations")
+CLASSES |= {"fw": "weights", "fg": "gradients"}  # whole ones of shards
 
 
 @dataclass

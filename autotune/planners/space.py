@@ -11,8 +11,9 @@ from typing import Protocol
 
 from autotune.planners.feasible import unsharded, why_not
 from autotune.planners.lower.recompute import RECOMPUTE
+from autotune.planners.lower.sharding import LEVELS
 from autotune.planners.lower.traits import pipe_of
-from autotune.planners.schedules import SCHEDULES, Place
+from autotune.planners.schedules import SCHEDULES, Place, held
 from autotune.spec.machine import Profile
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Question
@@ -45,7 +46,7 @@ def axis_values(question: Question) -> dict[str, Values]:
         "schedule": SEARCHED if train else (DEFAULTS["schedule"],),
         "recompute": tuple(RECOMPUTE) if train else ("none",),
         "attention": backends(question.profile),
-        "zero": (0, 1) if train else (0,),
+        "zero": LEVELS if train else (0,),
         # Moving activations only adds to a step: `relieved` tries it where a plan does not fit.
         "offload": MOVED if train and question.minimize == "peak_memory" else (0,),
         "optimizer": (DEFAULTS["optimizer"],),
@@ -60,9 +61,21 @@ def _vocabularies(plan: Plan, place: Place) -> Values:
     return ("ends", "vocab-1", "vocab-2") if sharded else ("ends",)
 
 
+FEW = (1, 2)  # chunks that a search lets a rank hold whole: no gather runs beside work with one, and one with two
 MOVED = (0, 50, 100)  # percent of the activations on the host that a search tries
 # Axes whose choices hang on the plan so far.
-INNER = ("chunks", "vocabulary", "layers", "group", "limit", "times", "order", "optimizer_offload", "optimizer_stride")
+INNER = (
+    "chunks",
+    "vocabulary",
+    "layers",
+    "group",
+    "limit",
+    "times",
+    "order",
+    "gathered",
+    "optimizer_offload",
+    "optimizer_stride",
+)
 
 
 class Advice(Protocol):
@@ -100,10 +113,10 @@ class Plain:
 def canonical(plan: Plan) -> bool:
     """Whether a plan is the one that stands for those that differ from it only where it makes no difference.
 
-    One rank alone fills no bubble: where nothing waits on the host between a forward and its backward, no order of its
-    micro-batches or stages is better than the usual one.
+    One rank alone fills no bubble: where nothing waits on the host between a forward and its backward, and no data rank
+    for another's share of a chunk, no order of its micro-batches or stages is better than the usual one.
     """
-    return plan.pipeline > 1 or plan.offload > 0 or plan.schedule == DEFAULTS["schedule"]
+    return plan.pipeline > 1 or plan.offload > 0 or plan.zero > 1 or plan.schedule == DEFAULTS["schedule"]
 
 
 def generalise(reason: str) -> str:
@@ -123,6 +136,7 @@ class Enumeration:
         self.examples: dict[str, str] = {}
         pinned = question.axes.get("schedule")
         self._keep_all = pinned is not None and "1f1b" not in pinned
+        self.levels = [int(str(level)) for level in self.values["zero"]]
 
     def __iter__(self) -> Iterator[Plan]:
         model, workload, devices = self.question.model, self.question.workload, self.question.devices
@@ -169,7 +183,8 @@ class Enumeration:
                 times = given.get("times", (self.advice.times(placed),) if schedule.timed else ("",))
                 for group, limit, each, order in product(groups, limits, times, self._given("order")):
                     ordered = replace(placed, group=group, limit=limit, times=each, order=order)  # type: ignore[arg-type]
-                    yield from self._states(ordered)
+                    for few in given.get("gathered", self._gathered(plan, schedule.place(pipe))):
+                        yield from self._states(replace(ordered, gathered=few))  # type: ignore[arg-type]
 
     def _placed(self, plan: Plan, vocabularies: Iterable[object]) -> Iterator[Plan]:
         """The plan with every place of its vocabulary and every cut of its layers."""
@@ -177,6 +192,14 @@ class Enumeration:
             sharded = replace(plan, vocabulary=where)  # type: ignore[arg-type]
             for cut in self.question.axes.get("layers", self.advice.cuts(sharded)):
                 yield replace(sharded, layers=cut)  # type: ignore[arg-type]
+
+    def _gathered(self, plan: Plan, place: Place) -> Values:
+        """The `gathered` values worth trying. Whole gradients of all chunks leave nothing for level 2 to save, and one
+        chunk nothing for 3, unless the recipe wants it so."""
+        if plan.zero < 2:
+            return (0,)
+        few = tuple(count for count in FEW if count < len(held(place, 0)))
+        return (0, *few) if plan.zero > 2 and few else few or ((0,) if min(self.levels) > 1 else ())
 
     def _states(self, plan: Plan) -> Iterator[Plan]:
         """The plan with its optimizer states where they may be: on the device, unless little memory is the aim."""

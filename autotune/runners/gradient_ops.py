@@ -52,15 +52,16 @@ def sync(trainer: Trainer, instruction: Instruction, values: Store) -> Started:
 def sum_partial(trainer: Trainer, instruction: Instruction, values: Store) -> tuple[Any, ...]:
     """Gradients of weights held whole by every tensor rank, each of which saw only its heads or its tokens."""
     state, plan = trainer.states[instruction.stage], trainer.plan
-    parts = [
-        state.grads[block.index, weight.name]
+    places = [
+        state.places[block.index, weight.name].range
         for block in state.blocks
         for weight in partial_weights(block, plan.tensor, plan.sequence_parallel)
     ]
-    flat = torch.cat([part.reshape(-1) for part in parts])
+    parts = [state.part(state.grad, state.known(place)) for place in places]
+    flat = torch.cat(parts)
     dist.all_reduce(flat, group=trainer.mesh.axes["tensor"])
     for part, summed in zip(parts, torch.split(flat, [p.numel() for p in parts]), strict=True):
-        part.copy_(summed.view_as(part))
+        part.copy_(summed)
     return (state.grad,)
 
 

@@ -66,11 +66,12 @@ def _over_data(stage: int, traits: Traits) -> list[Instruction]:
     if traits.data == 1:
         return []
     g = (f"g.{stage}",)
-    return [Instruction("REDUCE_SCATTER" if traits.zero else "ALL_REDUCE", stage, lane=DATA, reads=g, writes=g)]
+    return [Instruction(op, stage, lane=DATA, reads=g, writes=g) for op in traits.sharding(stage).sums]
 
 
 def _step(stage: int, traits: Traits, complete: bool) -> list[Instruction]:
-    """The optimizer step; with ZeRO-1 each data rank updates its share and all gather the rest.
+    """The optimizer step; where data ranks share the states each updates its share, and who keeps whole weights
+    gathers the rest.
 
     Part 1 is a step that knows only a part of the gradients' norm. One that may be taken back leaves the gradients.
     """
@@ -80,9 +81,8 @@ def _step(stage: int, traits: Traits, complete: bool) -> list[Instruction]:
     tokens = started(stage, traits.stride) if traits.subgroups else ()
     writes = (w, o, *gradients, *tokens)
     step = Instruction("OPT", stage, part=0 if complete else 1, reads=reads, writes=writes)
-    if traits.data == 1 or not traits.zero:
-        return [step]
-    return [step, Instruction("ALL_GATHER", stage, lane=DATA, reads=(w,), writes=(w,))]
+    spreads = traits.sharding(stage).spreads if traits.data > 1 else ()
+    return [step, *(Instruction(op, stage, lane=DATA, reads=(w,), writes=(w,)) for op in spreads)]
 
 
 def _tie(stages: tuple[int, ...], ends: tuple[tuple[int, ...], ...], last: int) -> list[Instruction]:

@@ -1,0 +1,95 @@
+"""The sharding pass: data ranks keep a share of each stage's weights and gradients, and the whole only while in use.
+
+Fully sharded data parallelism (ZeRO-3, Rajbhandari et al., 1910.02054, section 5.3) in any schedule's order, a stage at
+a time; with ZeroPP's order (2402.03791) once for each block of a scheduling unit. UNSHARD gathers a stage's weights
+before a run of its forwards and backwards, on a lane of its own: MARK says when it may start. FRESH makes room for
+whole gradients before a run of weight gradients; SCATTER, after it, sums them over the data ranks into their shares.
+
+How many stages a rank holds whole at once is `traits.gathered`, and that one number says the rest (see passes.stays):
+weights are gathered ahead as far as there is room for them, and dropped when the room is needed; with room for all,
+each is gathered once a step. What is there is never gathered again: where a unit ends with the chunk that the next one
+begins with, one gather serves both.
+
+Buffers of stage s: w.s and g.s are this rank's shares, fw.s and fg.s the whole, p.s.n the token of the n-th gather.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+from autotune.planners.lower.traits import Traits
+from autotune.planners.passes.stays import Stay, Use, stays
+from autotune.spec.program import DATA, Buffer, Instruction, Program
+
+GATHER_LANE, SCATTER_LANE = f"{DATA}.gather", f"{DATA}.scatter"
+
+
+def shard(program: Program, traits: Traits) -> Program:
+    """Adds MARK, UNSHARD, FRESH and SCATTER where weights or gradients are sharded; their users see the whole."""
+    if traits.data == 1 or not traits.sharding(0).gradients:
+        return program
+    ranks = tuple(_sharded(listing, traits) for listing in program.ranks)
+    buffers = tuple(
+        {**known, **{name: Buffer() for i in listing for name in i.writes if name not in known}}
+        for known, listing in zip(program.buffers, ranks, strict=True)
+    )
+    return Program(ranks, buffers, program.live, program.facts)
+
+
+def _sharded(listing: tuple[Instruction, ...], traits: Traits) -> tuple[Instruction, ...]:
+    before: dict[int, list[Instruction]] = defaultdict(list)
+    after: dict[int, list[Instruction]] = defaultdict(list)
+    drops: dict[int, str] = {}  # the step that uses whole weights last
+    weights, gradients = _users(listing, traits)
+    made = Counter[int]()
+    for stay in stays(weights, traits.gathered, early=True):
+        before[stay.begin] += _gather(stay, made[stay.thing])
+        drops[stay.last] = f"fw.{stay.thing}"
+        made[stay.thing] += 1
+    made.clear()
+    for stay in stays(gradients, traits.gathered, early=False):
+        before[stay.begin].append(Instruction("FRESH", stay.thing, made[stay.thing], writes=(f"fg.{stay.thing}",)))
+        after[stay.last].append(_scatter(stay, made[stay.thing]))
+        made[stay.thing] += 1
+    whole = {f"w.{use.thing}": f"fw.{use.thing}" for use in weights}
+    whole |= {f"g.{use.thing}": f"fg.{use.thing}" for use in gradients}
+    out: list[Instruction] = []
+    for position, instruction in enumerate(listing):
+        out += before.get(position, ())
+        out.append(_renamed(instruction, whole, drops.get(position)))
+        out += after.get(position, ())
+    return tuple(out)
+
+
+def _users(listing: tuple[Instruction, ...], traits: Traits) -> tuple[list[Use], list[Use]]:
+    """Who reads the weights, and who adds to the gradients, of stages that share them."""
+    weights, gradients = [], []
+    for position, instruction in enumerate(listing):
+        s, shared = instruction.stage, traits.sharding(instruction.stage)
+        if shared.weights and f"w.{s}" in instruction.reads:
+            weights.append(Use(position, s))
+        if shared.gradients and f"g.{s}" in instruction.writes:
+            gradients.append(Use(position, s))
+    return weights, gradients
+
+
+def _gather(stay: Stay, number: int) -> list[Instruction]:
+    share, whole, token = f"w.{stay.thing}", f"fw.{stay.thing}", f"p.{stay.thing}.{number}"
+    return [
+        Instruction("MARK", stay.thing, number, writes=(token,)),
+        Instruction("UNSHARD", stay.thing, number, 0, GATHER_LANE, (share, token), (whole,), (token,)),
+    ]
+
+
+def _scatter(stay: Stay, number: int) -> Instruction:
+    share, whole = f"g.{stay.thing}", f"fg.{stay.thing}"
+    return Instruction("SCATTER", stay.thing, number, 0, SCATTER_LANE, (whole, share), (share,), (whole,))
+
+
+def _renamed(instruction: Instruction, whole: dict[str, str], dropped: str | None) -> Instruction:
+    """The same step on the whole of what is sharded; gradients are added to in place, and so read."""
+    writes = tuple(whole.get(name, name) for name in instruction.writes)
+    added = tuple(name for name, before in zip(writes, instruction.writes, strict=True) if name != before)
+    reads = (*(whole.get(name, name) for name in instruction.reads), *added)
+    frees = (*instruction.frees, dropped) if dropped else instruction.frees
+    return instruction._replace(reads=reads, writes=writes, frees=frees)
