@@ -3,7 +3,8 @@
 Fully sharded data parallelism (ZeRO-3, Rajbhandari et al., 1910.02054, section 5.3) in any schedule's order, a stage at
 a time; with ZeroPP's order (2402.03791) once for each block of a scheduling unit. UNSHARD gathers a stage's weights
 before a run of its forwards and backwards, on a lane of its own: MARK says when it may start. FRESH makes room for
-whole gradients before a run of weight gradients; SCATTER, after it, sums them over the data ranks into their shares.
+whole gradients before a run of weight gradients; SCATTER, after it, sums them over the data ranks into their shares,
+and RELEASE gives them back when that is done.
 
 How many stages a rank holds whole at once is `traits.gathered`, and that one number says the rest (see passes.stays):
 weights are gathered ahead as far as there is room for them, and dropped when the room is needed; with room for all,
@@ -41,16 +42,15 @@ def _sharded(listing: tuple[Instruction, ...], traits: Traits) -> tuple[Instruct
     after: dict[int, list[Instruction]] = defaultdict(list)
     drops: dict[int, str] = {}  # the step that uses whole weights last
     weights, gradients = _users(listing, traits)
-    made = Counter[int]()
-    for stay in stays(weights, traits.gathered, early=True):
-        before[stay.begin] += _gather(stay, made[stay.thing])
+    sums = _numbered(stays(gradients, traits.gathered, early=False))
+    for (stay, number), done in zip(sums, _released([stay for stay, _ in sums], traits.gathered), strict=True):
+        before[len(listing) if done is None else done].append(_release(stay, number))
+        after[stay.last].append(_scatter(stay, number))
+    for stay, number in _numbered(stays(weights, traits.gathered, early=True)):
+        before[stay.begin] += _gather(stay, number)
         drops[stay.last] = f"fw.{stay.thing}"
-        made[stay.thing] += 1
-    made.clear()
-    for stay in stays(gradients, traits.gathered, early=False):
-        before[stay.begin].append(Instruction("FRESH", stay.thing, made[stay.thing], writes=(f"fg.{stay.thing}",)))
-        after[stay.last].append(_scatter(stay, made[stay.thing]))
-        made[stay.thing] += 1
+    for stay, number in sums:
+        before[stay.begin].append(Instruction("FRESH", stay.thing, number, writes=(f"fg.{stay.thing}",)))
     whole = {f"w.{use.thing}": f"fw.{use.thing}" for use in weights}
     whole |= {f"g.{use.thing}": f"fg.{use.thing}" for use in gradients}
     out: list[Instruction] = []
@@ -58,7 +58,7 @@ def _sharded(listing: tuple[Instruction, ...], traits: Traits) -> tuple[Instruct
         out += before.get(position, ())
         out.append(_renamed(instruction, whole, drops.get(position)))
         out += after.get(position, ())
-    return tuple(out)
+    return (*out, *before.get(len(listing), ()))
 
 
 def _users(listing: tuple[Instruction, ...], traits: Traits) -> tuple[list[Use], list[Use]]:
@@ -81,9 +81,43 @@ def _gather(stay: Stay, number: int) -> list[Instruction]:
     ]
 
 
+def _numbered(found: list[Stay]) -> list[tuple[Stay, int]]:
+    """Each stay with the number of those that the same stage had before."""
+    earlier = Counter[int]()
+    numbered = []
+    for stay in found:
+        numbered.append((stay, earlier[stay.thing]))
+        earlier[stay.thing] += 1
+    return numbered
+
+
+def _released(sums: list[Stay], room: int) -> list[int | None]:
+    """For each stay of whole gradients the step before which they are given back; None: at the end. The sum that was
+    begun last has until the next stage but one needs room, to run beside the next one's work, if there is room for it.
+    """
+    found: list[int | None] = [None] * len(sums)
+    open_: list[int] = []
+    over: list[int] = []  # not given back yet
+    for number, stay in enumerate(sums):
+        over += sorted((n for n in open_ if sums[n].last < stay.begin), key=lambda n: sums[n].last)
+        open_ = [n for n in open_ if sums[n].last > stay.begin]
+        spare = (not room or len(open_) + 1 < room) and over and sums[over[-1]].thing != stay.thing
+        done = over[:-1] if spare else over
+        over = over[-1:] if spare else []
+        for earlier in done:
+            found[earlier] = stay.begin
+        open_.append(number)
+    return found
+
+
 def _scatter(stay: Stay, number: int) -> Instruction:
     share, whole = f"g.{stay.thing}", f"fg.{stay.thing}"
-    return Instruction("SCATTER", stay.thing, number, 0, SCATTER_LANE, (whole, share), (share,), (whole,))
+    return Instruction("SCATTER", stay.thing, number, 0, SCATTER_LANE, (whole, share), (share,))
+
+
+def _release(stay: Stay, number: int) -> Instruction:
+    """Once the sum is there, which is what it waits for."""
+    return Instruction("RELEASE", stay.thing, number, reads=(f"g.{stay.thing}",), frees=(f"fg.{stay.thing}",))
 
 
 def _renamed(instruction: Instruction, whole: dict[str, str], dropped: str | None) -> Instruction:
