@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from autotune.planners.lower.body import lower_block
 from autotune.planners.lower.generate import inference_body
@@ -122,6 +123,33 @@ def peak(rank: int, world: int, plan: Plan, model: ModelSpec, workload: Workload
     trainer.feed((tokens[mine], targets[mine]))
     trainer.interpreter.step()
     return peak_during(trainer.interpreter.step, trainer.interpreter.values, torch.device("cpu"))
+
+
+def sharded_bytes(rank: int, world: int, plan: Plan, model: ModelSpec, workload: Workload) -> int:
+    """Bytes that this rank hands on in one step's gathers and scattered sums over the data ranks, as the ring
+    algorithms do: of a whole tensor all but one share."""
+    handed: list[int] = []
+
+    def counting(operation: Any, whole: int) -> Any:
+        def run(*tensors: torch.Tensor, **rest: Any) -> Any:
+            handed.append(tensors[whole].nbytes * (plan.data - 1) // plan.data)
+            return operation(*tensors, **rest)
+
+        return run
+
+    load = lambda index, weight: shard(weight, init_weight(weight, 0, DTYPES[workload.precision]), 0, 1)  # noqa: E731
+    trainer = Trainer.build(plan, model, workload, rank, torch.device("cpu"), load)
+    tokens, targets = random_batch(workload, model.vocab)
+    each = workload.global_batch // plan.data
+    mine = slice(trainer.mesh.data * each, (trainer.mesh.data + 1) * each)
+    trainer.feed((tokens[mine], targets[mine]))
+    was = dist.all_gather_into_tensor, dist.reduce_scatter_tensor
+    try:
+        dist.all_gather_into_tensor, dist.reduce_scatter_tensor = counting(was[0], 0), counting(was[1], 1)
+        trainer.interpreter.step()
+    finally:
+        dist.all_gather_into_tensor, dist.reduce_scatter_tensor = was
+    return sum(handed)
 
 
 def taken(rank: int, world: int, op: str, rows: int, columns: int) -> int:

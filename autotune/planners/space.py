@@ -46,7 +46,8 @@ def axis_values(question: Question) -> dict[str, Values]:
         "schedule": SEARCHED if train else (DEFAULTS["schedule"],),
         "recompute": tuple(RECOMPUTE) if train else ("none",),
         "attention": backends(question.profile),
-        "zero": LEVELS if train else (0,),
+        # Level 2, and fewer chunks whole at once, only add to a step: `relieved` tries them where a plan does not fit.
+        "zero": (LEVELS if question.minimize == "peak_memory" else (0, 1, 3)) if train else (0,),
         # Moving activations only adds to a step: `relieved` tries it where a plan does not fit.
         "offload": MOVED if train and question.minimize == "peak_memory" else (0,),
         "optimizer": (DEFAULTS["optimizer"],),
@@ -136,7 +137,6 @@ class Enumeration:
         self.examples: dict[str, str] = {}
         pinned = question.axes.get("schedule")
         self._keep_all = pinned is not None and "1f1b" not in pinned
-        self.levels = [int(str(level)) for level in self.values["zero"]]
 
     def __iter__(self) -> Iterator[Plan]:
         model, workload, devices = self.question.model, self.question.workload, self.question.devices
@@ -194,12 +194,15 @@ class Enumeration:
                 yield replace(sharded, layers=cut)  # type: ignore[arg-type]
 
     def _gathered(self, plan: Plan, place: Place) -> Values:
-        """The `gathered` values worth trying. Whole gradients of all chunks leave nothing for level 2 to save, and one
-        chunk nothing for 3, unless the recipe wants it so."""
-        if plan.zero < 2:
-            return (0,)
+        """The `gathered` values worth trying. With a single chunk nothing is gathered beside work, and nothing saved: the
+        recipe must want that."""
+        named = "zero" in self.question.axes
+        if plan.zero < 2 or len(held(place, 0)) == 1:
+            return (0,) if plan.zero < 2 or named else ()
         few = tuple(count for count in FEW if count < len(held(place, 0)))
-        return (0, *few) if plan.zero > 2 and few else few or ((0,) if min(self.levels) > 1 else ())
+        if not named and self.question.minimize != "peak_memory":
+            return (0,)
+        return (0, *few) if plan.zero > 2 else few
 
     def _states(self, plan: Plan) -> Iterator[Plan]:
         """The plan with its optimizer states where they may be: on the device, unless little memory is the aim."""
@@ -216,14 +219,37 @@ class Enumeration:
         return tuple(self.question.axes.get(axis, (DEFAULTS[axis],)))
 
     def relieved(self, plan: Plan) -> tuple[Plan, ...]:
-        """What stands in for a plan that does not fit: the same with all activations on the host, with all optimizer
-        states there, and with both, as far as these are open."""
-        moved = () if plan.offload or plan.optimizer_offload else self._moved(plan, MOVED[-1:])
-        return (*moved, *self._stateless(plan))
+        """What stands in for a plan that does not fit: the same with weights and gradients shared, with all activations
+        on the host, with all optimizer states there, and with several of these, as far as they are open."""
+        if plan.offload or plan.optimizer_offload:
+            return self._stateless(plan)
+        return (*self._shared(plan), *self._moved(plan, MOVED[-1:]), *self._stateless(plan))
 
     def eased(self, plan: Plan) -> tuple[Plan, ...]:
-        """What to try when all activations on the host do fit: fewer. Where they do not, no fewer can."""
-        return self._moved(plan, MOVED[1:-1]) if plan.offload == MOVED[-1] else ()
+        """What to try when all activations on the host do fit, or one chunk at a time: less of it. Where they do not,
+        nothing less can."""
+        moved = self._moved(plan, MOVED[1:-1]) if plan.offload == MOVED[-1] else ()
+        return (*moved, *self._roomier(plan))
+
+    def _roomier(self, plan: Plan) -> tuple[Plan, ...]:
+        """Of a plan with one chunk whole at a time: with room for more, and with whole weights."""
+        if (plan.zero, plan.gathered) != (LEVELS[-1], FEW[0]) or not self._sharable:
+            return ()
+        more = (replace(plan, gathered=count) for count in FEW[1:] if count < plan.chunks)
+        found = (*more, replace(plan, zero=LEVELS[-2]))
+        self.structures += len(found)
+        return found
+
+    def _shared(self, plan: Plan) -> tuple[Plan, ...]:
+        """Weights and gradients shared, one chunk whole at a time, of plans that share the states alone."""
+        if plan.zero != 1 or plan.chunks == 1 or not self._sharable:
+            return ()
+        shared = replace(plan, zero=LEVELS[-1], gathered=FEW[0])
+        reason = why_not(self.question.model, self.question.workload, shared)
+        self.structures += 1
+        if reason:
+            self.reject(reason)
+        return () if reason else (shared,)
 
     def _moved(self, plan: Plan, percents: tuple[int, ...]) -> tuple[Plan, ...]:
         if not self._open("offload"):
@@ -237,6 +263,10 @@ class Enumeration:
         shares = self.advice.states(plan)
         self.structures += len(shares)
         return tuple(p for share in shares for p in self._strides(replace(plan, optimizer_offload=share)))
+
+    @property
+    def _sharable(self) -> bool:
+        return self._open("zero") and self._open("gathered")
 
     def _open(self, axis: str) -> bool:
         """Whether the search may move what the recipe left open: `peak_memory` has every choice enumerated already."""

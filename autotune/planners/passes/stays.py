@@ -41,39 +41,50 @@ def stays(uses: Sequence[Use], room: int, early: bool) -> list[Stay]:
     """The stays of all things, in the order in which they begin. A stay begins and ends between runs of uses.
 
     `room` is how many things may be there at once (0: all). `early`: each is brought in as soon as there is room for it
-    beside all that is needed before it; else when it is first needed.
+    beside what is there until then, those needed first before the others; else when it is first needed.
     """
     runs = _runs(uses)
-    never = len(runs)
-    room = room or never
+    room = room or len(runs)
+    spans = _spans(runs, room)
+    begins = _early(spans, len(runs), room) if early else [first for first, _ in spans]
+    return [
+        Stay(runs[first].thing, runs[begin].first, runs[first].first, runs[last].last)
+        for begin, (first, last) in zip(begins, spans, strict=True)
+    ]
+
+
+def _spans(runs: Sequence[_Run], room: int) -> list[tuple[int, int]]:
+    """The first and last run of each stay, by the first, where each begins when it is needed."""
     here: dict[int, int] = {}  # what is there -> the next run that needs it
-    open_: dict[int, Stay] = {}
-    found: list[Stay] = []
-    ahead = 0  # everything that runs before this one need is there already
-
-    def leave(thing: int) -> None:
-        del here[thing]
-        found.append(open_.pop(thing))
-
+    open_: dict[int, list[int]] = {}
+    found: list[list[int]] = []
     for number, run in enumerate(runs):
-        ahead = max(ahead, number)
-        while ahead < (never if early else number + 1):
-            wanted = runs[ahead]
-            if wanted.thing not in here:
-                if len(here) >= room:
-                    spare = [t for t in here if t != run.thing]
-                    last = max(spare, key=here.__getitem__, default=None)
-                    if last is None or here[last] <= ahead:
-                        break
-                    leave(last)
-                here[wanted.thing] = ahead
-                open_[wanted.thing] = Stay(wanted.thing, run.first, wanted.first, wanted.last)
-            ahead += 1
+        if run.thing not in here:
+            if len(here) >= room:
+                del here[max(here, key=here.__getitem__)]
+            open_[run.thing] = [number, number]
+            found.append(open_[run.thing])
+        open_[run.thing][1] = number
         here[run.thing] = run.next
-        open_[run.thing] = open_[run.thing]._replace(last=run.last)
-        if run.next == never:
-            leave(run.thing)
-    return sorted(found, key=lambda stay: (stay.begin, stay.first))
+        if run.next == len(runs):
+            del here[run.thing]
+    return [(first, last) for first, last in found]
+
+
+def _early(spans: Sequence[tuple[int, int]], runs: int, room: int) -> list[int]:
+    """The run before which each stay begins, if it comes as soon as there is room, but none before an earlier one."""
+    there = [0] * runs
+    for first, last in spans:
+        for number in range(first, last + 1):
+            there[number] += 1
+    begins: list[int] = []
+    for first, _ in spans:
+        begin = first
+        while begin > (begins[-1] if begins else 0) and there[begin - 1] < room:
+            begin -= 1
+            there[begin] += 1
+        begins.append(begin)
+    return begins
 
 
 def _runs(uses: Sequence[Use]) -> list[_Run]:
