@@ -1,7 +1,7 @@
 """Every schedule of the table, with every pass that is legal on it, gives the serial loss and gradients.
 
 A schedule joins by being in the table: plans are drawn at random over ranks, micro-batches, chunks, uneven layers,
-recompute, offload, clipping, optimizer states on the host, replicas and the schedule's own axes.
+recompute, offload, clipping, optimizer states on the host, replicas, what they share, and the schedule's own axes.
 """
 
 from __future__ import annotations
@@ -67,6 +67,9 @@ def draw_plan(draw: random.Random, name: str) -> tuple[ModelSpec, Plan, Workload
     pipe = pipe_of(plan, items)
     if entry.refuse(pipe) or not entry.groups(pipe):
         return None
+    if data > 1:
+        zero = update.choice([plan.zero, 2, 3])
+        plan = replace(plan, zero=zero, gathered=update.choice([0, 1, chunks]) if zero > 1 else 0)
     if all(len(ranks) == 1 for ranks in entry.place(pipe)):
         plan = replace(plan, vocabulary=draw.choice(["ends", *VOCABULARIES]))
     plan = replace(plan, group=draw.choice(entry.groups(pipe)), limit=draw.choice(entry.limits(pipe)))

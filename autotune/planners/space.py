@@ -194,8 +194,8 @@ class Enumeration:
                 yield replace(sharded, layers=cut)  # type: ignore[arg-type]
 
     def _gathered(self, plan: Plan, place: Place) -> Values:
-        """The `gathered` values worth trying. With a single chunk nothing is gathered beside work, and nothing saved: the
-        recipe must want that."""
+        """The `gathered` values worth trying. With a single chunk nothing is gathered beside work, and nothing saved:
+        the recipe must want that."""
         named = "zero" in self.question.axes
         if plan.zero < 2 or len(held(place, 0)) == 1:
             return (0,) if plan.zero < 2 or named else ()
