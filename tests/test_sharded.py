@@ -52,6 +52,11 @@ def test_every_schedule_equals_the_reference(pool: Pool, name: str, zero: int, g
     [
         (TIED, Plan(2, zero=3), WORK),
         (TIED, Plan(4, zero=2), WORK),
+        (TIED, Plan(2, 1, 2, 1, "zeropp", 2, zero=3, gathered=1), WORK),
+        (TIED, Plan(2, 1, 2, 1, "bitpipe", 2, zero=2, gathered=1), WORK),
+        (TIED, Plan(2, 1, 2, 1, "v-zb", 2, zero=3, gathered=1), replace(WORK, clip=0.1)),
+        (TIED, Plan(4, 1, 1, 1, "breadth-first", 4, zero=3, gathered=1), WORK),
+        (TIED, Plan(2, 2, 1, 1, "breadth-first", 2, zero=3, gathered=1, sequence_parallel=True), WORK),
         (ODD, Plan(3, 1, 1, 1, "zeropp", 2, zero=3, gathered=1), replace(WORK, global_batch=6)),
         (ODD, Plan(4, 1, 1, 1, "breadth-first", 4, zero=3, gathered=2, recompute="selective"), WORK),
         (ODD, Plan(2, 1, 2, 1, "zeropp", 2, zero=2, gathered=1, layers="1,1,2,1", group=1), WORK),

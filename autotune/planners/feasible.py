@@ -123,11 +123,11 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
         found.append(f"offload must be a percentage (found {plan.offload}; nearest {min(100, max(0, plan.offload))})")
     found.append(_vocabulary(plan, model, workload))
     found.append(_optimizer(plan, workload))
-    found.append(_sharding(plan, model))
+    found.append(_sharding(plan))
     return found
 
 
-def _sharding(plan: Plan, model: ModelSpec) -> str | None:
+def _sharding(plan: Plan) -> str | None:
     """What is wrong with how the data ranks share the stages."""
     if plan.zero not in LEVELS:
         nearest = min(LEVELS[-1], max(LEVELS[0], plan.zero))
@@ -141,11 +141,6 @@ def _sharding(plan: Plan, model: ModelSpec) -> str | None:
     if not 0 <= plan.gathered <= most:
         nearest = min(most, max(0, plan.gathered))
         return f"gathered must be 0 to {most}, the chunks of a rank (found {plan.gathered}; nearest {nearest})"
-    if model.tied and plan.stages > 1 and plan.vocabulary == "ends":
-        return (
-            f"zero {plan.zero} needs tied embeddings in one stage, or vocabulary over all ranks: their two gradients "
-            f"are sharded apart (found {plan.stages} stages; nearest zero 1)"
-        )
     return None
 
 

@@ -182,10 +182,15 @@ class StepCosts:
         """The two fp64 numbers of a norm, between `group` ranks of a mesh part of `span` ranks."""
         return Collective(op, 16, group, self.pricer.level(span))
 
+    @property
+    def embedding(self) -> int:
+        """Bytes of the embedding's gradient."""
+        width = 8 if self.workload.precision == "fp64" else 4
+        return self.model.vocab * self.model.hidden // self.plan.tensor * width
+
     def tie(self, stage: int) -> Work:
         """The tied embedding's gradient, summed over the two ranks that hold it, or on the one that holds both."""
-        width = 8 if self.workload.precision == "fp64" else 4
-        size = self.model.vocab * self.model.hidden // self.plan.tensor * width
+        size = self.embedding
         if self.place[0] == self.place[-1]:
             return Memory("accumulate", 3 * size, self.workload.precision)
         return Collective("all_reduce", size, 2, self.pricer.level(self.plan.world))
@@ -210,6 +215,8 @@ PIECES: dict[str, Callable[[StepCosts, int], tuple[Work, ...]]] = {
     "RECV": lambda c, s: (c.hop(s),),
     "SUM_PARTIAL": lambda c, s: (c.partial(s),),
     "TIE": lambda c, s: (c.tie(s),),
+    "TIE_GATHER": lambda c, s: (c.along_data("all_reduce", c.embedding),),
+    "TIE_SHARE": lambda c, s: (Memory("accumulate", 2 * c.embedding // c.plan.data, c.wide),),
     "SYNC": lambda c, s: (c.sync(s),),
     "ALL_REDUCE": lambda c, s: (c.over_data("all_reduce", s, 1),),
     "REDUCE_SCATTER": lambda c, s: (c.over_data("reduce_scatter", s, 1),),

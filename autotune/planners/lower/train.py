@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from autotune.planners.lower.sharding import sharding
-from autotune.planners.lower.subgroups import split, subgroup_bytes
+from autotune.planners.lower.subgroups import split, subgroup_bytes, wide
 from autotune.planners.lower.traits import Traits, micro_batches, stage_sizes, traits
 from autotune.planners.lower.vocabulary import vocabulary_bytes
 from autotune.planners.passes import PASSES
@@ -111,6 +111,8 @@ def _kinds(plan: Plan, model: ModelSpec, w: Workload) -> Mapping[str, Buffer]:
         kinds |= {f"d.{s - 1}": Buffer(size.inputs), f"d.{s}": Buffer(size.output), f"b.{s}": Buffer(size.made)}
         kinds |= {f"a.{s}": Buffer(early), f"k.{s}": Buffer(late), f"t.{s}": Buffer()}
         kinds |= {f"ha.{s}": Buffer(early, HOST), f"hk.{s}": Buffer(late, HOST)}
+    embedding = Buffer(model.vocab * model.hidden // plan.tensor * BYTES[wide(w.precision)])
+    kinds |= {f"te.{s}": embedding for s in (0, plan.stages - 1)}
     return kinds | {name: Buffer(b) for name, b in vocabulary_bytes(plan, model, w).items()}
 
 

@@ -30,7 +30,7 @@ def update(program: Program, traits: Traits) -> Program:
             data = _over_data(stage, traits)
             eager[last.get(f"g.{stage}", len(listing) - 1)] = early + ([] if waits else data)
             tail += data if waits else []
-        tie = _tie(stages, ends, len(place) - 1) if ends else []
+        tie = _tie(stages, ends, len(place) - 1, traits) if ends else []
         out: list[Instruction] = []
         for at, instruction in enumerate(listing):
             out.append(instruction)
@@ -85,13 +85,22 @@ def _step(stage: int, traits: Traits, complete: bool) -> list[Instruction]:
     return [step, *(Instruction(op, stage, lane=DATA, reads=(w,), writes=(w,)) for op in spreads)]
 
 
-def _tie(stages: tuple[int, ...], ends: tuple[tuple[int, ...], ...], last: int) -> list[Instruction]:
-    """Tied embeddings in two stages: their gradients are summed before either is updated, here or between two ranks."""
+def _tie(stages: tuple[int, ...], ends: tuple[tuple[int, ...], ...], last: int, traits: Traits) -> list[Instruction]:
+    """Tied embeddings in two stages: their gradients are summed before either is updated, here or between two ranks.
+
+    Where data ranks share the gradients, no two shares of the stages are of the same rows: te.s is the whole.
+    """
     mine = [stage for stage in (0, last) if stage in stages]
     if not mine:
         return []
-    g = tuple(f"g.{stage}" for stage in mine)
-    if len(mine) == 2:  # both ends on one rank; replicas have been summed before
-        return [Instruction("TIE", 0, lane=COMPUTE, reads=g, writes=g)]
-    peers = tuple(sorted({*ends[0], *ends[1]}))
-    return [Instruction("TIE", mine[0], lane="tie", reads=g, writes=g, meet="tie", peers=peers)]
+    shared = traits.data > 1 and traits.sharding(0).gradients
+    names = tuple(f"{'te' if shared else 'g'}.{stage}" for stage in mine)
+    tie = Instruction("TIE", mine[0], lane=COMPUTE, reads=names, writes=names)
+    if len(mine) == 1:  # else both ends are on one rank; replicas have been summed before
+        tie = tie._replace(lane="tie", meet="tie", peers=tuple(sorted({*ends[0], *ends[1]})))
+    if not shared:
+        return [tie]
+    before = [Instruction("TIE_GATHER", s, lane=DATA, reads=(f"g.{s}",), writes=(f"te.{s}",)) for s in mine]
+    own = [(s, f"g.{s}", f"te.{s}") for s in mine]
+    after = [Instruction("TIE_SHARE", s, reads=(te, g), writes=(g,), frees=(te,)) for s, g, te in own]
+    return [*before, tie, *after]
