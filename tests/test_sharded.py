@@ -138,6 +138,7 @@ def test_zeropp_gathers_once_a_unit(pool: Pool, chunks: int, group: int) -> None
     units = work.global_batch // plan.data // group
     first, last = 0, 2 * (chunks - 1)
     for stage in range(0, 2 * chunks, 2):
+        # With two chunks: units x stages gathers in all, and the last unit's last one.
         gathers = units + 1 if stage == first else units if stage == last else 2 * units
         assert (counts["UNSHARD", stage], counts["SCATTER", stage]) == (gathers, units)
     parameters = stage_parameters(plan, OPEN, work)

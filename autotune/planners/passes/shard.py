@@ -51,24 +51,29 @@ def _sharded(listing: tuple[Instruction, ...], traits: Traits) -> tuple[Instruct
         drops[stay.last] = f"fw.{stay.thing}"
     for stay, number in sums:
         before[stay.begin].append(Instruction("FRESH", stay.thing, number, writes=(f"fg.{stay.thing}",)))
-    whole = {f"w.{use.thing}": f"fw.{use.thing}" for use in weights}
-    whole |= {f"g.{use.thing}": f"fg.{use.thing}" for use in gradients}
+    reading, adding = {use.position for use in weights}, {use.position for use in gradients}
     out: list[Instruction] = []
     for position, instruction in enumerate(listing):
-        out += before.get(position, ())
-        out.append(_renamed(instruction, whole, drops.get(position)))
-        out += after.get(position, ())
+        if position in before:
+            out += before[position]
+        if position in reading:
+            instruction = _reading(instruction, drops.get(position))
+        out.append(_adding(instruction) if position in adding else instruction)
+        if position in after:
+            out += after[position]
     return (*out, *before.get(len(listing), ()))
 
 
 def _users(listing: tuple[Instruction, ...], traits: Traits) -> tuple[list[Use], list[Use]]:
     """Who reads the weights, and who adds to the gradients, of stages that share them."""
     weights, gradients = [], []
-    for position, instruction in enumerate(listing):
-        s, shared = instruction.stage, traits.sharding(instruction.stage)
-        if shared.weights and f"w.{s}" in instruction.reads:
+    stages = range(traits.pipe.stages + 1)
+    of_weights = {s: f"w.{s}" for s in stages if traits.sharding(s).weights}
+    of_gradients = {s: f"g.{s}" for s in stages if traits.sharding(s).gradients}
+    for position, (_, s, _, _, _, reads, writes, *_) in enumerate(listing):
+        if of_weights.get(s) in reads:
             weights.append(Use(position, s))
-        if shared.gradients and f"g.{s}" in instruction.writes:
+        if of_gradients.get(s) in writes:
             gradients.append(Use(position, s))
     return weights, gradients
 
@@ -120,10 +125,15 @@ def _release(stay: Stay, number: int) -> Instruction:
     return Instruction("RELEASE", stay.thing, number, reads=(f"g.{stay.thing}",), frees=(f"fg.{stay.thing}",))
 
 
-def _renamed(instruction: Instruction, whole: dict[str, str], dropped: str | None) -> Instruction:
-    """The same step on the whole of what is sharded; gradients are added to in place, and so read."""
-    writes = tuple(whole.get(name, name) for name in instruction.writes)
-    added = tuple(name for name, before in zip(writes, instruction.writes, strict=True) if name != before)
-    reads = (*(whole.get(name, name) for name in instruction.reads), *added)
-    frees = (*instruction.frees, dropped) if dropped else instruction.frees
-    return instruction._replace(reads=reads, writes=writes, frees=frees)
+def _reading(instruction: Instruction, dropped: str | None) -> Instruction:
+    """The same step with the whole weights, which it may be the last to use."""
+    share = f"w.{instruction.stage}"
+    reads = tuple([f"f{name}" if name == share else name for name in instruction.reads])
+    return instruction._replace(reads=reads, frees=(*instruction.frees, dropped) if dropped else instruction.frees)
+
+
+def _adding(instruction: Instruction) -> Instruction:
+    """The same step with the whole gradients, which it changes in place."""
+    share = f"g.{instruction.stage}"
+    writes = tuple([f"f{name}" if name == share else name for name in instruction.writes])
+    return instruction._replace(reads=(*instruction.reads, f"f{share}"), writes=writes)
