@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from autotune.planners.lower.body import lower_block
 from autotune.planners.lower.generate import inference_body
@@ -55,14 +56,8 @@ def train(
     gradients: dict[tuple[int, str], Any] = {}
 
     def capture(instruction: Any, values: Any) -> None:
-        state = trainer.states[instruction.stage]
-        if plan.zero:  # only this rank's shard is summed: gather the rest to look at it
-            whole = torch.empty_like(state.grad)
-            torch.distributed.all_gather_into_tensor(
-                whole, state.grad[state.shard].clone(), group=trainer.mesh.axes["data"]
-            )
-            state.grad.copy_(whole)
-        for key, gradient in state.grads.items():
+        grad = trainer.states[instruction.stage].grad
+        for key, gradient in trainer.whole(instruction.stage, grad).items():
             gradients.setdefault(key, gradient.clone().numpy())
 
     spoilt: set[int] = set()
@@ -73,8 +68,8 @@ def train(
             if when == step and number not in spoilt:
                 spoilt.add(number)
                 for state in trainer.states.values():
-                    if key in state.grads:
-                        state.grads[key].add_(value)
+                    if key in state.places:
+                        state.part(state.grad, state.known(state.places[key].range)).add_(value)
 
     trainer.interpreter.hooks = {"OPT": capture, "NORM": spoil, "VALIDATE": lambda i, values: begun.append(step)}
     losses, trace = [], Trace()
@@ -91,8 +86,8 @@ def train(
     trainer.finish()
     weights = {
         k: w.to(WIDE.get(w.dtype, w.dtype)).numpy()
-        for state in trainer.states.values()
-        for k, w in state.weights.items()
+        for stage, state in trainer.states.items()
+        for k, w in trainer.whole(stage, state.weight).items()
     }
     return {
         "losses": losses,
@@ -131,6 +126,33 @@ def peak(rank: int, world: int, plan: Plan, model: ModelSpec, workload: Workload
     trainer.feed((tokens[mine], targets[mine]))
     trainer.interpreter.step()
     return peak_during(trainer.interpreter.step, trainer.interpreter.values, torch.device("cpu"))
+
+
+def sharded_bytes(rank: int, world: int, plan: Plan, model: ModelSpec, workload: Workload) -> int:
+    """Bytes that this rank hands on in one step's gathers and scattered sums over the data ranks, as the ring
+    algorithms do: of a whole tensor all but one share."""
+    handed: list[int] = []
+
+    def counting(operation: Any, whole: int) -> Any:
+        def run(*tensors: torch.Tensor, **rest: Any) -> Any:
+            handed.append(tensors[whole].nbytes * (plan.data - 1) // plan.data)
+            return operation(*tensors, **rest)
+
+        return run
+
+    load = lambda index, weight: shard(weight, init_weight(weight, 0, DTYPES[workload.precision]), 0, 1)  # noqa: E731
+    trainer = Trainer.build(plan, model, workload, rank, torch.device("cpu"), load)
+    tokens, targets = random_batch(workload, model.vocab)
+    each = workload.global_batch // plan.data
+    mine = slice(trainer.mesh.data * each, (trainer.mesh.data + 1) * each)
+    trainer.feed((tokens[mine], targets[mine]))
+    was = dist.all_gather_into_tensor, dist.reduce_scatter_tensor
+    try:
+        dist.all_gather_into_tensor, dist.reduce_scatter_tensor = counting(was[0], 0), counting(was[1], 1)
+        trainer.interpreter.step()
+    finally:
+        dist.all_gather_into_tensor, dist.reduce_scatter_tensor = was
+    return sum(handed)
 
 
 def taken(rank: int, world: int, op: str, rows: int, columns: int) -> int:

@@ -209,6 +209,19 @@ def test_training_from_recipe_to_pictures(experienced: Home) -> None:
     assert stale.code == 8 and "the model changed" in stale.stderr and "autotune search" in stale.stderr
 
 
+def test_a_lock_carries_what_data_ranks_share(experienced: Home) -> None:
+    home = experienced
+    shared = TRAIN.replace("zero = 0", "zero = 3\nchunks = 2\ngathered = 1").replace('"1f1b"', '"zeropp"')
+    recipe = home.write("shared.toml", shared.replace("micro_batch = 4", "micro_batch = 1"))
+    found = home.run("search", recipe, "--json")
+    assert found.code == 0, found.stderr
+    plan = found.json["plan"]
+    assert (plan["zero"], plan["gathered"], plan["data"], plan["schedule"]) == (3, 1, 2, "zeropp")
+    ran = home.run("run", "shared.lock.json", "--check", "--steps", "1", "--json")
+    assert ran.code == 0, ran.stderr
+    assert ran.json["equal"] is True and ran.json["plan_id"] == found.json["plan_id"]
+
+
 def test_generation_from_recipe_to_pictures(home: Home) -> None:
     recipe = home.write("talk.toml", GENERATE)
     found = home.run("search", recipe, "--json")
@@ -227,6 +240,10 @@ def test_generation_from_recipe_to_pictures(home: Home) -> None:
 
 PINS = {
     "pp2": ("--pin", "pipeline=2", "--pin", "micro_batch=2"),
+    "dp2-shared": (
+        *("--pin", "data=2", "--pin", "zero=3", "--pin", "gathered=1", "--pin", "micro_batch=2"),
+        *("--pin", "schedule=zeropp", "--pin", "chunks=2", "--pin", "group=1"),
+    ),
     "dp2-zero": ("--pin", "data=2", "--pin", "zero=1", "--pin", "micro_batch=2"),
 }
 

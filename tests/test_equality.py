@@ -36,7 +36,7 @@ def random_plans(count: int, seed: int) -> list[tuple[ModelSpec, Plan]]:
             chunks,
             draw.choice(["none", "selective", "full"]),
             "math",
-            draw.choice([0, 1]),
+            draw.choice([0, 1, 2, 3]),
             draw.choice([False, True]),
         )
         model = draw.choice([LLAMA, QWEN])

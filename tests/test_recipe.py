@@ -116,7 +116,7 @@ def test_axes(tmp_path: Path, text: str, values: tuple[object, ...]) -> None:
         "tensor = { min = 1 }",
         "tensor = { min = 1, max = 4, by = 2 }",
         "tensor = { min = 1, max = 1000000 }",
-        "zero = 2",
+        "zero = 4",
         "zero = { min = 0, max = 1 }",
         "sequence_parallel = 1",
         'recompute = "everything"',

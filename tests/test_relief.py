@@ -26,7 +26,7 @@ WORK = Workload(sequence_length=2048, global_batch=16)
 H100 = load_profile(MACHINES / "h100-sxm.json")
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(6))
 def test_no_plan_undercuts_its_bounds(seed: int) -> None:
     draw, predictor = random.Random(seed), Predictor(MODEL, WORK, H100)
     bounder, names, seen = Bounder(predictor), [n for n in SCHEDULES if n not in ("given", "solved")], 0
@@ -40,7 +40,8 @@ def test_no_plan_undercuts_its_bounds(seed: int) -> None:
             chunks=draw.choice((1, 2)),
             recompute=draw.choice(("none", "selective", "full")),
             attention="flash",
-            zero=draw.choice((0, 1)),
+            zero=draw.choice((0, 1, 2, 3)),
+            gathered=draw.choice((0, 0, 1, 2)),
             offload=draw.choice((0, 30, 50, 100)),
             optimizer_offload=(moved := draw.choice((0, 50, 100))),
             optimizer_stride=draw.choice((0, 1, 2, 5)) if moved else 0,

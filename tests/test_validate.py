@@ -223,7 +223,8 @@ def random_programs(count: int, seed: int) -> list[tuple[Plan, Program]]:
             schedule,
             chunks,
             draw.choice(["none", "selective", "full"]),
-            zero=draw.choice([0, 1]),
+            zero=draw.choice([0, 1, 2, 3]),
+            gathered=draw.choice([0, 0, 1]),
             sequence_parallel=draw.choice([False, True]),
         )
         model = draw.choice(MODELS)
@@ -353,7 +354,9 @@ MUTATIONS: dict[str, Mutation] = {
     "dropped forward": dropping(lambda i: i.op == "F"),
     "dropped backward": dropping(lambda i: i.op == "BW"),
     "dropped collective": dropping(lambda i: i.op in ("ALL_REDUCE", "REDUCE_SCATTER", "ALL_GATHER", "TIE")),
-    "dropped free": changing(lambda i: bool(i.frees), lambda i, world: i._replace(frees=i.frees[:-1])),
+    "dropped free": changing(
+        lambda i: bool(i.frees) and i.op != "UNSHARD", lambda i, world: i._replace(frees=i.frees[:-1])
+    ),
     "wrong peer": changing(lambda i: len(i.peers) > 1, another_peer),
     "wrong meeting": changing(
         lambda i: i.meet is not None and len(i.peers) > 1, lambda i, world: i._replace(meet="elsewhere")

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from autotune.planners.costs.step import StepCosts
+from autotune.planners.lower.sharding import sharding
 from autotune.planners.lower.stage import Sizes
-from autotune.planners.lower.train import order_of, resident_bytes, state_bytes
+from autotune.planners.lower.train import order_of, stage_bytes
 from autotune.planners.lower.traits import micro_batches, pipe_of, place_of, stage_sizes, traits
 from autotune.planners.passes.offload import on_device
 from autotune.planners.passes.subgroups import joined, moves
@@ -77,7 +78,8 @@ class Bounder:
         items = micro_batches(plan, self.predictor.workload)
         place = place_of(plan, items)
         updates = self.updates(plan)
-        fill, drain = [0.0], [0.0]  # seconds before a stage's first micro-batch comes, and after its last gradient left
+        # Seconds before a stage's first micro-batch comes, and after its last gradient left.
+        fill, drain = [self.gathered(plan)], [0.0]
         for forward, _, back in times:
             fill.append(fill[-1] + forward)
             drain.append(drain[-1] + back)
@@ -112,16 +114,23 @@ class Bounder:
         seconds = [items * sum(costs.cost(Instruction(op, plan.stages)).seconds for op in ops) for ops in groups]
         return seconds[0], seconds[1], seconds[2]
 
+    def gathered(self, plan: Plan) -> float:
+        """Seconds before the first stage has its weights."""
+        if not sharding(plan.zero, 0, plan.stages).weights:
+            return 0.0
+        return self.costs(plan).seconds(0, Instruction("UNSHARD", 0))
+
     def updates(self, plan: Plan) -> list[tuple[float, float, float]]:
         """(collectives over the replicas, optimizer, the busiest lane of states on the host) seconds of each stage."""
         costs = self.costs(plan)
-        sums = (("reduce_scatter", 1), ("all_gather", 0)) if plan.zero else (("all_reduce", 1),)
         found = []
         for stage, size in enumerate(costs.sizes):
             step = sum(map(costs.pricer.seconds, costs.optimizer(stage)))
             wait = 0.0
             if plan.data > 1:
-                wait = sum(costs.pricer.seconds(costs.over_data(op, stage, which)) for op, which in sums)
+                shared = sharding(plan.zero, stage, plan.stages)
+                ops = (*(("SCATTER",) if shared.gradients else shared.sums), *shared.spreads)
+                wait = sum(costs.seconds(0, Instruction(op, stage)) for op in ops)
             shards = plan.data if plan.zero else 1
             key = (size.parameters, shards, plan.optimizer_offload, plan.optimizer_stride, costs.pricer.ranks)
             if key not in self._lanes:
@@ -150,22 +159,26 @@ class Bounder:
         known = schedule.peak(pipe) if schedule.peak and not plan.offload else None
         # What may wait on the host is not counted.
         alive = alive or [((n, n),) for n in known or [1] * plan.pipeline]
-        parts = {size: self._least(plan, size, schedule.splits) for size in dict.fromkeys(sizes)}
+        parts: dict[Sizes, _Least] = {}
+        for stage, size in enumerate(sizes):
+            if size not in parts:
+                parts[size] = self._least(plan, stage, size, schedule.splits)
         shard = sum(parts[size].states for size in sizes[plan.stages :])  # every rank's rows of the vocabulary
         most = 0
         for rank in range(plan.pipeline):
             own = [parts[sizes[s]] for s in held(place, rank)]
             activation, inputs = min(z.activation for z in own), min(z.inputs for z in own)
-            kept = max(n * activation + x * inputs for n, x in alive[rank])
+            # Most are alive while a forward or backward runs, on whole weights.
+            kept = max(n * activation + x * inputs for n, x in alive[rank]) + min(z.gathered for z in own)
             most = max(most, shard + sum(z.states for z in own) + max(kept, *(z.at_once for z in own)))
         return most
 
-    def _least(self, plan: Plan, size: Sizes, splits: bool) -> _Least:
-        precision = self.predictor.workload.precision
-        weights, gradients, _ = state_bytes(size.parameters, precision, 1)
-        states = weights + gradients + resident_bytes(plan, size.parameters, precision)
+    def _least(self, plan: Plan, stage: int, size: Sizes, splits: bool) -> _Least:
+        own = stage_bytes(plan, stage, size.parameters, self.predictor.workload.precision)
+        gathered = own.whole_weights if sharding(plan.zero, stage, plan.stages).weights else 0
         activation = min(size.saved, size.kept + size.made) if splits else size.saved
-        return _Least(states, activation, size.inputs, _at_once(size, splits))
+        states = own.weights + own.gradients + own.states
+        return _Least(states, activation, size.inputs, _at_once(size, splits) + gathered, gathered)
 
 
 Alive = tuple[tuple[int, int], ...]  # of a rank: (chunk activations, inputs of chunks) on its device at once
@@ -178,6 +191,7 @@ class _Least(NamedTuple):
     activation: int
     inputs: int
     at_once: int
+    gathered: int  # whole weights, where they are not among the states
 
 
 def busiest_lane(costs: StepCosts, stage: int) -> float:

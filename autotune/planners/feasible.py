@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from autotune.planners.lower.recompute import RECOMPUTE
+from autotune.planners.lower.sharding import LEVELS
 from autotune.planners.lower.stage import partition
 from autotune.planners.lower.subgroups import SUBGROUPS
 from autotune.planners.lower.traits import pipe_of
 from autotune.planners.lower.vocabulary import shard_rows, shards
-from autotune.planners.schedules import SCHEDULES
+from autotune.planners.schedules import SCHEDULES, Pipe, held
 from autotune.planners.schedules.times import parse_times
 from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.spec.errors import nearest_divisor, nearest_name
@@ -31,6 +32,7 @@ TRAINING_AXES = (
     "optimizer",
     "optimizer_offload",
     "optimizer_stride",
+    "gathered",
 )
 TOGETHER = "1f1b"  # the schedule that a vocabulary whose passes all ranks do together has an order for
 OPTIMIZERS = ("barrier", "post-validated")
@@ -118,11 +120,25 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
         found.append(f"offload must be a percentage (found {plan.offload}; nearest {min(100, max(0, plan.offload))})")
     found.append(_vocabulary(plan, model))
     found.append(_optimizer(plan, workload))
-    if plan.zero not in (0, 1):
-        found.append(f"zero must be 0 or 1 (found {plan.zero}; nearest 1)")
-    if plan.zero and plan.data == 1:
-        found.append("zero needs data > 1 (found 1; nearest 2)")
+    found.append(_sharding(plan))
     return found
+
+
+def _sharding(plan: Plan) -> str | None:
+    """What is wrong with how the data ranks share the stages."""
+    if plan.zero not in LEVELS:
+        nearest = min(LEVELS[-1], max(LEVELS[0], plan.zero))
+        return f"zero must be {LEVELS[0]} to {LEVELS[-1]} (found {plan.zero}; nearest {nearest})"
+    if plan.zero and plan.data == 1:
+        return "zero needs data > 1 (found 1; nearest 2)"
+    if plan.zero < 2:
+        return f"gathered needs zero 2 or 3 (found zero {plan.zero}; nearest 2)" if plan.gathered else None
+    place = SCHEDULES[plan.schedule].place(Pipe(plan.pipeline, plan.pipeline * 2, plan.chunks))
+    most = len(held(place, 0))
+    if not 0 <= plan.gathered <= most:
+        nearest = min(most, max(0, plan.gathered))
+        return f"gathered must be 0 to {most}, the chunks of a rank (found {plan.gathered}; nearest {nearest})"
+    return None
 
 
 def _optimizer(plan: Plan, workload: Workload) -> str | None:

@@ -33,6 +33,7 @@ CLASSES = {
     "d": "boundaries",
 }
 CLASSES |= dict.fromkeys("kbyzu", "activations")
+CLASSES |= {"fw": "weights", "fg": "gradients", "te": "gradients"}  # whole ones of shards
 
 
 @dataclass

@@ -127,7 +127,7 @@ def _prices(program: Program, costs: Costs, rank: int) -> list[Price]:
     listing = program.ranks[rank]
 
     def ask(instruction: Instruction) -> Price:
-        sent = costs.sent(rank, instruction) if instruction.peers else 0
+        sent = costs.sent(rank, instruction) if instruction.meets else 0
         return costs.seconds(rank, instruction), costs.transient(rank, instruction), sent
 
     if not getattr(costs, "by_stage", False):

@@ -11,8 +11,9 @@ from typing import Protocol
 
 from autotune.planners.feasible import unsharded, why_not
 from autotune.planners.lower.recompute import RECOMPUTE
+from autotune.planners.lower.sharding import LEVELS
 from autotune.planners.lower.traits import pipe_of
-from autotune.planners.schedules import SCHEDULES
+from autotune.planners.schedules import SCHEDULES, Place, held
 from autotune.spec.machine import Profile
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Question
@@ -45,7 +46,8 @@ def axis_values(question: Question) -> dict[str, Values]:
         "schedule": SEARCHED if train else (DEFAULTS["schedule"],),
         "recompute": tuple(RECOMPUTE) if train else ("none",),
         "attention": backends(question.profile),
-        "zero": (0, 1) if train else (0,),
+        # Level 2, and fewer chunks whole at once, only add to a step: `relieved` tries them where a plan does not fit.
+        "zero": (LEVELS if question.minimize == "peak_memory" else (0, 1, 3)) if train else (0,),
         # Moving activations only adds to a step: `relieved` tries it where a plan does not fit.
         "offload": MOVED if train and question.minimize == "peak_memory" else (0,),
         "optimizer": (DEFAULTS["optimizer"],),
@@ -60,9 +62,21 @@ def _vocabularies(plan: Plan) -> Values:
     return ("ends", "vocab-1", "vocab-2") if sharded else ("ends",)
 
 
+FEW = (1, 2)  # chunks that a search lets a rank hold whole: no gather runs beside work with one, and one with two
 MOVED = (0, 50, 100)  # percent of the activations on the host that a search tries
 # Axes whose choices hang on the plan so far.
-INNER = ("chunks", "vocabulary", "layers", "group", "limit", "times", "order", "optimizer_offload", "optimizer_stride")
+INNER = (
+    "chunks",
+    "vocabulary",
+    "layers",
+    "group",
+    "limit",
+    "times",
+    "order",
+    "gathered",
+    "optimizer_offload",
+    "optimizer_stride",
+)
 
 
 class Advice(Protocol):
@@ -100,10 +114,10 @@ class Plain:
 def canonical(plan: Plan) -> bool:
     """Whether a plan is the one that stands for those that differ from it only where it makes no difference.
 
-    One rank alone fills no bubble: where nothing waits on the host between a forward and its backward, no order of its
-    micro-batches or stages is better than the usual one.
+    One rank alone fills no bubble: where nothing waits on the host between a forward and its backward, and no data rank
+    for another's share of a chunk, no order of its micro-batches or stages is better than the usual one.
     """
-    return plan.pipeline > 1 or plan.offload > 0 or plan.schedule == DEFAULTS["schedule"]
+    return plan.pipeline > 1 or plan.offload > 0 or plan.zero > 1 or plan.schedule == DEFAULTS["schedule"]
 
 
 def generalise(reason: str) -> str:
@@ -171,7 +185,8 @@ class Enumeration:
                 times = given.get("times", (self.advice.times(placed),) if schedule.timed else ("",))
                 for group, limit, each, order in product(groups, limits, times, self._given("order")):
                     ordered = replace(placed, group=group, limit=limit, times=each, order=order)  # type: ignore[arg-type]
-                    yield from self._states(ordered)
+                    for few in given.get("gathered", self._gathered(plan, schedule.place(pipe))):
+                        yield from self._states(replace(ordered, gathered=few))  # type: ignore[arg-type]
 
     def _placed(self, plan: Plan, vocabularies: Iterable[object]) -> Iterator[Plan]:
         """The plan with every place of its vocabulary and every cut of its layers."""
@@ -179,6 +194,17 @@ class Enumeration:
             sharded = replace(plan, vocabulary=where)  # type: ignore[arg-type]
             for cut in self.question.axes.get("layers", self.advice.cuts(sharded)):
                 yield replace(sharded, layers=cut)  # type: ignore[arg-type]
+
+    def _gathered(self, plan: Plan, place: Place) -> Values:
+        """The `gathered` values worth trying. With a single chunk nothing is gathered beside work, and nothing saved:
+        the recipe must want that."""
+        named = "zero" in self.question.axes
+        if plan.zero < 2 or len(held(place, 0)) == 1:
+            return (0,) if plan.zero < 2 or named else ()
+        few = tuple(count for count in FEW if count < len(held(place, 0)))
+        if not named and self.question.minimize != "peak_memory":
+            return (0,)
+        return (0, *few) if plan.zero > 2 else few
 
     def _states(self, plan: Plan) -> Iterator[Plan]:
         """The plan with its optimizer states where they may be: on the device, unless little memory is the aim."""
@@ -195,14 +221,37 @@ class Enumeration:
         return tuple(self.question.axes.get(axis, (DEFAULTS[axis],)))
 
     def relieved(self, plan: Plan) -> tuple[Plan, ...]:
-        """What stands in for a plan that does not fit: the same with all activations on the host, with all optimizer
-        states there, and with both, as far as these are open."""
-        moved = () if plan.offload or plan.optimizer_offload else self._moved(plan, MOVED[-1:])
-        return (*moved, *self._stateless(plan))
+        """What stands in for a plan that does not fit: the same with weights and gradients shared, with all activations
+        on the host, with all optimizer states there, and with several of these, as far as they are open."""
+        if plan.offload or plan.optimizer_offload:
+            return self._stateless(plan)
+        return (*self._shared(plan), *self._moved(plan, MOVED[-1:]), *self._stateless(plan))
 
     def eased(self, plan: Plan) -> tuple[Plan, ...]:
-        """What to try when all activations on the host do fit: fewer. Where they do not, no fewer can."""
-        return self._moved(plan, MOVED[1:-1]) if plan.offload == MOVED[-1] else ()
+        """What to try when all activations on the host do fit, or one chunk at a time: less of it. Where they do not,
+        nothing less can."""
+        moved = self._moved(plan, MOVED[1:-1]) if plan.offload == MOVED[-1] else ()
+        return (*moved, *self._roomier(plan))
+
+    def _roomier(self, plan: Plan) -> tuple[Plan, ...]:
+        """Of a plan with one chunk whole at a time: with room for more, and with whole weights."""
+        if (plan.zero, plan.gathered) != (LEVELS[-1], FEW[0]) or not self._sharable:
+            return ()
+        more = (replace(plan, gathered=count) for count in FEW[1:] if count < plan.chunks)
+        found = (*more, replace(plan, zero=LEVELS[-2]))
+        self.structures += len(found)
+        return found
+
+    def _shared(self, plan: Plan) -> tuple[Plan, ...]:
+        """Weights and gradients shared, one chunk whole at a time, of plans that share the states alone."""
+        if plan.zero != 1 or plan.chunks == 1 or not self._sharable:
+            return ()
+        shared = replace(plan, zero=LEVELS[-1], gathered=FEW[0])
+        reason = why_not(self.question.model, self.question.workload, shared)
+        self.structures += 1
+        if reason:
+            self.reject(reason)
+        return () if reason else (shared,)
 
     def _moved(self, plan: Plan, percents: tuple[int, ...]) -> tuple[Plan, ...]:
         if not self._open("offload"):
@@ -216,6 +265,10 @@ class Enumeration:
         shares = self.advice.states(plan)
         self.structures += len(shares)
         return tuple(p for share in shares for p in self._strides(replace(plan, optimizer_offload=share)))
+
+    @property
+    def _sharable(self) -> bool:
+        return self._open("zero") and self._open("gathered")
 
     def _open(self, axis: str) -> bool:
         """Whether the search may move what the recipe left open: `peak_memory` has every choice enumerated already."""

@@ -36,10 +36,8 @@ def capture(trainer: Trainer, found: dict[str, torch.Tensor]) -> Any:
     """A hook that copies every gradient just before the optimizer takes it, whole over the data ranks."""
 
     def hook(instruction: Instruction, values: Mapping[str, Any]) -> None:
-        state = trainer.states[instruction.stage]
-        if trainer.plan.zero:  # only this rank's shard is summed
-            dist.all_gather_into_tensor(state.grad, state.grad[state.shard].clone(), group=trainer.mesh.axes["data"])
-        for (block, name), gradient in state.grads.items():
+        grad = trainer.states[instruction.stage].grad
+        for (block, name), gradient in trainer.whole(instruction.stage, grad).items():
             found[f"{block}/{name}"] = gradient.detach().to("cpu", copy=True).contiguous()
 
     return hook

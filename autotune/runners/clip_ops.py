@@ -48,9 +48,8 @@ def counted(trainer: Trainer, stage: int) -> list[Tensor]:
         for weight in block.weights():
             whole = weight.shard is None and not rows and plan.tensor > 1 and trainer.mesh.tensor > 0
             if not whole and not (tied and weight.name in ("embed.weight", "lm_head.weight")):
-                view = state.grads[block.index, weight.name]
-                begin = view.storage_offset()
-                spans.add((begin, begin + view.numel()))
+                place = state.places[block.index, weight.name].range
+                spans.add((place.start, place.stop))
     for begin, end in sorted(spans):
         begin, end = max(begin, state.shard.start), min(end, state.shard.stop)
         if begin >= end:
@@ -59,7 +58,7 @@ def counted(trainer: Trainer, stage: int) -> list[Tensor]:
             ranges[-1][1] = end
         else:
             ranges.append([begin, end])
-    return [state.grad[begin:end] for begin, end in ranges]
+    return [state.part(state.grad, slice(begin, end)) for begin, end in ranges]
 
 
 def norm(trainer: Trainer, instruction: Instruction, values: Store) -> tuple[Any, ...]:

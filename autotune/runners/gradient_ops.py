@@ -15,6 +15,7 @@ from autotune.runners.interpreter import Started
 from autotune.spec.program import Instruction
 
 if TYPE_CHECKING:
+    from autotune.runners.state import Key, StageState
     from autotune.runners.training import Trainer
 
 Store = Mapping[str, Any]
@@ -52,33 +53,63 @@ def sync(trainer: Trainer, instruction: Instruction, values: Store) -> Started:
 def sum_partial(trainer: Trainer, instruction: Instruction, values: Store) -> tuple[Any, ...]:
     """Gradients of weights held whole by every tensor rank, each of which saw only its heads or its tokens."""
     state, plan = trainer.states[instruction.stage], trainer.plan
-    parts = [
-        state.grads[block.index, weight.name]
+    places = [
+        state.places[block.index, weight.name].range
         for block in state.blocks
         for weight in partial_weights(block, plan.tensor, plan.sequence_parallel)
     ]
-    flat = torch.cat([part.reshape(-1) for part in parts])
+    parts = [state.part(state.grad, state.known(place)) for place in places]
+    flat = torch.cat(parts)
     dist.all_reduce(flat, group=trainer.mesh.axes["tensor"])
     for part, summed in zip(parts, torch.split(flat, [p.numel() for p in parts]), strict=True):
-        part.copy_(summed.view_as(part))
+        part.copy_(summed)
     return (state.grad,)
 
 
-def _embedding_gradient(trainer: Trainer, stage: int) -> Tensor:
-    """Of the first stage the embedding's, of the last the head's: one tensor under two names."""
-    state = trainer.states[stage]
+def _embedding(state: StageState, stage: int) -> Key:
+    """Of the first stage the embedding, of the last the head: one tensor under two names."""
     block = state.blocks[0 if stage == 0 else -1]
-    name = next(w.name for w in block.weights() if w.name in ("embed.weight", "lm_head.weight"))
-    return state.grads[block.index, name]
+    return block.index, next(w.name for w in block.weights() if w.name in ("embed.weight", "lm_head.weight"))
+
+
+def _embedding_gradient(trainer: Trainer, stage: int) -> Tensor:
+    state = trainer.states[stage]
+    return state.grads[_embedding(state, stage)]
+
+
+def tie_gather(trainer: Trainer, instruction: Instruction, values: Store) -> Started:
+    """The embedding's whole gradient from the data ranks' shares, flat: each puts in what it has of it."""
+    state = trainer.states[instruction.stage]
+    place = state.places[_embedding(state, instruction.stage)].range
+    whole = state.grad.new_zeros(place.stop - place.start)
+    known = state.known(place)
+    if known.start < known.stop:
+        whole[known.start - place.start : known.stop - place.start] = state.part(state.grad, known)
+    return Started((whole,), dist.all_reduce(whole, group=trainer.mesh.axes["data"], async_op=True))
+
+
+def tie_share(trainer: Trainer, instruction: Instruction, values: Store) -> tuple[Any, ...]:
+    """This rank's share of the summed gradient back into its place."""
+    state = trainer.states[instruction.stage]
+    place = state.places[_embedding(state, instruction.stage)].range
+    known = state.known(place)
+    if known.start < known.stop:
+        whole = values[f"te.{instruction.stage}"]
+        state.part(state.grad, known).copy_(whole[known.start - place.start : known.stop - place.start])
+    return (state.grad,)
 
 
 def tie(trainer: Trainer, instruction: Instruction, values: Store) -> Started | tuple[Any, ...]:
     """Tied embeddings in two stages: the sum of both gradients, in both; here or between two ranks."""
-    stages = [int(name.partition(".")[2]) for name in instruction.reads]
-    grads = tuple(trainer.states[stage].grad for stage in stages)
-    first = _embedding_gradient(trainer, stages[0])
-    if len(stages) == 2:
-        second = _embedding_gradient(trainer, stages[1])
+    parts = [
+        values[name] if kind == "te" else _embedding_gradient(trainer, int(stage))
+        for name in instruction.reads
+        for kind, _, stage in [name.partition(".")]
+    ]
+    grads = tuple(values[name] for name in instruction.writes)
+    first = parts[0]
+    if len(parts) == 2:
+        second = parts[1]
         second.copy_(first.add_(second))
         return grads
     group = trainer.mesh.lanes[instruction.lane, instruction.peers]
@@ -109,5 +140,7 @@ OPERATIONS = {
     "SYNC": sync,
     "SUM_PARTIAL": sum_partial,
     "TIE": tie,
+    "TIE_GATHER": tie_gather,
+    "TIE_SHARE": tie_share,
     "OPT": update,
 }

@@ -103,6 +103,7 @@ class Interpreter:
 
     def _ran(self, trace: Trace | None, only: Collection[str] | None, wait: bool) -> bool:
         """Runs the list; False where it must begin again."""
+        listing = self.program.ranks[self.rank]
         clock = Clock(self.device) if trace is not None else None
         zero = clock.mark() if clock else None
         pending: Writing = {}  # buffers that are being written
@@ -114,10 +115,13 @@ class Interpreter:
 
         def settle(handle: Handle, position: int) -> None:
             handle.wait()
+            for name in listing[position].reads:  # a handle may hold its operands: nobody else is to hold it on
+                if name in reading:
+                    reading[name] = [reader for reader in reading[name] if reader[1] != position]
             if clock is not None and self.device.type != "cuda":
                 waited[position] = clock.mark()
 
-        for position, instruction in enumerate(self.program.ranks[self.rank]):
+        for position, instruction in enumerate(listing):
             if only is not None and instruction.op not in only:
                 continue
             deferred = bool(self.streams) and instruction.lane == HOST  # the host's own thread waits for what it needs

@@ -19,9 +19,10 @@ Made = tuple[Any, ...]
 Store = Mapping[str, Any]
 
 
-def _pick(instruction: Instruction, made: Mapping[str, Any]) -> Made:
-    """The instruction's writes by what their names begin with."""
-    return tuple(made[name.partition(".")[0]] for name in instruction.writes)
+def _pick(instruction: Instruction, made: Mapping[str, Any], values: Store) -> Made:
+    """The instruction's writes by what their names begin with; what was added to in place stays what it is."""
+    kinds = [(name, name.partition(".")[0]) for name in instruction.writes]
+    return tuple(made[kind] if kind in made else values[name] for name, kind in kinds)
 
 
 def _source(trainer: Trainer, instruction: Instruction, values: Store) -> Tensor:
@@ -44,7 +45,7 @@ def forward(trainer: Trainer, instruction: Instruction, values: Store) -> Made:
     for number, block in enumerate(state.blocks):
         source = block.nodes[0].reads[0]
         given: Values = {source: x, **_targets(trainer, block, instruction, values)}
-        left = trainer.run(block, "F", state, given)
+        left = trainer.run(block, "F", instruction.stage, given)
         x = left.pop(block.nodes[-1].writes[0])
         left.pop("targets", None)
         if number == 0:  # the stage's own input is the store's, not the activations'
@@ -55,7 +56,7 @@ def forward(trainer: Trainer, instruction: Instruction, values: Store) -> Made:
     made = {"a": early, "k": late, "x": x}
     if "loss" in instruction.writes:
         made["loss"] = values["loss"].add_(x)
-    return _pick(instruction, made)
+    return _pick(instruction, made, values)
 
 
 def backward(trainer: Trainer, instruction: Instruction, values: Store) -> Made:
@@ -71,10 +72,10 @@ def backward(trainer: Trainer, instruction: Instruction, values: Store) -> Made:
         if gradient is not None:
             given[f"d.{body.output}"] = gradient
         gradient = None  # the body frees it where it is last read
-        left = trainer.run(block, "BW", state, given)
+        left = trainer.run(block, "BW", instruction.stage, given)
         gradient = left.pop(body.gradient, None)
         left.clear()  # the block's input: nobody needs it any more
-    return _pick(instruction, {"g": values[f"g.{instruction.stage}"], "d": gradient})
+    return _pick(instruction, {"d": gradient}, values)
 
 
 def input_gradient(trainer: Trainer, instruction: Instruction, values: Store) -> Made:
@@ -92,13 +93,13 @@ def input_gradient(trainer: Trainer, instruction: Instruction, values: Store) ->
         if gradient is not None:
             given[incoming] = gradient
         gradient = None
-        left = trainer.run(block, "B", state, given)
+        left = trainer.run(block, "B", instruction.stage, given)
         gradient = left.get(body.gradient)
         names = set(body.made)
         if body.late_gradient and number < len(state.blocks) - 1:  # the stage's own is the store's
             names.add(incoming)
         made.append({name: value for name, value in left.items() if name in names})
-    return _pick(instruction, {"b": made, "d": gradient})
+    return _pick(instruction, {"b": made, "d": gradient}, values)
 
 
 def weight_gradient(trainer: Trainer, instruction: Instruction, values: Store) -> Made:
@@ -112,8 +113,8 @@ def weight_gradient(trainer: Trainer, instruction: Instruction, values: Store) -
         given.setdefault(block.nodes[0].reads[0], source)
         if body.late_gradient and number == len(state.blocks) - 1:
             given[f"d.{body.output}"] = values[f"d.{instruction.stage}.{instruction.item}"]
-        trainer.run(block, "W", state, given).clear()
-    return _pick(instruction, {"g": values[f"g.{instruction.stage}"]})
+        trainer.run(block, "W", instruction.stage, given).clear()
+    return _pick(instruction, {}, values)
 
 
 OPERATIONS = {"F": forward, "BW": backward, "B": input_gradient, "W": weight_gradient}

@@ -1,17 +1,18 @@
 """A stage's weights, gradients and optimizer states: flat tensors, with a view for every parameter.
 
-Flat, so that one collective sums a stage's gradients, one fused call updates it, and ZeRO-1 is a slice.
+Flat, so that one collective sums a stage's gradients, one fused call updates it, and a data rank's share is a slice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from autotune.planners.lower.sharding import NOTHING, Sharding
 from autotune.planners.lower.subgroups import SUBGROUPS, split
 from autotune.spec.graph import Block, Weight
 
@@ -31,6 +32,24 @@ def local_shape(weight: Weight, ranks: int) -> tuple[int, ...]:
 
 States = tuple[Tensor, Tensor, Tensor]  # weights in the wide precision and two moments, of a run of parameters
 BETAS = (0.9, 0.95)
+
+
+class Place(NamedTuple):
+    """Where a parameter is in its stage's flat tensors, and its shape."""
+
+    range: slice
+    shape: tuple[int, ...]
+
+
+class Flat(NamedTuple):
+    """Whole weights or gradients of a stage, lent for a while: a flat tensor and every parameter in it."""
+
+    whole: Tensor
+    views: Mapping[Key, Tensor]
+
+
+def _views(flat: Tensor, places: Mapping[Key, Place]) -> dict[Key, Tensor]:
+    return {key: flat[place.range].view(place.shape) for key, place in places.items()}
 
 
 class Rates(NamedTuple):
@@ -62,7 +81,8 @@ def adamw(master: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, gradient: Tensor,
 @dataclass
 class StageState:
     """`weight` is in the compute precision, `grad` fp32 for bf16 weights; `master`, `exp_avg`, `exp_avg_sq` cover
-    this data rank's `shard` of the flat range (all of it without ZeRO)."""
+    this data rank's `shard` of the flat range (all of it without ZeRO). So do `weight` and `grad` where `shared` says
+    so: then there are no `weights` or `grads`, and operations are lent whole ones (`Flat`)."""
 
     blocks: tuple[Block, ...]
     weight: Tensor
@@ -80,6 +100,8 @@ class StageState:
     steps: int = 0  # that were taken
     taken: float | None = 1.0  # what the last step multiplied the gradients by; None: it was skipped
     unsettled: bool = False  # whether the last step may yet be taken back
+    places: Mapping[Key, Place] = field(default_factory=dict)
+    shared: Sharding = NOTHING
 
     @classmethod
     def build(
@@ -94,6 +116,7 @@ class StageState:
         device: torch.device,
         train: bool = True,
         offload: int = 0,
+        shared: Sharding = NOTHING,
     ) -> StageState:
         """Allocates and fills a stage. Two blocks that share a tensor (tied embeddings) share its view.
 
@@ -113,25 +136,21 @@ class StageState:
                     at[tensor] = (size, shape)
                     size += torch.Size(shape).numel()
         padded = -(-size // shards) * shards
+        each = padded // shards
         flat = torch.zeros(padded, dtype=dtype, device=device)
-        grad = torch.zeros(padded if train else 0, dtype=main, device=device)
-        weights: dict[Key, Tensor] = {}
-        grads: dict[Key, Tensor] = {}
+        grad = torch.zeros((each if shared.gradients else padded) if train else 0, dtype=main, device=device)
+        places = {key: Place(slice(at[t][0], at[t][0] + torch.Size(at[t][1]).numel()), at[t][1]) for key, _, t in keys}
+        weights = _views(flat, places)
         loaded: set[tuple[str, ...]] = set()
         for key, weight, tensor in keys:
-            start, shape = at[tensor]
-            cut = slice(start, start + torch.Size(shape).numel())
-            weights[key] = flat[cut].view(shape)
-            if train:
-                grads[key] = grad[cut].view(shape)
             if tensor not in loaded:
                 loaded.add(tensor)
                 weights[key].copy_(load(key[0], weight))
-        each = padded // shards
         mine = slice(shard * each, (shard + 1) * each)
         resident, group = split(size, shards, offload)
         own = slice(mine.start, mine.start + resident)
-        piece = flat[own] if train else flat[:0]
+        kept, offset = (flat[mine].clone(), mine.start) if shared.weights else (flat, 0)
+        piece = kept[own.start - offset : own.stop - offset] if train else flat[:0]
 
         def on_host(begin: int) -> States:
             made = [torch.zeros(group, dtype=main, pin_memory=device.type == "cuda") for _ in range(3)]
@@ -141,47 +160,70 @@ class StageState:
         hosted = tuple(on_host(own.stop + j * group) for j in range(SUBGROUPS)) if train and offload else ()
         return cls(
             blocks,
-            flat,
+            kept,
             grad,
             piece.to(main) if dtype != main else piece,
             torch.zeros_like(piece, dtype=main),
             torch.zeros_like(piece, dtype=main),
             torch.zeros((), dtype=torch.float32, device=device),
-            weights,
-            grads,
+            {} if shared.weights else weights,
+            _views(grad, places) if train and not shared.gradients else {},
             mine,
             size,
             own,
             hosted,
+            places=places,
+            shared=shared,
         )
+
+    def part(self, flat: Tensor, where: slice) -> Tensor:
+        """A range of the stage's parameters in a flat tensor of all of them, or of this rank's shard alone."""
+        offset = self.shard.start if flat.numel() == self.shard.stop - self.shard.start else 0
+        return flat[where.start - offset : where.stop - offset]
+
+    def known(self, where: slice) -> slice:
+        """What of a range `grad` has."""
+        if not self.shared.gradients:
+            return where
+        begin = min(max(where.start, self.shard.start), self.shard.stop)
+        return slice(begin, max(begin, min(where.stop, self.shard.stop)))
+
+    def views(self, flat: Tensor) -> dict[Key, Tensor]:
+        """Every parameter in a flat tensor of all of them."""
+        return _views(flat, self.places)
 
     def subgroup(self, number: int) -> slice:
         """Where one of the subgroups on the host is in the flat tensors."""
         each = (self.shard.stop - self.own.stop) // SUBGROUPS
         return slice(self.own.stop + number * each, self.own.stop + (number + 1) * each)
 
-    def of(self, block: Block) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(weights, gradients) of one block by weight name."""
+    def of(
+        self, block: Block, weights: Flat | None = None, grads: Flat | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(weights, gradients) of one block by weight name, of those that are here or lent."""
         names = [weight.name for weight in block.weights()]
-        return (
-            {name: self.weights[block.index, name] for name in names},
-            {name: self.grads[block.index, name] for name in names} if self.grads else {},
-        )
+        sources = (weights.views if weights else self.weights, grads.views if grads else self.grads)
+        found = [{name: source[block.index, name] for name in names} if source else {} for source in sources]
+        return found[0], found[1]
 
     def update(self, rates: Rates) -> None:
         """One AdamW step on what this rank holds of the shard; the subgroups on the host follow by themselves."""
         self.step += 1
         self.steps += 1
-        adamw(self.master, self.exp_avg, self.exp_avg_sq, self.grad[self.own], self.step, rates)
+        adamw(self.master, self.exp_avg, self.exp_avg_sq, self.part(self.grad, self.own), self.step, rates)
+        self._narrow()
+
+    def _narrow(self) -> None:
+        """The masters in the compute precision, where that is another."""
         if self.master.dtype != self.weight.dtype:
-            self.weight[self.own].copy_(self.master)
+            self.part(self.weight, self.own).copy_(self.master)
 
     def revert(self, rates: Rates) -> None:
         """Takes the last step back by solving its equations for what was before (Zero Bubble, 2401.10241, appendix C).
 
         The gradients must be those of the step. Exact up to rounding; the moments before the first step were zero.
         """
-        step, gradient = float(self.step), self.grad[self.own]
+        step, gradient = float(self.step), self.part(self.grad, self.own)
         divisor = self.exp_avg_sq.div(1 - BETAS[1] ** step).sqrt_().add_(EPSILON)
         self.master.addcdiv_(self.exp_avg, divisor, value=rates.learning_rate / (1 - BETAS[0] ** step))
         self.master.div_(1 - rates.learning_rate * rates.weight_decay)
@@ -193,5 +235,4 @@ class StageState:
             self.exp_avg_sq.addcmul_(gradient, gradient, value=BETAS[1] - 1).div_(BETAS[1]).clamp_(min=0)
         self.step -= 1
         self.steps -= 1
-        if self.master.dtype != self.weight.dtype:
-            self.weight[self.own].copy_(self.master)
+        self._narrow()

@@ -39,8 +39,8 @@ def update_fetched(trainer: Trainer, instruction: Instruction, values: Store) ->
     state, where = _where(trainer, instruction)
     master, mean, square = values[instruction.reads[0]]
     if state.taken is not None:
-        adamw(master, mean, square, state.grad[where], state.step, trainer.rates)
-        state.weight[where].copy_(master)
+        adamw(master, mean, square, state.part(state.grad, where), state.step, trainer.rates)
+        state.part(state.weight, where).copy_(master)
     return tuple(values[name] for name in instruction.writes)
 
 
@@ -54,7 +54,7 @@ def give_back(trainer: Trainer, instruction: Instruction, values: Store) -> Made
 
 def gradient_down(trainer: Trainer, instruction: Instruction, values: Store) -> Made:
     state, where = _where(trainer, instruction)
-    return (to_host(state.grad[where]),)
+    return (to_host(state.part(state.grad, where)),)
 
 
 def update_on_host(trainer: Trainer, instruction: Instruction, values: Store) -> Deferred:
@@ -75,7 +75,7 @@ def update_on_host(trainer: Trainer, instruction: Instruction, values: Store) ->
 
 def weight_up(trainer: Trainer, instruction: Instruction, values: Store) -> Made:
     state, where = _where(trainer, instruction)
-    state.weight[where].copy_(values[instruction.reads[0]], non_blocking=True)
+    state.part(state.weight, where).copy_(values[instruction.reads[0]], non_blocking=True)
     return (None,)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from autotune.planners.lower.body import PROGRAMS, lower_block
 from autotune.planners.lower.expand import expand
 from autotune.planners.lower.shape import Shape, training_shape
+from autotune.planners.lower.sharding import sharding
 from autotune.planners.lower.stage import cut_of, stage_blocks
 from autotune.planners.lower.train import lower_training
 from autotune.planners.lower.traits import micro_batches, place_of
@@ -21,13 +22,22 @@ from autotune.planners.lower.vocabulary import shard_of, shards, vocabulary_bloc
 from autotune.planners.passes.clip import CARRIED, NORM, WHOLE
 from autotune.planners.passes.settle import SETTLES
 from autotune.planners.schedules import held
-from autotune.runners import clip_ops, gradient_ops, message_ops, stage_ops, subgroup_ops, tier_ops, vocabulary_ops
+from autotune.runners import (
+    clip_ops,
+    gradient_ops,
+    message_ops,
+    shard_ops,
+    stage_ops,
+    subgroup_ops,
+    tier_ops,
+    vocabulary_ops,
+)
 from autotune.runners.body import Call, Values, Watch, compile_body, run_body
 from autotune.runners.interpreter import Interpreter, Operation
 from autotune.runners.mesh import Mesh, staged
 from autotune.runners.ops import Env
 from autotune.runners.rope import tables
-from autotune.runners.state import Loader, Rates, StageState
+from autotune.runners.state import Flat, Key, Loader, Rates, StageState
 from autotune.runners.vocabulary_shard import loaded_rows
 from autotune.spec.graph import Block
 from autotune.spec.model import ModelSpec
@@ -40,6 +50,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     **message_ops.OPERATIONS,
     **tier_ops.OPERATIONS,
     **gradient_ops.OPERATIONS,
+    **shard_ops.OPERATIONS,
     **vocabulary_ops.OPERATIONS,
     **clip_ops.OPERATIONS,
     **subgroup_ops.OPERATIONS,
@@ -83,13 +94,14 @@ class Trainer:
             device=device,
             offload=plan.optimizer_offload,
         )
-        states = {s: build(stages[s], load) for s in held(place, mesh.pipeline)}
+        shared = partial(sharding, plan.zero, stages=plan.stages)
+        states = {s: build(stages[s], load, shared=shared(s)) for s in held(place, mesh.pipeline)}
         used = {i.op for i in program.ranks[rank]} & set(PROGRAMS)
         bodies = {b: lower_block(b, shape, plan.recompute) for state in states.values() for b in state.blocks}
         calls = {(b, op): compile_body(b, body.program(op)) for b, body in bodies.items() for op in used}
         if plan.vocabulary != "ends":
             rows = loaded_rows(load, model, shard_of(plan, mesh.pipeline, mesh.tensor))
-            states[plan.stages] = build(vocabulary_blocks(model, shards(plan)), rows)
+            states[plan.stages] = build(vocabulary_blocks(model, shards(plan)), rows, shared=shared(plan.stages))
         env = Env(
             model,
             plan.micro_batch,
@@ -146,18 +158,33 @@ class Trainer:
         batch: Tensor = values[name]
         return batch[item * self.plan.micro_batch : (item + 1) * self.plan.micro_batch].reshape(-1)
 
-    def block_env(self, state: StageState, block: Block) -> Env:
-        weights, grads = state.of(block)
+    def block_env(self, stage: int, block: Block) -> Env:
+        """What a block's operations see: the stage's weights and gradients, whole ones that are lent where it has but
+        a share."""
+        state, values = self.states[stage], self.interpreter.values
+        lent: list[Flat | None] = [values.get(f"{kind}.{stage}") for kind in ("fw", "fg")]
+        weights, grads = state.of(block, *lent)
         return replace(self.env, weights=weights, grads=grads)
 
-    def run(self, block: Block, op: str, state: StageState, given: Values) -> Values:
+    def whole(self, stage: int, flat: Tensor) -> Mapping[Key, Tensor]:
+        """A stage's parameters in a flat tensor of weights or gradients, of which this rank may know its share alone.
+        Every data rank must ask."""
+        state = self.states[stage]
+        if not self.plan.zero:
+            return state.views(flat)
+        share = state.part(flat, state.shard).clone()
+        gathered = share.new_empty(self.plan.data * share.numel())
+        dist.all_gather_into_tensor(gathered, share, group=self.mesh.axes["data"])
+        return state.views(gathered)
+
+    def run(self, block: Block, op: str, stage: int, given: Values) -> Values:
         """The block's program for an outer instruction; gives what it leaves."""
         watch = None
         if self.watch is not None:
             watch = Watch(outside=frozenset({block.nodes[0].reads[0], "targets"}))
             self.watch.append((block, op, watch))
         group = self.mesh.axes["tensor"]
-        return run_body(self.calls[block, op], self.block_env(state, block), given, group, watch)
+        return run_body(self.calls[block, op], self.block_env(stage, block), given, group, watch)
 
     @property
     def rates(self) -> Rates:
@@ -177,7 +204,7 @@ class Trainer:
         if state.taken is not None:
             state.revert(self.rates)
         self.take(state, scale)
-        if self.plan.zero:
+        if state.shared.spreads:
             mine = state.weight[state.shard].clone()
             dist.all_gather_into_tensor(state.weight, mine, group=self.mesh.axes["data"])
 

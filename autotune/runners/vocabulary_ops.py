@@ -34,7 +34,7 @@ Store = Mapping[str, Any]
 def _part(trainer: Trainer, which: int) -> tuple[Env, Node]:
     """This rank's rows of the embedding (0) or the head (1), as an operation sees them."""
     state = trainer.states[trainer.plan.stages]
-    env = trainer.block_env(state, state.blocks[which])
+    env = trainer.block_env(trainer.plan.stages, state.blocks[which])
     place = {"tensor_rank": _shard(trainer), "tensor_size": shards(trainer.plan), "all_reduce": None}
     return replace(env, **place), state.blocks[which].nodes[0]  # type: ignore[arg-type]
 

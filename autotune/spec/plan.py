@@ -24,7 +24,7 @@ class Plan:
     chunks: int = 1  # model chunks (virtual stages) a pipeline rank
     recompute: str = "none"  # none | selective (attention core and gated activation) | full (whole layer)
     attention: str = "sdpa"  # attention backend, a key of runners.ops.attention.BACKENDS
-    zero: int = 0  # 0: replicated optimizer states; 1: sharded over data
+    zero: int = 0  # sharded over data: 0 nothing; 1 optimizer states; 2 gradients too; 3 weights too
     sequence_parallel: bool = False  # Megatron's: norms and residuals sharded over the tensor ranks by sequence
     order: str = ""  # the schedule "given": a line a rank, `0F0 0F1 0BW0` (planners.schedules.text)
     offload: int = 0  # percent of a rank's chunk activations that wait on the host for their backward
@@ -37,6 +37,7 @@ class Plan:
     vocabulary: str = (
         "ends"  # embedding and head: "ends" on the outer stages, or over all (planners.schedules.vocabulary)
     )
+    gathered: int = 0  # chunks whose whole weights (zero 3), or gradients (2, 3), a rank holds at once; 0: all it has
     times: str = ""  # relative durations "F,B,W,hop" that a schedule was made for (planners.schedules.times); "": equal
 
     @property

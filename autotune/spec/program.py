@@ -22,7 +22,8 @@ from typing import NamedTuple
 
 COMPUTE = "compute"  # the lane that every rank has
 H2D, D2H = "h2d", "d2h"  # copies from the host and to it
-TENSOR, DATA = "tensor", "data"  # lanes named after an axis of the mesh: what is on them meets along that axis
+# Lanes named after an axis of the mesh, or after one and a dot: what is on them meets along that axis.
+TENSOR, DATA = "tensor", "data"
 ALL_TENSOR = "*tensor"  # how a lane's name ends whose meetings join all tensor ranks of their peers
 DEVICE = "device"  # the tier that every buffer is in unless it says otherwise
 HOST = "host"
@@ -43,6 +44,11 @@ class Instruction(NamedTuple):
     meet: str | None = None  # the rendezvous: instructions of several ranks with one name run together
     peers: tuple[int, ...] = ()  # every rank that meets here, this one included, in group order
     lag: int = 0
+
+    @property
+    def meets(self) -> bool:
+        """Whether other ranks take part: its peers, or those along the axis that its lane is named after."""
+        return bool(self.peers) or self.lane.partition(".")[0] in (TENSOR, DATA)
 
     @property
     def label(self) -> str:

@@ -26,7 +26,7 @@ LATER_AXES = ("context", "expert", "decoding")
 # the executor, which needs torch: a test holds the two equal.
 CHOICES: dict[str, tuple[str | int, ...]] = {
     "recompute": ("none", "selective", "full"),
-    "zero": (0, 1),
+    "zero": (0, 1, 2, 3),
     "vocabulary": ("ends", "naive", "interlaced", "vocab-1", "vocab-2"),
     "optimizer": ("barrier", "post-validated"),
     "attention": ("sdpa", "flash", "cudnn", "efficient", "math"),

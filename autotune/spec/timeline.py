@@ -76,7 +76,7 @@ class Timeline:
     def exposed_communication(self, rank: int) -> float:
         """Seconds in which some communication lane of a rank is busy and its compute lane is not."""
         compute = sorted((s.start, s.end) for s in self.spans if s.rank == rank and self._lane(s) == COMPUTE)
-        other = sorted((s.start, s.end) for s in self.spans if s.rank == rank and self.instruction(s).peers)
+        other = sorted((s.start, s.end) for s in self.spans if s.rank == rank and self.instruction(s).meets)
         return covered(union(other)) - overlap(union(other), union(compute))
 
     def _lane(self, span: Span) -> str:

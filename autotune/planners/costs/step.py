@@ -12,9 +12,10 @@ from autotune.planners.costs.price import Pricer
 from autotune.planners.costs.vocabulary import VOCABULARY_WORKS, ShardSizes
 from autotune.planners.lower.body import PROGRAMS
 from autotune.planners.lower.shape import training_shape
+from autotune.planners.lower.sharding import sharding
 from autotune.planners.lower.stage import Sizes, cut_of, stage_blocks, stage_runs
-from autotune.planners.lower.subgroups import split, subgroup_bytes
-from autotune.planners.lower.train import state_bytes
+from autotune.planners.lower.subgroups import split, subgroup_bytes, wide
+from autotune.planners.lower.train import StageBytes, stage_bytes, state_bytes
 from autotune.planners.lower.traits import micro_batches, partial_weights, place_of, stage_sizes
 from autotune.planners.lower.workspace import staging
 from autotune.planners.passes.clip import POST_VALIDATED
@@ -112,7 +113,9 @@ class StepCosts:
 
     def over_data(self, op: str, stage: int, which: int) -> Work:
         """A collective over the data ranks on a stage's weights (0) or gradients (1)."""
-        size = state_bytes(self.sizes[stage].parameters, self.workload.precision, 1)[which]
+        return self.along_data(op, state_bytes(self.sizes[stage].parameters, self.workload.precision, 1)[which])
+
+    def along_data(self, op: str, size: int) -> Work:
         return Collective(op, size, self.plan.data, *self.pricer.spread(self.plan.data, self.plan.tensor))
 
     def hop(self, stage: int) -> Work:
@@ -151,32 +154,54 @@ class StepCosts:
         """Whether something after OPT still reads the gradients, and empties them in its place."""
         return self.plan.optimizer == POST_VALIDATED or self.plan.optimizer_offload > 0
 
+    @property
+    def wide(self) -> str:
+        """The precision of gradients."""
+        return wide(self.workload.precision)
+
+    def bytes(self, stage: int) -> StageBytes:
+        return stage_bytes(self.plan, stage, self.sizes[stage].parameters, self.workload.precision)
+
     def clear(self, stage: int) -> Work:
-        """The gradients set to zero after the update."""
-        size = state_bytes(self.sizes[stage].parameters, self.workload.precision, 1)[1]
-        return Memory("fill", size, "fp32" if self.workload.precision == "bf16" else self.workload.precision)
+        """The gradients that outlive the step set to zero after the update."""
+        return Memory("fill", self.bytes(stage).gradients, self.wide)
+
+    def gather(self, stage: int) -> Work:
+        """A stage's whole weights from the data ranks' shares."""
+        return self.along_data("all_gather", self.bytes(stage).whole_weights)
+
+    def scatter(self, stage: int) -> tuple[Work, ...]:
+        """Whole gradients summed over the data ranks, and each one's share added to what it has."""
+        own = self.bytes(stage)
+        summed = self.along_data("reduce_scatter", own.whole_gradients)
+        return summed, Memory("accumulate", 3 * own.gradients, self.wide)
 
     def norm(self, stage: int) -> Work:
         """The gradients read once. Scaling them is not priced: it happens only in steps that clip."""
         size = state_bytes(self.sizes[stage].parameters, self.workload.precision, 1)[1]
         shards = self.plan.data if self.plan.zero else 1
-        return Memory("read", size // shards, "fp32" if self.workload.precision == "bf16" else self.workload.precision)
+        return Memory("read", size // shards, self.wide)
 
     def numbers(self, op: str, group: int, span: int) -> Work:
         """The two fp64 numbers of a norm, between `group` ranks of a mesh part of `span` ranks."""
         return Collective(op, 16, group, self.pricer.level(span))
 
+    @property
+    def embedding(self) -> int:
+        """Bytes of the embedding's gradient."""
+        width = 8 if self.workload.precision == "fp64" else 4
+        return self.model.vocab * self.model.hidden // self.plan.tensor * width
+
     def tie(self, stage: int) -> Work:
         """The tied embedding's gradient, summed over the two ranks that hold it, or on the one that holds both."""
-        width = 8 if self.workload.precision == "fp64" else 4
-        size = self.model.vocab * self.model.hidden // self.plan.tensor * width
+        size = self.embedding
         if self.place[0] == self.place[-1]:
             return Memory("accumulate", 3 * size, self.workload.precision)
         return Collective("all_reduce", size, 2, self.pricer.level(self.plan.world))
 
     def sync(self, stage: int) -> Work:
         """A stage's gradients, summed over the two directions that hold it."""
-        size = state_bytes(self.sizes[stage].parameters, self.workload.precision, 1)[1]
+        size = self.bytes(stage).gradients
         return Collective("all_reduce", size, len(self.place[stage]), self.pricer.level(self.plan.world))
 
     def partial(self, stage: int) -> Collective:
@@ -184,6 +209,8 @@ class StepCosts:
         plan, blocks = self.plan, stage_blocks(self.model, cut_of(self.plan, self.model))[stage]
         weights = (w for block in blocks for w in partial_weights(block, plan.tensor, plan.sequence_parallel))
         size = sum(w.size for w in weights) * (8 if self.workload.precision == "fp64" else 4)
+        if sharding(plan.zero, stage, plan.stages).gradients:
+            size = -(-size // plan.data)
         return Collective("all_reduce", size, self.plan.tensor, self.bodies.level, self.bodies.inner)
 
 
@@ -192,10 +219,15 @@ PIECES: dict[str, Callable[[StepCosts, int], tuple[Work, ...]]] = {
     "RECV": lambda c, s: (c.hop(s),),
     "SUM_PARTIAL": lambda c, s: (c.partial(s),),
     "TIE": lambda c, s: (c.tie(s),),
+    "TIE_GATHER": lambda c, s: (c.along_data("all_reduce", c.embedding),),
+    "TIE_SHARE": lambda c, s: (Memory("accumulate", 2 * c.embedding // c.plan.data, c.wide),),
     "SYNC": lambda c, s: (c.sync(s),),
     "ALL_REDUCE": lambda c, s: (c.over_data("all_reduce", s, 1),),
     "REDUCE_SCATTER": lambda c, s: (c.over_data("reduce_scatter", s, 1),),
     "ALL_GATHER": lambda c, s: (c.over_data("all_gather", s, 0),),
+    "UNSHARD": lambda c, s: (c.gather(s),),
+    "FRESH": lambda c, s: (Memory("fill", c.bytes(s).whole_gradients, c.wide),),
+    "SCATTER": lambda c, s: c.scatter(s),
     "OFFLOAD": lambda c, s: (c.move("d2h", s),),
     "RELOAD": lambda c, s: (c.move("h2d", s),),
     "RELEASE": lambda c, s: (),

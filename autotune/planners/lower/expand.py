@@ -35,7 +35,7 @@ def expand(program: Program, plan: Plan) -> Program:
     ranks, buffers = [], []
     for rank in range(plan.world):
         pipeline, data, tensor = coordinates(plan, rank)
-        # A lane named after an axis of the mesh meets along that axis.
+        # A lane named after an axis of the mesh, or after one and a dot, meets along that axis.
         members = {
             DATA: tuple(world_rank(plan, pipeline, d, tensor) for d in range(plan.data)),
             TENSOR: tuple(world_rank(plan, pipeline, data, t) for t in range(plan.tensor)),
@@ -44,9 +44,10 @@ def expand(program: Program, plan: Plan) -> Program:
         def placed(
             instruction: Instruction, data: int = data, tensor: int = tensor, members: Axes = members
         ) -> Instruction:
-            if instruction.lane in members:
-                peers = members[instruction.lane]
-                return instruction._replace(meet=f"{instruction.op}.{instruction.stage}@{peers[0]}", peers=peers)
+            op, stage, item = instruction[:3]
+            if (axis := instruction.lane.partition(".")[0]) in members:
+                peers = members[axis]
+                return instruction._replace(meet=f"{op}.{stage}.{item}@{peers[0]}", peers=peers)
             if instruction.meet is None:
                 return instruction
             if instruction.lane.endswith(ALL_TENSOR):

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from autotune.planners.lower.subgroups import split, subgroup_bytes
+from autotune.planners.lower.sharding import sharding
+from autotune.planners.lower.subgroups import split, subgroup_bytes, wide
 from autotune.planners.lower.traits import Traits, micro_batches, stage_sizes, traits
 from autotune.planners.lower.vocabulary import vocabulary_bytes
 from autotune.planners.passes import PASSES
@@ -26,7 +27,7 @@ from autotune.spec.program import HOST, Buffer, Instruction, Program
 from autotune.spec.work import BYTES
 from autotune.spec.workload import Workload
 
-TEMPORARY = "xakbdhtyzufre"  # first letters of the buffers that live within a step
+TEMPORARY = "xakbdhtyzufrep"  # first letters of the buffers that live within a step
 
 
 def state_bytes(parameters: int, precision: str, shards: int) -> tuple[int, int, int]:
@@ -44,6 +45,32 @@ def state_bytes(parameters: int, precision: str, shards: int) -> tuple[int, int,
 def resident_bytes(plan: Plan, parameters: int, precision: str) -> int:
     """Bytes of the optimizer states of a stage that stay in the device's memory."""
     return state_bytes(split(parameters, plan.data if plan.zero else 1, plan.optimizer_offload)[0], precision, 1)[2]
+
+
+class StageBytes(NamedTuple):
+    """Bytes of a stage: what a data rank keeps of weights, gradients and states, and the whole of the first two while
+    it has gathered or not yet scattered them."""
+
+    weights: int
+    gradients: int
+    states: int
+    whole_weights: int
+    whole_gradients: int
+
+
+def stage_bytes(plan: Plan, stage: int, parameters: int, precision: str) -> StageBytes:
+    """The bytes of one stage of a plan, on one of its ranks."""
+    shared = sharding(plan.zero, stage, plan.stages)
+    each = -(-parameters // plan.data)
+    weights, gradients = state_bytes(parameters, precision, 1)[:2]
+    padded, sums = state_bytes(each * plan.data, precision, 1)[:2]
+    return StageBytes(
+        padded // plan.data if shared.weights else weights,
+        sums // plan.data if shared.gradients else gradients,
+        resident_bytes(plan, parameters, precision),
+        padded,
+        sums,
+    )
 
 
 def kind_of(name: str) -> str:
@@ -68,14 +95,15 @@ def _kinds(plan: Plan, model: ModelSpec, w: Workload) -> Mapping[str, Buffer]:
     kinds = {"tokens": tokens, "targets": tokens, "loss": Buffer(max(4, BYTES[w.precision]), persistent=True)}
     kinds |= {name: Buffer(16, persistent=True) for name in (NORM, CARRIED, WHOLE)}
     for s, size in enumerate(stage_sizes(plan, model, w)):
-        parts = (*state_bytes(size.parameters, w.precision, 1)[:2], resident_bytes(plan, size.parameters, w.precision))
+        own = stage_bytes(plan, s, size.parameters, w.precision)
         states, gradient, weight = subgroup_bytes(
             split(size.parameters, shards, plan.optimizer_offload)[1], w.precision
         )
         kinds |= {f"oh.{s}": Buffer(states, HOST, persistent=True), f"f.{s}": Buffer(states)}
         kinds |= {f"hg.{s}": Buffer(gradient, HOST), f"hw.{s}": Buffer(weight, HOST)}
         kinds |= {f"r.{s}": Buffer(), f"e.{s}": Buffer()}
-        kinds |= {f"{n}.{s}": Buffer(b, persistent=True) for n, b in zip("wgo", parts, strict=True)}
+        kinds |= {f"{n}.{s}": Buffer(b, persistent=True) for n, b in zip("wgo", own, strict=False)}
+        kinds |= {f"fw.{s}": Buffer(own.whole_weights), f"fg.{s}": Buffer(own.whole_gradients), f"p.{s}": Buffer()}
         if s == plan.stages:  # a rank's rows of the vocabulary: no stage's
             continue
         early, late = size.saved - size.kept, size.kept
@@ -83,6 +111,8 @@ def _kinds(plan: Plan, model: ModelSpec, w: Workload) -> Mapping[str, Buffer]:
         kinds |= {f"d.{s - 1}": Buffer(size.inputs), f"d.{s}": Buffer(size.output), f"b.{s}": Buffer(size.made)}
         kinds |= {f"a.{s}": Buffer(early), f"k.{s}": Buffer(late), f"t.{s}": Buffer()}
         kinds |= {f"ha.{s}": Buffer(early, HOST), f"hk.{s}": Buffer(late, HOST)}
+    embedding = Buffer(model.vocab * model.hidden // plan.tensor * BYTES[wide(w.precision)])
+    kinds |= {f"te.{s}": embedding for s in (0, plan.stages - 1)}
     return kinds | {name: Buffer(b) for name, b in vocabulary_bytes(plan, model, w).items()}
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from autotune.planners.lower.shape import Shape, training_shape
+from autotune.planners.lower.sharding import Sharding, sharding
 from autotune.planners.lower.stage import Cut, Sizes, cut_of, sizes, stage_blocks
 from autotune.planners.lower.vocabulary import product_share, shard_parameters, shards
 from autotune.planners.lower.workspace import Site
@@ -37,6 +38,7 @@ class Traits:
     subgroups: bool = False  # whether some optimizer states live on the host
     stride: int = 0  # every so manieth subgroup is updated by the device
     shares: bool = False  # whether tensor ranks share the tokens between stages, of which a shard needs all
+    gathered: int = 0  # see spec.plan
 
     @property
     def place(self) -> Place:
@@ -47,6 +49,10 @@ class Traits:
     def ends(self) -> bool:
         """Whether the outer stages hold the embedding and the head."""
         return self.vocabulary == "ends"
+
+    def sharding(self, stage: int) -> Sharding:
+        """What data ranks share of a stage."""
+        return sharding(self.zero, stage, self.pipe.stages)
 
     def held(self, rank: int) -> tuple[int, ...]:
         """The stages whose weights a rank holds; the one beyond the last is its shard of the vocabulary."""
@@ -126,4 +132,5 @@ def traits(plan: Plan, model: ModelSpec, workload: Workload) -> Traits:
         plan.optimizer_offload > 0,
         plan.optimizer_stride,
         plan.sequence_parallel and plan.vocabulary != "ends",
+        plan.gathered,
     )

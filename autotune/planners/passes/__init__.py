@@ -8,6 +8,7 @@ from autotune.planners.lower.traits import Traits
 from autotune.planners.passes.communicate import communicate
 from autotune.planners.passes.offload import offload
 from autotune.planners.passes.settle import settle
+from autotune.planners.passes.shard import shard
 from autotune.planners.passes.update import update
 from autotune.planners.passes.vocabulary import meet
 from autotune.spec.program import Program
@@ -18,6 +19,7 @@ PASSES: dict[str, Pass] = {
     "offload": offload,
     "vocabulary": meet,
     "communicate": lambda program, traits: communicate(program),
+    "shard": shard,
     "update": update,
     "settle": settle,
 }

@@ -30,7 +30,7 @@ def update(program: Program, traits: Traits) -> Program:
             data = _over_data(stage, traits)
             eager[last.get(f"g.{stage}", len(listing) - 1)] = early + ([] if waits else data)
             tail += data if waits else []
-        tie = _tie(stages, ends, len(place) - 1) if ends else []
+        tie = _tie(stages, ends, len(place) - 1, traits) if ends else []
         out: list[Instruction] = []
         for at, instruction in enumerate(listing):
             out.append(instruction)
@@ -66,11 +66,12 @@ def _over_data(stage: int, traits: Traits) -> list[Instruction]:
     if traits.data == 1:
         return []
     g = (f"g.{stage}",)
-    return [Instruction("REDUCE_SCATTER" if traits.zero else "ALL_REDUCE", stage, lane=DATA, reads=g, writes=g)]
+    return [Instruction(op, stage, lane=DATA, reads=g, writes=g) for op in traits.sharding(stage).sums]
 
 
 def _step(stage: int, traits: Traits, complete: bool) -> list[Instruction]:
-    """The optimizer step; with ZeRO-1 each data rank updates its share and all gather the rest.
+    """The optimizer step; where data ranks share the states each updates its share, and who keeps whole weights
+    gathers the rest.
 
     Part 1 is a step that knows only a part of the gradients' norm. One that may be taken back leaves the gradients.
     """
@@ -80,18 +81,26 @@ def _step(stage: int, traits: Traits, complete: bool) -> list[Instruction]:
     tokens = started(stage, traits.stride) if traits.subgroups else ()
     writes = (w, o, *gradients, *tokens)
     step = Instruction("OPT", stage, part=0 if complete else 1, reads=reads, writes=writes)
-    if traits.data == 1 or not traits.zero:
-        return [step]
-    return [step, Instruction("ALL_GATHER", stage, lane=DATA, reads=(w,), writes=(w,))]
+    spreads = traits.sharding(stage).spreads if traits.data > 1 else ()
+    return [step, *(Instruction(op, stage, lane=DATA, reads=(w,), writes=(w,)) for op in spreads)]
 
 
-def _tie(stages: tuple[int, ...], ends: tuple[tuple[int, ...], ...], last: int) -> list[Instruction]:
-    """Tied embeddings in two stages: their gradients are summed before either is updated, here or between two ranks."""
+def _tie(stages: tuple[int, ...], ends: tuple[tuple[int, ...], ...], last: int, traits: Traits) -> list[Instruction]:
+    """Tied embeddings in two stages: their gradients are summed before either is updated, here or between two ranks.
+
+    Where data ranks share the gradients, no two shares of the stages are of the same rows: te.s is the whole.
+    """
     mine = [stage for stage in (0, last) if stage in stages]
     if not mine:
         return []
-    g = tuple(f"g.{stage}" for stage in mine)
-    if len(mine) == 2:  # both ends on one rank; replicas have been summed before
-        return [Instruction("TIE", 0, lane=COMPUTE, reads=g, writes=g)]
-    peers = tuple(sorted({*ends[0], *ends[1]}))
-    return [Instruction("TIE", mine[0], lane="tie", reads=g, writes=g, meet="tie", peers=peers)]
+    shared = traits.data > 1 and traits.sharding(0).gradients
+    names = tuple(f"{'te' if shared else 'g'}.{stage}" for stage in mine)
+    tie = Instruction("TIE", mine[0], lane=COMPUTE, reads=names, writes=names)
+    if len(mine) == 1:  # else both ends are on one rank; replicas have been summed before
+        tie = tie._replace(lane="tie", meet="tie", peers=tuple(sorted({*ends[0], *ends[1]})))
+    if not shared:
+        return [tie]
+    before = [Instruction("TIE_GATHER", s, lane=DATA, reads=(f"g.{s}",), writes=(f"te.{s}",)) for s in mine]
+    own = [(s, f"g.{s}", f"te.{s}") for s in mine]
+    after = [Instruction("TIE_SHARE", s, reads=(te, g), writes=(g,), frees=(te,)) for s, g, te in own]
+    return [*before, tie, *after]

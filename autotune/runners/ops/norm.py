@@ -56,7 +56,8 @@ def wgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[Tensor, 
     (g,), (x, rstd) = grads, saved
     name = node.weights[0].name
     if x.is_cuda:
-        weight = env.weights[name]
+        # The call wants the weight, though this gradient does not depend on it; where they are shared it may be away.
+        weight = env.weights[name] if name in env.weights else x.new_empty(x.shape[-1])
         _, dw = aten._fused_rms_norm_backward(g, x, [x.shape[-1]], rstd.view(-1, 1), weight, [False, True])
         env.grads[name].add_(dw)
     else:
