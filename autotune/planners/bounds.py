@@ -51,6 +51,7 @@ class Bounder:
             plan.attention,
             plan.sequence_parallel,
             self.predictor.ranks(plan.world),
+            self.predictor.pricer(plan.world).level(plan.world),
         )
         if key not in self._stages:
             costs = self.costs(plan)
@@ -77,10 +78,7 @@ class Bounder:
         items = micro_batches(plan, self.predictor.workload)
         place = place_of(plan, items)
         updates = self.updates(plan)
-        fill, drain = [0.0], [0.0]  # seconds before a stage's first micro-batch comes, and after its last gradient left
-        for forward, _, back in times:
-            fill.append(fill[-1] + forward)
-            drain.append(drain[-1] + back)
+        fill, drain = self.ends(plan)
         before, beside, after = self.vocabulary(plan, costs, items)
         best = work = 0.0
         capacity = self.predictor.capacity(plan)
@@ -100,6 +98,23 @@ class Bounder:
             best = max(best, until + max(after + update, last), drained + min(drain[s] for s in own))
             best = max(best, before + busy + beside + after + update)
         return max(best, work / capacity) if capacity else best
+
+    def ends(self, plan: Plan) -> tuple[list[float], list[float]]:
+        """Seconds before a stage's first micro-batch comes, and after its last gradient left; the last entries are of
+        the whole way."""
+        fill, drain = [0.0], [0.0]
+        for stage, (forward, _, back) in enumerate(self.stages(plan)[0]):
+            way = self.way(plan, stage)
+            fill.append(fill[-1] + forward + way)
+            drain.append(drain[-1] + back + way)
+        return fill, drain
+
+    def way(self, plan: Plan, stage: int) -> float:
+        """Seconds of a message between a stage and the next, where no rank holds both."""
+        place = place_of(plan, micro_batches(plan, self.predictor.workload))
+        if stage + 1 >= plan.stages or set(place[stage]) & set(place[stage + 1]):
+            return 0.0
+        return self.stages(plan)[1].cost(Instruction("SEND", stage)).seconds
 
     def vocabulary(self, plan: Plan, costs: StepCosts, items: int) -> tuple[float, float, float]:
         """Seconds of a rank's passes over its shard of the vocabulary: those that may run before its first forward,

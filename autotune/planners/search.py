@@ -7,27 +7,25 @@ cost model. Ended early (budget, Ctrl-C), it reports the gap that is left.
 from __future__ import annotations
 
 import heapq
-import multiprocessing as mp
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from autotune.planners.advice import PricedAdvice
 from autotune.planners.bounds import Bounder
+from autotune.planners.lower.traits import micro_batches
 from autotune.planners.measured import measure_best
-from autotune.planners.parent import follower
-from autotune.planners.predict import Predictor
+from autotune.planners.predict import Predictor, TooLarge, TooSlow
 from autotune.planners.space import Enumeration
+from autotune.planners.trial import Trial, Worker, Workers
 from autotune.spec.errors import InfeasibleError
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Bound, Found, Prediction, Question, Space
 
 BATCH = 16  # plans simulated between two looks at the clock, and written to the database together
 FIRST = 2  # before it is known how long one takes, and so whether another process is worth starting
-PARALLEL_FROM = 0.25  # seconds of simulation left that are worth two processes
+FRONT = 64  # of the most promising plans, those among which the first to be simulated are
 RANKED = 64  # predictions that the answer keeps
 
 
@@ -63,35 +61,10 @@ class _State:
     def best(self) -> Prediction | None:
         return min(self.simulated, key=lambda p: objective(self.question, p), default=None)
 
-
-@dataclass(frozen=True)
-class _Worker:
-    """What simulates a plan; processes that are forked have it with all that is priced already."""
-
-    bounder: Bounder
-    allowed: int
-
-    def simulate(self, plan: Plan) -> Prediction | _TooLarge:
-        """The prediction; or, where the plan's order alone shows that it cannot fit, the bytes that it needs."""
-        predictor = self.bounder.predictor
-        if predictor.workload.kind == "train":
-            least = self.bounder.ordered_memory(plan)
-            if least > self.allowed:
-                return _TooLarge(plan, least)
-        return predictor.predict(plan, timeline=False)
-
-
-class _TooLarge(NamedTuple):
-    plan: Plan
-    bytes: int
-
-
-_WORKER: _Worker | None = None
-
-
-def _simulate(plan: Plan) -> Prediction | _TooLarge:
-    assert _WORKER is not None
-    return _WORKER.simulate(plan)
+    def limit(self) -> float:
+        """The value from which a plan is not among the best few."""
+        values = sorted(objective(self.question, p) for p in self.simulated)
+        return values[BATCH - 1] if len(values) >= BATCH else float("inf")
 
 
 def search(
@@ -108,14 +81,12 @@ def search(
     `remember` is given every prediction in batches. `measure` runs a plan and gives its step seconds. Raises
     InfeasibleError when no plan fits, with the binding constraints.
     """
-    global _WORKER
     began = time.monotonic()
     predictor = Predictor(question.model, question.workload, question.profile)
     bounder, allowed = Bounder(predictor), limit_bytes(question)
-    _WORKER = _Worker(bounder, allowed)
     space = Enumeration(question, PricedAdvice(bounder))
     queue, bounded = _bounded(question, bounder, space, allowed)
-    lowest = queue[0][0] if queue else 0.0
+    lowest = queue[0].bound if queue else 0.0
     least = f"; none can take less than {lowest:.4g} s" if question.minimize in ("step_time", "latency") else ""
     progress(f"{space.structures} structures, {len(queue)} feasible{least}")
     state = _State(question)
@@ -125,7 +96,7 @@ def search(
         left = _explore(question, state, bounder, queue, space, allowed, began, remember, progress)
         finished = left is None
     except KeyboardInterrupt:
-        finished, interrupted, left = False, True, queue[0][0] if queue else None
+        finished, interrupted, left = False, True, queue[0].bound if queue else None
         progress("interrupted: keeping what was found")
     best = state.best()
     if best is None and interrupted:
@@ -160,7 +131,16 @@ def search(
     )
 
 
-Queue = list[tuple[float, int, Plan]]
+class Waiting(NamedTuple):
+    """A plan in the queue: `number` breaks ties. `close`: its bound is that of its ranks alone already."""
+
+    bound: float
+    number: int
+    plan: Plan
+    close: bool = False
+
+
+Queue = list[Waiting]
 
 
 def _bounded(question: Question, bounder: Bounder, space: Enumeration, allowed: int) -> tuple[Queue, int]:
@@ -173,7 +153,7 @@ def _bounded(question: Question, bounder: Bounder, space: Enumeration, allowed: 
             bounded += _offer(question, bounder, space, allowed, queue, (plan,))
         else:
             bounded += 1
-            queue.append((float("-inf") if question.minimize == "tokens_per_s" else 0.0, bounded, plan))
+            queue.append(Waiting(float("-inf") if question.minimize == "tokens_per_s" else 0.0, bounded, plan))
     heapq.heapify(queue)
     return queue, bounded
 
@@ -195,12 +175,8 @@ def _offer(
             space.reject(_too_large(least, allowed))
             waiting += space.relieved(plan)
             continue
-        bound = bounder.time(plan)
-        if question.minimize == "tokens_per_s":
-            bound = -question.workload.tokens / bound
-        elif question.minimize == "peak_memory":
-            bound = float(least)
-        queue.append((bound, space.structures + len(queue), plan))
+        bound = float(least) if question.minimize == "peak_memory" else _valued(question, bounder.time(plan))
+        queue.append(Waiting(bound, space.structures + len(queue), plan))
     return count
 
 
@@ -219,7 +195,11 @@ def _explore(
     remember: Callable[[Sequence[Prediction]], None],
     progress: Callable[[str], None],
 ) -> float | None:
-    """Simulates best bound first until the bound closes (None) or the budget ends (the next bound)."""
+    """Simulates best bound first until the bound closes (None) or the budget ends (the next bound).
+
+    A plan that comes to its turn is bounded more closely first, and goes back to the queue where others then come
+    before it.
+    """
     incumbent = float("inf")
 
     def offer(plans: Iterable[Plan]) -> None:
@@ -228,35 +208,40 @@ def _explore(
         for entry in late:
             heapq.heappush(queue, entry)
 
-    def refuse(plan: Plan, found: int) -> None:
-        space.reject(_too_large(found, allowed))
-        offer(space.relieved(plan))
-
-    with _Workers() as workers:
+    with Workers(Worker(bounder, allowed)) as workers:
         while queue:
-            # Whatever the bound says, some plans are there to be ranked and measured.
-            wanted = incumbent if state.count >= BATCH else float("inf")
-            if queue[0][0] >= wanted:
+            proven = queue[0].bound >= incumbent
+            if proven and state.count >= BATCH:
                 return None
             spent = state.count >= question.simulate_budget or time.monotonic() - began > question.seconds
             if spent and state.count:  # one batch is always simulated
-                return queue[0][0]
-            batch: list[Plan] = []
+                return queue[0].bound
             size = BATCH if workers.rate else FIRST
-            while queue and len(batch) < size and queue[0][0] < wanted:
-                batch.append(heapq.heappop(queue)[2])
+            # Until one is known to fit nothing can be left out; and some are there to be ranked and measured alone.
+            hurried = proven or incumbent == float("inf")
+            batch = _quickest(question, queue, size) if hurried else _next(queue, size, incumbent)
+            following = float("inf") if hurried or not queue else min(incumbent, queue[0].bound)
+            limit = state.limit()
+            trials = [_trial(question, entry, incumbent, limit, following) for entry in batch]
             fitting = []
-            for prediction in workers.simulate(batch, len(queue)):
-                if isinstance(prediction, _TooLarge):
-                    refuse(*prediction)
+            for entry, outcome in zip(batch, workers.run(trials, len(queue)), strict=True):
+                if isinstance(outcome, TooLarge):
+                    space.reject(_too_large(outcome.bytes, allowed))
+                    offer(space.relieved(entry.plan))
+                    continue
+                if not entry.close:  # fewer moves may take less time than these, whatever these take
+                    offer(space.eased(entry.plan))
+                if isinstance(outcome, TooSlow):
+                    bound = max(entry.bound, _valued(question, outcome.seconds))
+                    heapq.heappush(queue, Waiting(bound, entry.number, entry.plan, True))
                     continue
                 state.count += 1
-                if max(prediction.peak_bytes) > allowed:
-                    refuse(prediction.plan, max(prediction.peak_bytes))
+                if max(outcome.peak_bytes) > allowed:
+                    space.reject(_too_large(max(outcome.peak_bytes), allowed))
+                    offer(space.relieved(entry.plan))
                     continue
-                offer(space.eased(prediction.plan))
-                fitting.append(prediction)
-                incumbent = min(incumbent, objective(question, prediction))
+                fitting.append(outcome)
+                incumbent = min(incumbent, objective(question, outcome))
             state.simulated += fitting
             remember(fitting)
             best = state.best()
@@ -265,36 +250,41 @@ def _explore(
     return None
 
 
-class _Workers:
-    """Simulates in this process until that gets slow, then on every core."""
+def _valued(question: Question, seconds: float) -> float:
+    """The objective of a step of so many seconds."""
+    return -question.workload.tokens / seconds if question.minimize == "tokens_per_s" else seconds
 
-    def __init__(self) -> None:
-        self.pool: ProcessPoolExecutor | None = None
-        self.rate = 0.0  # seconds a plan
 
-    def __enter__(self) -> _Workers:
-        return self
+def _seconds(question: Question, value: float) -> float:
+    """The step seconds of an objective's value."""
+    if question.minimize != "tokens_per_s":
+        return value
+    return -question.workload.tokens / value if value < 0 else float("inf")
 
-    def __exit__(self, *_: object) -> None:
-        if self.pool is not None:
-            self.pool.shutdown(wait=False, cancel_futures=True)
 
-    def simulate(self, plans: Sequence[Plan], waiting: int) -> Iterator[Prediction | _TooLarge]:
-        cores = len(os.sched_getaffinity(0))
-        if (
-            self.pool is None
-            and cores > 1
-            and self.rate * waiting > PARALLEL_FROM
-            and "fork" in mp.get_all_start_methods()
-        ):
-            # Forked, so that what is already priced is shared; nothing here has threads.
-            self.pool = ProcessPoolExecutor(cores, mp.get_context("fork"), follower())
-        begin = time.monotonic()
-        if self.pool is not None:
-            yield from self.pool.map(_simulate, plans, chunksize=max(1, len(plans) // (4 * cores)))
-        else:
-            yield from map(_simulate, plans)
-        self.rate = (time.monotonic() - begin) / max(len(plans), 1)
+def _trial(question: Question, entry: Waiting, wanted: float, limit: float, following: float) -> Trial:
+    """What is asked of a plan, in seconds. Objectives other than time are no reason to leave a plan."""
+    if question.minimize == "peak_memory" or question.workload.kind != "train":
+        return Trial(entry.plan, entry.close)
+    return Trial(entry.plan, entry.close, *(_seconds(question, value) for value in (wanted, limit, following)))
+
+
+def _next(queue: Queue, size: int, incumbent: float) -> list[Waiting]:
+    """Takes the plans out of the queue that may take least, as far as they may beat the best so far."""
+    found: list[Waiting] = []
+    while queue and len(found) < size and queue[0].bound < incumbent:
+        found.append(heapq.heappop(queue))
+    return found
+
+
+def _quickest(question: Question, queue: Queue, size: int) -> list[Waiting]:
+    """Takes those of the most promising plans out of the queue that are simulated soonest."""
+    front = [heapq.heappop(queue) for _ in range(min(len(queue), FRONT))]
+    if question.workload.kind == "train":
+        front.sort(key=lambda entry: micro_batches(entry.plan, question.workload) * entry.plan.stages)
+    for entry in front[size:]:
+        heapq.heappush(queue, entry)
+    return front[:size]
 
 
 def _nothing_fits(question: Question, space: Enumeration, allowed: int) -> str:
