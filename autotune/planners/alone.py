@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from autotune.planners.bounds import Bounder
 from autotune.planners.costs.step import StepCosts
+from autotune.planners.family import Family
 from autotune.planners.lower.train import kind_of, kinds_of, lasts, own_list
 from autotune.planners.lower.traits import traits
 from autotune.planners.predict import TooLarge, TooSlow
@@ -34,13 +35,13 @@ class Around:
     after: Sequence[float]
 
 
-def around(bounder: Bounder, plan: Plan) -> Around:
+def around(family: Family) -> Around:
     """What the stages before and after each stage take at least."""
-    fill, drain = bounder.ends(plan)
-    whole, backward = fill[-1], [0.0] * plan.stages
-    for stage in reversed(range(plan.stages)):
-        backward[stage] = whole + bounder.way(plan, stage)
-        whole = backward[stage] + bounder.stages(plan)[0][stage][2]
+    fill, drain = family.ends
+    whole, backward = fill[-1], [0.0] * family.plan.stages
+    for stage in reversed(range(family.plan.stages)):
+        backward[stage] = whole + family.ways[stage]
+        whole = backward[stage] + family.times[stage].drain
     return Around(fill[:-1], backward, drain[:-1])
 
 
@@ -49,7 +50,7 @@ def alone(bounder: Bounder, plan: Plan, allowed: int, enough: float = float("inf
     the first rank that shows `enough`, or the most that any of them does."""
     predictor = bounder.predictor
     key = traits(plan, predictor.model, predictor.workload)
-    others, costs = around(bounder, plan), bounder.costs(plan)
+    others, costs = around(bounder.family(plan)), bounder.costs(plan)
     kinds = kinds_of(plan, predictor.model, predictor.workload)
     most = bounder.time(plan)
     for rank in _telling(plan.pipeline):
@@ -130,4 +131,3 @@ def _makespan(program: Program, rank: int, costs: StepCosts, others: Around, inl
         if op in BACKWARDS:
             most = max(most, end[-1] + others.after[stage])
     return max(most, max(end, default=0.0))
-

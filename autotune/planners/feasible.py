@@ -5,7 +5,7 @@ from __future__ import annotations
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.stage import partition
 from autotune.planners.lower.subgroups import SUBGROUPS
-from autotune.planners.lower.traits import pipe_of
+from autotune.planners.lower.traits import micro_batches, pipe_of
 from autotune.planners.lower.vocabulary import shard_rows
 from autotune.planners.schedules import SCHEDULES, Pipe
 from autotune.planners.schedules.times import parse_times
@@ -58,6 +58,21 @@ def _tensor(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None
     return found
 
 
+def unfit(plan: Plan, model: ModelSpec, workload: Workload) -> str | None:
+    """The first reason why no choice of a training plan's inner axes can make it run, or None: degrees that the model
+    or the batch cannot be shared by, or that leave an axis without a meaning."""
+    if workload.kind != "train" or not model.dense:
+        return None
+    checks = (*_tensor(plan, model, workload), *_replicas(plan, workload))
+    return next((reason for reason in checks if reason), None)
+
+
+def _replicas(plan: Plan, workload: Workload) -> tuple[str | None, str | None]:
+    """What is wrong with the number of replicas."""
+    shared = _divides("data x micro_batch", plan.data * plan.micro_batch, workload.global_batch, "global_batch")
+    return shared, "zero needs data > 1 (found 1; nearest 2)" if plan.zero and plan.data == 1 else None
+
+
 def _texts(plan: Plan, model: ModelSpec) -> str | None:
     """What is wrong with the axes that are written as text."""
     try:
@@ -100,8 +115,7 @@ def _vocabulary(plan: Plan, model: ModelSpec, workload: Workload) -> str | None:
 
 
 def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:
-    replica = plan.data * plan.micro_batch
-    found = [_divides("data x micro_batch", replica, workload.global_batch, "global_batch")]
+    found = list(_replicas(plan, workload))
     schedule = SCHEDULES.get(plan.schedule)
     if schedule is None:
         near = nearest_name(plan.schedule, SCHEDULES)
@@ -109,7 +123,7 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
     if reason := _texts(plan, model):
         return [*found, reason]
     if found[0] is None:
-        reason = schedule.refuse(pipe_of(plan, workload.global_batch // replica))
+        reason = schedule.refuse(pipe_of(plan, micro_batches(plan, workload)))
         found.append(reason and f"schedule {plan.schedule} needs {reason}")
     if plan.order and plan.schedule != "given":
         found.append(f"order needs schedule given (found {plan.schedule})")
@@ -123,8 +137,6 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
     found.append(_optimizer(plan, workload))
     if plan.zero not in (0, 1):
         found.append(f"zero must be 0 or 1 (found {plan.zero}; nearest 1)")
-    if plan.zero and plan.data == 1:
-        found.append("zero needs data > 1 (found 1; nearest 2)")
     return found
 
 

@@ -212,9 +212,7 @@ def spans_of(
     return map(tuple.__new__, repeat(Span), zip(repeat(rank), positions, starts, ends, strict=False))
 
 
-def busy_by(
-    program: Program, resolved: Resolved, rank: int, start: Sequence[float], end: Sequence[float]
-) -> float:
+def busy_by(program: Program, resolved: Resolved, rank: int, start: Sequence[float], end: Sequence[float]) -> float:
     """Seconds that one rank computes: what the whole timeline says of it, without making the timeline."""
     events, listing = resolved.event[rank], program.ranks[rank] * resolved.steps
     return sum(end[n] - start[n] for n, i in zip(events, listing, strict=True) if i.lane == COMPUTE)

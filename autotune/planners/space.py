@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from itertools import product
 from typing import Protocol
 
-from autotune.planners.feasible import unsharded, why_not
+from autotune.planners.feasible import unfit, why_not
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.traits import pipe_of
 from autotune.planners.schedules import SCHEDULES, Place
@@ -133,33 +133,33 @@ class Enumeration:
             data, tensor, pipeline = (int(str(d)) for d in degrees)
             if data * tensor * pipeline != devices:
                 continue
+            mesh = Plan(data, tensor, pipeline)
             for choice in product(*(self.values[n] for n in rest)):
-                axes: Mapping[str, object] = dict(zip(rest, choice, strict=True))
-                outer = Plan(data, tensor, pipeline, **axes)  # type: ignore[arg-type]
-                for plan in self.inner(outer):
+                outer = mesh.altered(**dict(zip(rest, choice, strict=True)))
+                reason = unfit(outer, model, workload)
+                for plan in (outer,) if reason else self.inner(outer):
                     if not canonical(plan) and not self._keep_all:
                         continue
                     self.structures += 1
-                    reason = why_not(model, workload, plan, devices)
+                    reason = reason or why_not(model, workload, plan, devices)
                     if reason is None:
                         yield plan
                     else:
                         self.reject(reason)
+                        reason = None
 
     def inner(self, plan: Plan) -> Iterator[Plan]:
         """The plan with every choice of its inner axes: the recipe's, or what its schedule and the advice offer."""
         given, schedule = self.question.axes, SCHEDULES.get(plan.schedule)
         if schedule is None or self.question.workload.kind != "train":
             for choice in product(*map(self._given, INNER)):
-                axes: Mapping[str, object] = dict(zip(INNER, choice, strict=True))
-                yield replace(plan, **axes)  # type: ignore[arg-type]
+                yield plan.altered(**dict(zip(INNER, choice, strict=True)))
             return
         items = max(1, self.question.workload.global_batch // (plan.data * plan.micro_batch))
+        first = {axis: self._given(axis)[0] for axis in ("group", "limit", "order")}
         for chunks in given.get("chunks", schedule.chunks):
-            first: Mapping[str, object] = {axis: self._given(axis)[0] for axis in ("group", "limit", "order")}
-            chunked = replace(plan, chunks=chunks, **first)  # type: ignore[arg-type]
-            refused = chunked.stages > self.question.model.layers or schedule.refuse(pipe := pipe_of(chunked, items))
-            if refused or unsharded(self.question.model, plan.tensor):
+            chunked = plan.altered(chunks=chunks, **first)
+            if chunked.stages > self.question.model.layers or schedule.refuse(pipe := pipe_of(chunked, items)):
                 yield chunked  # refused as it is: its inner choices would be, and some of them have no price
                 continue
             groups, limits = given.get("group", schedule.groups(pipe)), given.get("limit", schedule.limits(pipe))
@@ -168,26 +168,25 @@ class Enumeration:
             for placed in self._placed(chunked, vocabularies):
                 times = given.get("times", (self.advice.times(placed),) if schedule.timed else ("",))
                 for group, limit, each, order in product(groups, limits, times, self._given("order")):
-                    ordered = replace(placed, group=group, limit=limit, times=each, order=order)  # type: ignore[arg-type]
-                    yield from self._states(ordered)
+                    yield from self._states(placed.altered(group=group, limit=limit, times=each, order=order))
 
     def _placed(self, plan: Plan, vocabularies: Iterable[object]) -> Iterator[Plan]:
         """The plan with every place of its vocabulary and every cut of its layers."""
         for where in vocabularies:
-            sharded = replace(plan, vocabulary=where)  # type: ignore[arg-type]
+            sharded = plan.altered(vocabulary=where)
             for cut in self.question.axes.get("layers", self.advice.cuts(sharded)):
-                yield replace(sharded, layers=cut)  # type: ignore[arg-type]
+                yield sharded.altered(layers=cut)
 
     def _states(self, plan: Plan) -> Iterator[Plan]:
         """The plan with its optimizer states where they may be: on the device, unless little memory is the aim."""
         least = self.question.minimize == "peak_memory"
         for share in self.question.axes.get("optimizer_offload", (0, *self.advice.states(plan)) if least else (0,)):
-            yield from self._strides(replace(plan, optimizer_offload=share))  # type: ignore[arg-type]
+            yield from self._strides(plan.altered(optimizer_offload=share))
 
     def _strides(self, plan: Plan) -> Iterator[Plan]:
         advised = self.advice.stride(plan) if plan.optimizer_offload else 0
         for stride in self.question.axes.get("optimizer_stride", (advised,)):
-            yield replace(plan, optimizer_stride=stride)  # type: ignore[arg-type]
+            yield plan.altered(optimizer_stride=stride)
 
     def _given(self, axis: str) -> Values:
         return tuple(self.question.axes.get(axis, (DEFAULTS[axis],)))
@@ -206,14 +205,14 @@ class Enumeration:
         if not self._open("offload"):
             return ()
         self.structures += len(percents)
-        return tuple(replace(plan, offload=percent) for percent in percents)
+        return tuple(plan.altered(offload=percent) for percent in percents)
 
     def _stateless(self, plan: Plan) -> tuple[Plan, ...]:
         if plan.optimizer_offload or not self._open("optimizer_offload"):
             return ()
         shares = self.advice.states(plan)
         self.structures += len(shares)
-        return tuple(p for share in shares for p in self._strides(replace(plan, optimizer_offload=share)))
+        return tuple(p for share in shares for p in self._strides(plan.altered(optimizer_offload=share)))
 
     def _open(self, axis: str) -> bool:
         """Whether the search may move what the recipe left open: `peak_memory` has every choice enumerated already."""
