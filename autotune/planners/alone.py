@@ -4,8 +4,8 @@ The list is completed by the passes that look at one rank at a time, and no mess
 its own time alone. Of the other ranks only this is kept: no forward of a stage starts before the stages before it have
 done one, and no backward before all of them have and the stages after it have gone back; after a backward the stages
 before it have theirs to do. Every step of the whole program is at least as late, so the bound is admissible. It sees
-what sums over a rank cannot: copies and vocabulary passes that compute waits for. Memory is that of the list, where what
-another rank sends takes its bytes from its first reader on: its receive is posted before that.
+what sums over a rank cannot: copies and vocabulary passes that compute waits for. Memory is that of the list, where
+what another rank sends takes its bytes from its first reader on: its receive is posted before that.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 from autotune.planners.costs.step import StepCosts
@@ -20,7 +21,7 @@ Alive = tuple[tuple[int, int], ...]  # of a rank: (chunk activations, inputs of 
 
 
 class StageTime(NamedTuple):
-    """Seconds of a stage: forward, least backward, and what a gradient needs to pass: B alone where the order splits."""
+    """Seconds of a stage: forward, least backward, and what a gradient needs to pass: B alone where it is split."""
 
     forward: float
     backward: float
@@ -102,7 +103,7 @@ class Family:
     def ways(self) -> list[float]:
         """Seconds of a message between each stage and the next, where no rank holds both."""
         place, hop = self.place, self.stages.hop
-        return [0.0 if set(a) & set(b) else hop for a, b in zip(place, place[1:], strict=False)] + [0.0]
+        return [0.0 if set(a) & set(b) else hop for a, b in pairwise(place)] + [0.0]
 
     @cached_property
     def ends(self) -> tuple[list[float], list[float]]:

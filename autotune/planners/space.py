@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
+from functools import cached_property
 from itertools import product
+from math import prod
 from typing import Protocol
 
 from autotune.planners.feasible import unfit, why_not
@@ -61,6 +63,7 @@ def _vocabularies(plan: Plan, place: Place) -> Values:
 
 
 MOVED = (0, 50, 100)  # percent of the activations on the host that a search tries
+MESH = ("data", "tensor", "pipeline")
 # Axes whose choices hang on the plan so far.
 INNER = ("chunks", "vocabulary", "layers", "group", "limit", "times", "order", "optimizer_offload", "optimizer_stride")
 
@@ -114,39 +117,56 @@ def generalise(reason: str) -> str:
 class Enumeration:
     """Iterates over the feasible plans of a question; `infeasible` counts the others by reason."""
 
-    def __init__(self, question: Question, advice: Advice | None = None) -> None:
+    def __init__(
+        self, question: Question, advice: Advice | None = None, ended: Callable[[], bool] = lambda: False
+    ) -> None:
         self.question = question
+        self.ended = ended  # whether there is no more time
         self.advice = advice or Plain()
         self.values = axis_values(question)
         self.structures = 0
+        self.looked_at = 0  # of `choices`
         self.infeasible: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
         pinned = question.axes.get("schedule")
         self._keep_all = pinned is not None and "1f1b" not in pinned
 
+    @cached_property
+    def meshes(self) -> list[Plan]:
+        """The degrees that make the number of devices."""
+        degrees = product(*(self.values[n] for n in MESH))
+        plans = (Plan(int(str(data)), int(str(tensor)), int(str(pipe))) for data, tensor, pipe in degrees)
+        return [plan for plan in plans if plan.world == self.question.devices]
+
+    @property
+    def choices(self) -> int:
+        """How many there are of the outer axes: each is one structure or more."""
+        return len(self.meshes) * prod(len(values) for name, values in self.values.items() if name not in MESH)
+
+    @property
+    def unseen(self) -> int:
+        """The choices that there was no time for."""
+        return self.choices - self.looked_at
+
     def __iter__(self) -> Iterator[Plan]:
         model, workload, devices = self.question.model, self.question.workload, self.question.devices
-        names = list(self.values)
-        meshes = ("data", "tensor", "pipeline")
-        rest = [n for n in names if n not in meshes]
-        for degrees in product(*(self.values[n] for n in meshes)):
-            data, tensor, pipeline = (int(str(d)) for d in degrees)
-            if data * tensor * pipeline != devices:
-                continue
-            mesh = Plan(data, tensor, pipeline)
+        rest = [n for n in self.values if n not in MESH]
+        for mesh in self.meshes:
             for choice in product(*(self.values[n] for n in rest)):
+                if self.ended():
+                    return
                 outer = mesh.altered(**dict(zip(rest, choice, strict=True)))
-                reason = unfit(outer, model, workload)
-                for plan in (outer,) if reason else self.inner(outer):
+                unfitting = unfit(outer, model, workload)
+                for plan in (outer,) if unfitting else self.inner(outer):
                     if not canonical(plan) and not self._keep_all:
                         continue
                     self.structures += 1
-                    reason = reason or why_not(model, workload, plan, devices)
+                    reason = unfitting or why_not(model, workload, plan, devices)
                     if reason is None:
                         yield plan
                     else:
                         self.reject(reason)
-                        reason = None
+                self.looked_at += 1
 
     def inner(self, plan: Plan) -> Iterator[Plan]:
         """The plan with every choice of its inner axes: the recipe's, or what its schedule and the advice offer."""

@@ -29,8 +29,8 @@ Outcome = Prediction | TooLarge | TooSlow
 class Trial(NamedTuple):
     """A plan to try, and what makes it of no use, in seconds.
 
-    `close`: its ranks alone have been looked at. `wanted`: what is to be beaten. `limit`: from here on the step need not
-    be told. `patience`: from here on others come first, if this is its bound.
+    `close`: its ranks alone have been looked at. `wanted`: what is to be beaten. `limit`: from here on the step need
+    not be told. `patience`: from here on others come first, if this is its bound.
     """
 
     plan: Plan
