@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 
 from autotune.planners.advice import PricedAdvice
+from autotune.planners.alone import alone
 from autotune.planners.bounds import Bounder
 from autotune.planners.feasible import why_not
-from autotune.planners.predict import Predictor
+from autotune.planners.predict import Predictor, TooLarge, TooSlow
 from autotune.planners.schedules import SCHEDULES
 from autotune.planners.search import search
 from autotune.planners.space import Enumeration
@@ -19,6 +20,7 @@ from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Question
 from autotune.spec.recipe_schema import AXES
+from autotune.spec.work import Copy
 from autotune.spec.workload import Workload
 
 MODEL = ModelSpec("wide", "LlamaForCausalLM", 1024, 8, 16, 16, 64, 2816, 32000)
@@ -56,6 +58,36 @@ def test_no_plan_undercuts_its_bounds(seed: int) -> None:
         assert least <= ordered <= most, plan
         if plan.offload == 0:
             assert least == ordered
+        close = alone(bounder, plan, most)
+        assert isinstance(close, TooSlow), plan  # no rank alone needs more than the whole
+        assert bounder.time(plan) <= close.seconds <= found.step_s * (1 + 1e-9), plan
+        enough = alone(bounder, plan, most, enough=0.0)
+        assert isinstance(enough, TooSlow) and enough.seconds <= close.seconds
+        small = alone(bounder, plan, 0)
+        assert isinstance(small, TooLarge) and 0 < small.bytes <= found.peak_bytes[0], plan
+
+
+def test_a_rank_alone_sees_copies_that_compute_waits_for() -> None:
+    """Slow links to the host: the sums of a rank do not know that its copies hold up its compute, its list does."""
+    slow = tuple(
+        replace(s, seconds=30 * s.seconds) if isinstance(s.work, Copy) and s.work.direction != "d2d" else s
+        for s in H100.samples
+    )
+    predictor = Predictor(MODEL, WORK, replace(H100, samples=slow))
+    bounder, plan = Bounder(predictor), Plan(pipeline=4, attention="flash", offload=100)
+    close, step = alone(bounder, plan, 10**12), predictor.predict(plan).step_s
+    assert isinstance(close, TooSlow) and 1.2 * bounder.time(plan) < close.seconds <= step
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_attempt_is_the_prediction_or_says_at_which_stage_it_was_left(seed: int) -> None:
+    predictor = Predictor(MODEL, WORK, H100)
+    plan = Plan(1, 1, 4, 1 + seed % 2, attention="flash", offload=50 * seed)
+    whole = predictor.predict(plan)
+    most = max(whole.peak_bytes)
+    assert predictor.attempt(plan, most, whole.step_s * (1 + 1e-12)) == replace(whole, timeline=None)
+    assert predictor.attempt(plan, most - 1) == TooLarge(plan, most)
+    assert predictor.attempt(plan, most, whole.step_s) == TooSlow(plan, whole.step_s)
 
 
 def question(gigabytes: float, **axes: tuple[object, ...]) -> Question:

@@ -55,8 +55,13 @@ def found_of(lock: Lock, question: Question, best: Prediction, target: Target, s
     return Found(
         question=question,
         ranking=(best, *others),
-        bound=Bound(float(lock.bound["step_s"]), float(lock.bound["gap"] or 0.0)),
-        space=Space(int(lock.space["structures"]), int(lock.space["feasible"]), dict(lock.space["infeasible"])),
+        bound=Bound(float(lock.bound["step_s"]), None if lock.bound["gap"] is None else float(lock.bound["gap"])),
+        space=Space(
+            int(lock.space["structures"]),
+            int(lock.space["feasible"]),
+            dict(lock.space["infeasible"]),
+            int(lock.space.get("unseen", 0)),
+        ),
         bounded=int(lock.evaluated.get("bounded", 0)),
         simulated=int(lock.evaluated.get("simulated", 0)),
         measured=measured,

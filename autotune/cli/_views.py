@@ -62,15 +62,18 @@ def found_lines(found: Found) -> Iterator[str]:
         measured = found.measured[best.plan.id]
         off = signed(best.step_s / measured - 1)
         yield f"measured   {seconds(measured)} {unit_of(work)}: the prediction is off by {off}"
-    if found.finished:
+    gap = found.bound.gap
+    if gap is None:
+        yield "bound      gap unknown: the search stopped before all plans were bounded"
+    elif found.finished:
         yield (
             f"bound      {seconds(found.bound.step_s)}: no plan in this space can be more than "
-            f"{percent(max(found.bound.gap, 0.0))} faster under this model"
+            f"{percent(max(gap, 0.0))} faster under this model"
         )
     else:
-        gap = percent(found.bound.gap)
-        yield f"bound      {seconds(found.bound.step_s)}, gap {gap}: the search stopped before closing it"
-    yield f"space      {space.structures} structures, {space.feasible} feasible"
+        yield f"bound      {seconds(found.bound.step_s)}, gap {percent(gap)}: the search stopped before closing it"
+    unseen = f"; {space.unseen} choices of the outer axes were not looked at" if space.unseen else ""
+    yield f"space      {space.structures} structures, {space.feasible} feasible{unseen}"
     yield from reasons(space.infeasible)
     yield f"evaluated  {found.bounded} bounded, {found.simulated} simulated, {len(found.measured)} measured"
 
@@ -99,6 +102,7 @@ def found_json(found: Found, lock: str | None) -> dict[str, Any]:
         "space": {
             "structures": found.space.structures,
             "feasible": found.space.feasible,
+            "unseen": found.space.unseen,
             "infeasible": dict(found.space.infeasible),
         },
         "evaluated": {"bounded": found.bounded, "simulated": found.simulated, "measured": len(found.measured)},

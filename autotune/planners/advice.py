@@ -7,7 +7,7 @@ and written into the plan, so that the program depends on nothing but the plan.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import ceil
 
 from autotune.planners.bounds import Bounder
@@ -15,7 +15,6 @@ from autotune.planners.costs.step import StepCosts
 from autotune.planners.lower.shape import training_shape
 from autotune.planners.lower.stage import cut_of
 from autotune.planners.lower.subgroups import SUBGROUPS, split, subgroup_bytes
-from autotune.planners.lower.traits import stage_sizes
 from autotune.planners.schedules.times import Times
 from autotune.planners.solvers.partition import partition
 from autotune.planners.solvers.stride import Subgroup, best_stride
@@ -56,7 +55,7 @@ class PricedAdvice:
         ends = {block.kind: time for block, time in seconds.items()}
         # A sharded vocabulary leaves no embedding, and of the head the norm.
         embed, head = ends.get("embed", 0.0), ends.get("head", 0.0)
-        even = cut_of(replace(plan, layers=""), model).layers
+        even = cut_of(plan.altered(layers=""), model).layers
         best = partition(layers, plan.stages, embed, head)
         return "" if best == even else ",".join(map(str, best))
 
@@ -68,8 +67,7 @@ class PricedAdvice:
         if profile.inline:
             return ()
         shards = plan.data if plan.zero else 1
-        sizes = stage_sizes(plan, predictor.model, predictor.workload)
-        groups = (split(size.parameters, shards, 100)[1] for size in sizes)
+        groups = (split(size.parameters, shards, 100)[1] for size in self.bounder.family(plan).sizes)
         moved = SUBGROUPS * sum(subgroup_bytes(each, precision)[0] for each in groups) // plan.pipeline
         return (100,) if moved * predictor.ranks(plan.world) <= NEAR * profile.host.memory_bytes else ()
 
@@ -84,7 +82,7 @@ class PricedAdvice:
 
     def times(self, plan: Plan) -> str:
         """Durations of F, B, W of each stage and of a hop, relative to the mean forward."""
-        key = replace(plan, schedule="1f1b", zero=0, gathered=0, group=0, limit=0, times="", order="")
+        key = plan.altered(schedule="1f1b", zero=0, gathered=0, group=0, limit=0, times="", order="")
         if key not in self._times:
             self._times[key] = str(relative(self.bounder.costs(plan), plan))
         return self._times[key]

@@ -12,22 +12,29 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from autotune.planners.costs.step import StepCosts
+from autotune.planners.family import Alive, Family, Stages, priced_stages
 from autotune.planners.lower.sharding import sharding
-from autotune.planners.lower.stage import Sizes
 from autotune.planners.lower.train import order_of, stage_bytes
-from autotune.planners.lower.traits import micro_batches, pipe_of, place_of, stage_sizes, traits
+from autotune.planners.lower.traits import traits
 from autotune.planners.passes.offload import on_device
 from autotune.planners.passes.subgroups import joined, moves
 from autotune.planners.predict import Predictor
-from autotune.planners.schedules import SCHEDULES, held
-from autotune.planners.schedules.vocabulary import EMBED, EMBED_W, VOCABULARIES
+from autotune.planners.schedules import SCHEDULES
 from autotune.spec.plan import Plan
 from autotune.spec.program import Instruction
 
-StageTimes = tuple[tuple[float, float, float], ...]  # seconds of each stage: forward, least backward, least drain
+# The axes that the plans of one family differ in.
+APART = {
+    "zero": 0,
+    "gathered": 0,
+    "offload": 0,
+    "optimizer": "barrier",
+    "optimizer_offload": 0,
+    "optimizer_stride": 0,
+}
+MOST_FAMILIES = 20_000  # that are kept: about 10 kB each
 
 
 @dataclass
@@ -35,11 +42,23 @@ class Bounder:
     """Bounds many plans, remembering what they share: the stage times depend on a few axes only."""
 
     predictor: Predictor
-    _lanes: dict[tuple[int, ...], float] = field(default_factory=dict)
+    _updates: dict[tuple[object, ...], tuple[float, float, float]] = field(default_factory=dict)
+    _states: dict[tuple[object, ...], tuple[int, int]] = field(default_factory=dict)
     _alive: dict[tuple[object, ...], list[Alive]] = field(default_factory=dict)
-    _stages: dict[tuple[object, ...], tuple[StageTimes, StepCosts]] = field(default_factory=dict)
+    _stages: dict[tuple[object, ...], Stages] = field(default_factory=dict)
+    _families: dict[Plan, Family] = field(default_factory=dict)
 
-    def stages(self, plan: Plan) -> tuple[StageTimes, StepCosts]:
+    def family(self, plan: Plan) -> Family:
+        """What the plan shares with those that differ from it in where states and activations lie."""
+        key = plan.altered(**APART)
+        found = self._families.get(key)
+        if found is None:
+            if len(self._families) >= MOST_FAMILIES:
+                self._families.clear()
+            found = self._families[key] = Family(key, self.predictor, self._stages_of(key))
+        return found
+
+    def _stages_of(self, plan: Plan) -> Stages:
         key = (
             plan.stages,
             plan.layers,
@@ -52,67 +71,37 @@ class Bounder:
             plan.attention,
             plan.sequence_parallel,
             self.predictor.ranks(plan.world),
+            self.predictor.pricer(plan.world).level(plan.world),
         )
         if key not in self._stages:
-            costs = self.costs(plan)
-            splits = SCHEDULES[plan.schedule].splits
-            self._stages[key] = (tuple(self._times(costs, s, splits) for s in range(plan.stages)), costs)
+            self._stages[key] = priced_stages(self.costs(plan))
         return self._stages[key]
 
     def costs(self, plan: Plan) -> StepCosts:
         p = self.predictor
         return StepCosts(plan, p.model, p.workload, p.profile, p.bodies(plan))
 
-    def _times(self, costs: StepCosts, stage: int, splits: bool) -> tuple[float, float, float]:
-        """Forward, backward, and what a gradient needs to pass: B alone where the schedule splits."""
-        whole = costs.stage(stage, "BW").seconds
-        forward = costs.stage(stage, "F").seconds
-        if not splits:
-            return forward, whole, whole
-        first = costs.stage(stage, "B").seconds
-        return forward, min(whole, first + costs.stage(stage, "W").seconds), min(whole, first)
-
     def time(self, plan: Plan) -> float:
         """Seconds that no execution of the plan's step can undercut, under the cost model."""
-        times, costs = self.stages(plan)
-        items = micro_batches(plan, self.predictor.workload)
-        place = place_of(plan, items)
-        updates = self.updates(plan)
-        # Seconds before a stage's first micro-batch comes, and after its last gradient left.
-        fill, drain = [self.gathered(plan)], [0.0]
-        for forward, _, back in times:
-            fill.append(fill[-1] + forward)
-            drain.append(drain[-1] + back)
-        before, beside, after = self.vocabulary(plan, costs, items)
+        family = self.family(plan)
+        updates, drain = self.updates(plan, family), family.ends[1]
+        before, beside, after = family.vocabulary
+        shard = sum(step for _, step, _ in updates[plan.stages :])
+        whole = self.gathered(plan)
         best = work = 0.0
         capacity = self.predictor.capacity(plan)
-        for rank in range(plan.pipeline):
-            own = held(place, rank)
-            # A stage that two directions hold does half of the micro-batches on either rank.
-            busy = sum((items // len(place[s])) * (times[s][0] + times[s][1]) for s in own)
-            update = sum(updates[s][1] for s in (*own, *range(plan.stages, len(updates))))
+        for own, (start, busy, passed) in zip(family.own, family.ranks, strict=True):
+            start += whole
+            update = sum(updates[s][1] for s in own) + shard
             # Whichever stage has its last gradient last: it is summed over the replicas, then its weights are updated.
             # States on the host go there and back after it.
             last = min(wait + max(step, lane) for wait, step, lane in (updates[s] for s in own))
-            start = min(fill[s] for s in own)
             # Its last input gradient's end: weight gradients of a split backward may all come later.
-            passed = sum((items // len(place[s])) * (times[s][0] + times[s][2]) for s in own)
             until, drained = start + busy + beside, start + passed + beside
             work += before + busy + beside + after + update
             best = max(best, until + max(after + update, last), drained + min(drain[s] for s in own))
             best = max(best, before + busy + beside + after + update)
         return max(best, work / capacity) if capacity else best
-
-    def vocabulary(self, plan: Plan, costs: StepCosts, items: int) -> tuple[float, float, float]:
-        """Seconds of a rank's passes over its shard of the vocabulary: those that may run before its first forward,
-        those that lie between that and its last backward, and those that may come later."""
-        if plan.vocabulary == "ends":
-            return 0.0, 0.0, 0.0
-        entry = VOCABULARIES[plan.vocabulary]
-        waited, late = entry.passes[: entry.barriers], entry.passes[entry.barriers :]
-        groups = ((EMBED,), waited, (*late, EMBED_W))
-        seconds = [items * sum(costs.cost(Instruction(op, plan.stages)).seconds for op in ops) for ops in groups]
-        return seconds[0], seconds[1], seconds[2]
 
     def gathered(self, plan: Plan) -> float:
         """Seconds before the first stage has its weights."""
@@ -120,22 +109,18 @@ class Bounder:
             return 0.0
         return self.costs(plan).seconds(0, Instruction("UNSHARD", 0))
 
-    def updates(self, plan: Plan) -> list[tuple[float, float, float]]:
+    def updates(self, plan: Plan, family: Family) -> list[tuple[float, float, float]]:
         """(collectives over the replicas, optimizer, the busiest lane of states on the host) seconds of each stage."""
-        costs = self.costs(plan)
+        axes = (plan.data, plan.tensor, plan.zero, plan.optimizer_offload, plan.optimizer_stride, plan.world)
+        costs: StepCosts | None = None
         found = []
-        for stage, size in enumerate(costs.sizes):
-            step = sum(map(costs.pricer.seconds, costs.optimizer(stage)))
-            wait = 0.0
-            if plan.data > 1:
-                shared = sharding(plan.zero, stage, plan.stages)
-                ops = (*(("SCATTER",) if shared.gradients else shared.sums), *shared.spreads)
-                wait = sum(costs.seconds(0, Instruction(op, stage)) for op in ops)
-            shards = plan.data if plan.zero else 1
-            key = (size.parameters, shards, plan.optimizer_offload, plan.optimizer_stride, costs.pricer.ranks)
-            if key not in self._lanes:
-                self._lanes[key] = busiest_lane(costs, stage)
-            found.append((wait, step, self._lanes[key]))
+        for stage, size in enumerate(family.sizes):
+            key = (size.parameters, stage == plan.stages, *axes)
+            known = self._updates.get(key)
+            if known is None:
+                costs = costs or self.costs(plan)
+                known = self._updates[key] = _update(costs, stage)
+            found.append(known)
         return found
 
     def ordered_memory(self, plan: Plan) -> int:
@@ -152,46 +137,36 @@ class Bounder:
     def memory(self, plan: Plan, alive: Sequence[Alive] | None = None) -> int:
         """Bytes that the fullest rank allocates at least: its states, and the activations that its order keeps, as
         many on every rank as its closed form says or as `alive` does."""
-        sizes = stage_sizes(plan, self.predictor.model, self.predictor.workload)  # nothing need be priced for this
-        schedule = SCHEDULES[plan.schedule]
-        pipe = pipe_of(plan, micro_batches(plan, self.predictor.workload))
-        place = schedule.place(pipe)
-        known = schedule.peak(pipe) if schedule.peak and not plan.offload else None
+        family = self.family(plan)
+        parts = [self._states_of(plan, stage, size.parameters) for stage, size in enumerate(family.sizes)]
+        shard = sum(states for states, _ in parts[plan.stages :])  # every rank's rows of the vocabulary
         # What may wait on the host is not counted.
-        alive = alive or [((n, n),) for n in known or [1] * plan.pipeline]
-        parts: dict[Sizes, _Least] = {}
-        for stage, size in enumerate(sizes):
-            if size not in parts:
-                parts[size] = self._least(plan, stage, size, schedule.splits)
-        shard = sum(parts[size].states for size in sizes[plan.stages :])  # every rank's rows of the vocabulary
+        needs = family.kept(alive) if alive else family.single if plan.offload else family.needs
         most = 0
-        for rank in range(plan.pipeline):
-            own = [parts[sizes[s]] for s in held(place, rank)]
-            activation, inputs = min(z.activation for z in own), min(z.inputs for z in own)
+        for own, need in zip(family.own, needs, strict=True):
             # Most are alive while a forward or backward runs, on whole weights.
-            kept = max(n * activation + x * inputs for n, x in alive[rank]) + min(z.gathered for z in own)
-            most = max(most, shard + sum(z.states for z in own) + max(kept, *(z.at_once for z in own)))
-        return most
+            most = max(most, need + sum(parts[s][0] for s in own) + min(parts[s][1] for s in own))
+        return shard + most
 
-    def _least(self, plan: Plan, stage: int, size: Sizes, splits: bool) -> _Least:
-        own = stage_bytes(plan, stage, size.parameters, self.predictor.workload.precision)
-        gathered = own.whole_weights if sharding(plan.zero, stage, plan.stages).weights else 0
-        activation = min(size.saved, size.kept + size.made) if splits else size.saved
-        states = own.weights + own.gradients + own.states
-        return _Least(states, activation, size.inputs, _at_once(size, splits) + gathered, gathered)
+    def _states_of(self, plan: Plan, stage: int, parameters: int) -> tuple[int, int]:
+        """Bytes of a stage's weights, gradients, and optimizer states on the device; of its whole weights where they
+        are not among these."""
+        key = (parameters, stage == plan.stages, plan.data if plan.zero else 1, plan.zero, plan.optimizer_offload)
+        if key not in self._states:
+            own = stage_bytes(plan, stage, parameters, self.predictor.workload.precision)
+            gathered = own.whole_weights if sharding(plan.zero, stage, plan.stages).weights else 0
+            self._states[key] = own.weights + own.gradients + own.states, gathered
+        return self._states[key]
 
 
-Alive = tuple[tuple[int, int], ...]  # of a rank: (chunk activations, inputs of chunks) on its device at once
-
-
-class _Least(NamedTuple):
-    """Bytes of a stage that no order can do without: of its states, of one micro-batch waiting and at work."""
-
-    states: int
-    activation: int
-    inputs: int
-    at_once: int
-    gathered: int  # whole weights, where they are not among the states
+def _update(costs: StepCosts, stage: int) -> tuple[float, float, float]:
+    """See `Bounder.updates`."""
+    plan, wait = costs.plan, 0.0
+    if plan.data > 1:
+        shared = sharding(plan.zero, stage, plan.stages)
+        ops = (*(("SCATTER",) if shared.gradients else shared.sums), *shared.spreads)
+        wait = sum(costs.seconds(0, Instruction(op, stage)) for op in ops)
+    return wait, sum(map(costs.pricer.seconds, costs.optimizer(stage))), busiest_lane(costs, stage)
 
 
 def busiest_lane(costs: StepCosts, stage: int) -> float:
@@ -202,9 +177,3 @@ def busiest_lane(costs: StepCosts, stage: int) -> float:
     for instruction in (*moves(stage, costs.plan.optimizer_stride), *joined(stage, costs.plan.optimizer_stride)):
         lanes[instruction.lane] += costs.seconds(0, instruction)
     return max(lanes.values())
-
-
-def _at_once(size: Sizes, splits: bool) -> int:
-    """Bytes that one forward or backward of a stage needs while it runs, in any order and wherever the rest is."""
-    backward = min(size.backward, size.made + size.input_gradient) if splits else size.backward
-    return size.saved + size.inputs + size.output + max(size.forward, backward)

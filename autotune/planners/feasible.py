@@ -6,7 +6,7 @@ from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.sharding import LEVELS
 from autotune.planners.lower.stage import partition
 from autotune.planners.lower.subgroups import SUBGROUPS
-from autotune.planners.lower.traits import pipe_of
+from autotune.planners.lower.traits import micro_batches, pipe_of
 from autotune.planners.lower.vocabulary import shard_rows, shards
 from autotune.planners.schedules import SCHEDULES, Pipe, held
 from autotune.planners.schedules.times import parse_times
@@ -54,8 +54,8 @@ def unsharded(model: ModelSpec, tensor: int, ends: bool = True) -> str | None:
     return next((why for whole, of in widths if (why := _divides("tensor", tensor, of, whole))), None)
 
 
-def _tensor(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:
-    found = [unsharded(model, plan.tensor, plan.vocabulary == "ends")]
+def _tensor(plan: Plan, model: ModelSpec, workload: Workload, ends: bool) -> list[str | None]:
+    found = [unsharded(model, plan.tensor, ends)]
     if plan.sequence_parallel:
         if plan.tensor == 1:
             found.append("sequence_parallel needs tensor > 1 (found 1; nearest 2)")
@@ -63,6 +63,21 @@ def _tensor(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None
             tokens = plan.micro_batch * workload.sequence_length
             found.append(_divides("tensor", plan.tensor, tokens, "tokens of a micro-batch"))
     return found
+
+
+def unfit(plan: Plan, model: ModelSpec, workload: Workload) -> str | None:
+    """The first reason why no choice of a training plan's inner axes can make it run, or None: degrees that the model
+    or the batch cannot be shared by, or that leave an axis without a meaning."""
+    if workload.kind != "train" or not model.dense:
+        return None
+    checks = (*_tensor(plan, model, workload, ends=False), *_replicas(plan, workload))
+    return next((reason for reason in checks if reason), None)
+
+
+def _replicas(plan: Plan, workload: Workload) -> tuple[str | None, str | None]:
+    """What is wrong with the number of replicas."""
+    shared = _divides("data x micro_batch", plan.data * plan.micro_batch, workload.global_batch, "global_batch")
+    return shared, "zero needs data > 1 (found 1; nearest 2)" if plan.zero and plan.data == 1 else None
 
 
 def _texts(plan: Plan, model: ModelSpec) -> str | None:
@@ -99,8 +114,7 @@ def _vocabulary(plan: Plan, model: ModelSpec) -> str | None:
 
 
 def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:
-    replica = plan.data * plan.micro_batch
-    found = [_divides("data x micro_batch", replica, workload.global_batch, "global_batch")]
+    found = list(_replicas(plan, workload))
     schedule = SCHEDULES.get(plan.schedule)
     if schedule is None:
         near = nearest_name(plan.schedule, SCHEDULES)
@@ -108,7 +122,7 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
     if reason := _texts(plan, model):
         return [*found, reason]
     if found[0] is None:
-        reason = schedule.refuse(pipe_of(plan, workload.global_batch // replica))
+        reason = schedule.refuse(pipe_of(plan, micro_batches(plan, workload)))
         found.append(reason and f"schedule {plan.schedule} needs {reason}")
     if plan.order and plan.schedule != "given":
         found.append(f"order needs schedule given (found {plan.schedule})")
@@ -129,8 +143,6 @@ def _sharding(plan: Plan) -> str | None:
     if plan.zero not in LEVELS:
         nearest = min(LEVELS[-1], max(LEVELS[0], plan.zero))
         return f"zero must be {LEVELS[0]} to {LEVELS[-1]} (found {plan.zero}; nearest {nearest})"
-    if plan.zero and plan.data == 1:
-        return "zero needs data > 1 (found 1; nearest 2)"
     if plan.zero < 2:
         return f"gathered needs zero 2 or 3 (found zero {plan.zero}; nearest 2)" if plan.gathered else None
     place = SCHEDULES[plan.schedule].place(Pipe(plan.pipeline, plan.pipeline * 2, plan.chunks))
@@ -188,6 +200,6 @@ def why_not(model: ModelSpec, workload: Workload, plan: Plan, devices: int | Non
         return "every degree must be at least 1"
     if devices is not None and plan.world != devices:
         checks.append(f"data x tensor x pipeline must equal devices {devices} (found {plan.world})")
-    checks += _tensor(plan, model, workload)
+    checks += _tensor(plan, model, workload, plan.vocabulary == "ends")
     checks += (_training if workload.kind == "train" else _generation)(plan, model, workload)
     return next((reason for reason in checks if reason), None)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
-from autotune.planners.costs.body import NOTHING, BodyCosts, Cost
+from autotune.planners.costs.body import BodyCosts, Cost, added
 from autotune.planners.costs.price import Pricer
 from autotune.planners.costs.step import StepCosts
 from autotune.planners.feasible import why_not
 from autotune.planners.lower.train import lower_training
-from autotune.planners.simulate import resolve, simulate
+from autotune.planners.resolve import resolve, uncollected
+from autotune.planners.simulate import busy_by, held_by, prices, spans_of, timed
 from autotune.spec.errors import InfeasibleError
 from autotune.spec.machine import Profile
 from autotune.spec.model import ModelSpec
@@ -34,6 +36,20 @@ CLASSES = {
 }
 CLASSES |= dict.fromkeys("kbyzu", "activations")
 CLASSES |= {"fw": "weights", "fg": "gradients", "te": "gradients"}  # whole ones of shards
+
+
+class TooLarge(NamedTuple):
+    """A plan that needs at least these device bytes on one rank: more than are allowed."""
+
+    plan: Plan
+    bytes: int
+
+
+class TooSlow(NamedTuple):
+    """A plan whose step takes at least these seconds: more than is of use."""
+
+    plan: Plan
+    seconds: float
 
 
 @dataclass
@@ -75,24 +91,45 @@ class Predictor:
 
     def predict(self, plan: Plan, timeline: bool = True) -> Prediction:
         """The prediction of a feasible plan (see planners.feasible)."""
+        found = self.attempt(plan, timeline=timeline)
+        assert isinstance(found, Prediction)  # nothing was asked of it that it could miss
+        return found
+
+    def attempt(
+        self, plan: Plan, allowed: int | None = None, limit: float = float("inf"), timeline: bool = False
+    ) -> Prediction | TooLarge | TooSlow:
+        """As `predict`; but a training plan that needs more than `allowed` bytes, or `limit` seconds or more, is left
+        as soon as that is known: memory first, which takes no time to be simulated."""
         if self.workload.kind != "train":
             return self._generation(plan)
         costs = StepCosts(plan, self.model, self.workload, self.profile, self.bodies(plan))
-        program = lower_training(plan, self.model, self.workload)
-        line = simulate(program, costs, resolved=resolve(program, self.profile.inline), capacity=self.capacity(plan))
-        slowest = max(range(program.world), key=lambda r: line.busy(r))
-        total = NOTHING
-        for instruction in program.ranks[slowest]:
-            if instruction.lane == COMPUTE:
-                total += costs.cost(instruction)
+        with uncollected():
+            program = lower_training(plan, self.model, self.workload)
+            ranks, priced = range(program.world), prices(program, costs)
+            held = [held_by(program, rank, priced[rank]) for rank in ranks]
+            most = max(max(series[DEVICE], default=0) for series in held)
+            if allowed is not None and most > allowed:
+                return TooLarge(plan, most)
+            resolved = resolve(program, self.profile.inline)
+            start, end = timed(program, priced, resolved, self.capacity(plan))
+            makespan = max(end, default=0.0) - min(start, default=0.0)
+            if makespan >= limit:
+                return TooSlow(plan, makespan)
+            busy = [busy_by(program, resolved, rank, start, end) for rank in ranks]
+            slowest = max(ranks, key=busy.__getitem__)
+            shown = ranks if timeline else (slowest,)
+            spans = [span for rank in shown for span in spans_of(program, resolved, rank, start, end)]
+        sent = tuple(sum(price[2] for price in mine) for mine in priced)
+        line = Timeline("predicted", program, tuple(spans), held, sent)
+        total = added(costs.cost(i) for i in program.ranks[slowest] if i.lane == COMPUTE)
         kinds = dict(total.kinds)
         kinds["exposed communication"] = line.exposed_communication(slowest)
-        kinds["idle"] = max(0.0, line.makespan - line.busy(slowest) - kinds["exposed communication"])
-        memory = tuple(memory_by_class(line, rank, self.profile) for rank in range(program.world))
+        kinds["idle"] = max(0.0, makespan - busy[slowest] - kinds["exposed communication"])
+        memory = tuple(memory_by_class(line, rank, self.profile) for rank in ranks)
         return Prediction(
             plan,
-            line.makespan,
-            self.workload.tokens / line.makespan,
+            makespan,
+            self.workload.tokens / makespan,
             tuple(allocated(m) for m in memory),
             memory,
             kinds,

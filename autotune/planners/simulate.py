@@ -19,7 +19,7 @@ from autotune.spec.timeline import Span, Timeline
 
 T = TypeVar("T")
 
-__all__ = ["Costs", "Resolved", "Shared", "memory", "resolve", "simulate", "sweep"]
+__all__ = ["Costs", "Price", "Resolved", "Shared", "memory", "resolve", "simulate", "sweep"]
 
 
 class Costs(Protocol):
@@ -122,6 +122,11 @@ def memory(program: Program, transient: Callable[[int, Instruction], int]) -> li
 Price = tuple[float, int, int]  # seconds, transient bytes, bytes sent
 
 
+def prices(program: Program, costs: Costs) -> list[list[Price]]:
+    """What each instruction of each rank costs."""
+    return [_prices(program, costs, rank) for rank in range(program.world)]
+
+
 def _prices(program: Program, costs: Costs, rank: int) -> list[Price]:
     """What each instruction of one rank costs."""
     listing = program.ranks[rank]
@@ -168,31 +173,46 @@ def simulate(
     """
     resolved = resolved or resolve(program, inline, steps)
     with uncollected():
-        spans, held, sent = _timed(program, costs, resolved, capacity)
-    return Timeline("predicted", program, spans, held, sent)
+        priced = prices(program, costs)
+        start, end = timed(program, priced, resolved, capacity)
+        spans = [span for rank in range(program.world) for span in spans_of(program, resolved, rank, start, end)]
+        held = [held_by(program, rank, priced[rank]) for rank in range(program.world)]
+    sent = tuple(sum(price[2] for price in mine) for mine in priced)
+    return Timeline("predicted", program, tuple(spans), held, sent)
 
 
-def _timed(
-    program: Program, costs: Costs, resolved: Resolved, capacity: float | None
-) -> tuple[tuple[Span, ...], list[dict[str, list[int]]], tuple[int, ...]]:
+def held_by(program: Program, rank: int, mine: Sequence[Price]) -> dict[str, list[int]]:
+    """Bytes of each tier of one rank at each of its instructions, given what they cost."""
+    return _held(program, rank, [price[1] for price in mine])
+
+
+def timed(
+    program: Program, priced: Sequence[Sequence[Price]], resolved: Resolved, capacity: float | None
+) -> tuple[list[float], list[float]]:
+    """Start and end of every event: it takes as long as its slowest member."""
     duration = [0.0] * resolved.events
-    sent: list[int] = []
-    held: list[dict[str, list[int]]] = []
-    for rank in range(program.world):
-        prices = _prices(program, costs, rank)
-        for number, (seconds, _, _) in zip(resolved.event[rank], prices * resolved.steps, strict=True):
-            if seconds > duration[number]:
-                duration[number] = seconds
-        sent.append(sum(price[2] for price in prices))
-        held.append(_held(program, rank, [price[1] for price in prices]))
+    for mine, events in zip(priced, resolved.event, strict=True):
+        seconds = [price[0] for price in mine] * resolved.steps
+        for number, each in zip(events, seconds, strict=True):
+            if each > duration[number]:
+                duration[number] = each
     if capacity is None or capacity >= program.world:
-        start, end = sweep(resolved, duration)
-    else:
-        start, end = shared_sweep(resolved, duration, _computes(program, resolved), capacity)
-    spans: list[Span] = []
-    for rank, events in enumerate(resolved.event):
-        positions = list(range(len(program.ranks[rank]))) * resolved.steps
-        starts, ends = map(start.__getitem__, events), map(end.__getitem__, events)
-        # A named tuple's own constructor is Python; its base's is not.
-        spans += map(tuple.__new__, repeat(Span), zip(repeat(rank), positions, starts, ends, strict=False))
-    return tuple(spans), held, tuple(sent)
+        return sweep(resolved, duration)
+    return shared_sweep(resolved, duration, _computes(program, resolved), capacity)
+
+
+def spans_of(
+    program: Program, resolved: Resolved, rank: int, start: Sequence[float], end: Sequence[float]
+) -> Iterable[Span]:
+    """The spans of one rank, in list order."""
+    events = resolved.event[rank]
+    positions = list(range(len(program.ranks[rank]))) * resolved.steps
+    starts, ends = map(start.__getitem__, events), map(end.__getitem__, events)
+    # A named tuple's own constructor is Python; its base's is not.
+    return map(tuple.__new__, repeat(Span), zip(repeat(rank), positions, starts, ends, strict=False))
+
+
+def busy_by(program: Program, resolved: Resolved, rank: int, start: Sequence[float], end: Sequence[float]) -> float:
+    """Seconds that one rank computes: what the whole timeline says of it, without making the timeline."""
+    events, listing = resolved.event[rank], program.ranks[rank] * resolved.steps
+    return sum(end[n] - start[n] for n, i in zip(events, listing, strict=True) if i.lane == COMPUTE)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
+from functools import cached_property
 from itertools import product
+from math import prod
 from typing import Protocol
 
-from autotune.planners.feasible import unsharded, why_not
+from autotune.planners.feasible import unfit, unsharded, why_not
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.sharding import LEVELS
 from autotune.planners.lower.traits import pipe_of
@@ -57,13 +59,15 @@ def axis_values(question: Question) -> dict[str, Values]:
 
 
 def _vocabularies(plan: Plan) -> Values:
-    """The `vocabulary` values worth trying. The naive and the interlaced one never win."""
+    """The `vocabulary` values worth trying: of the sharded ones that with two barriers, which takes about as long as
+    the others and keeps least."""
     sharded = plan.pipeline > 1 and plan.optimizer == DEFAULTS["optimizer"]
-    return ("ends", "vocab-1", "vocab-2") if sharded else ("ends",)
+    return ("ends", "vocab-2") if sharded else ("ends",)
 
 
 FEW = (1, 2)  # chunks that a search lets a rank hold whole: no gather runs beside work with one, and one with two
 MOVED = (0, 50, 100)  # percent of the activations on the host that a search tries
+MESH = ("data", "tensor", "pipeline")
 # Axes whose choices hang on the plan so far.
 INNER = (
     "chunks",
@@ -128,50 +132,68 @@ def generalise(reason: str) -> str:
 class Enumeration:
     """Iterates over the feasible plans of a question; `infeasible` counts the others by reason."""
 
-    def __init__(self, question: Question, advice: Advice | None = None) -> None:
+    def __init__(
+        self, question: Question, advice: Advice | None = None, ended: Callable[[], bool] = lambda: False
+    ) -> None:
         self.question = question
+        self.ended = ended  # whether there is no more time
         self.advice = advice or Plain()
         self.values = axis_values(question)
         self.structures = 0
+        self.looked_at = 0  # of `choices`
         self.infeasible: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
         pinned = question.axes.get("schedule")
         self._keep_all = pinned is not None and "1f1b" not in pinned
 
+    @cached_property
+    def meshes(self) -> list[Plan]:
+        """The degrees that make the number of devices."""
+        degrees = product(*(self.values[n] for n in MESH))
+        plans = (Plan(int(str(data)), int(str(tensor)), int(str(pipe))) for data, tensor, pipe in degrees)
+        return [plan for plan in plans if plan.world == self.question.devices]
+
+    @property
+    def choices(self) -> int:
+        """How many there are of the outer axes: each is one structure or more."""
+        return len(self.meshes) * prod(len(values) for name, values in self.values.items() if name not in MESH)
+
+    @property
+    def unseen(self) -> int:
+        """The choices that there was no time for."""
+        return self.choices - self.looked_at
+
     def __iter__(self) -> Iterator[Plan]:
         model, workload, devices = self.question.model, self.question.workload, self.question.devices
-        names = list(self.values)
-        meshes = ("data", "tensor", "pipeline")
-        rest = [n for n in names if n not in meshes]
-        for degrees in product(*(self.values[n] for n in meshes)):
-            data, tensor, pipeline = (int(str(d)) for d in degrees)
-            if data * tensor * pipeline != devices:
-                continue
+        rest = [n for n in self.values if n not in MESH]
+        for mesh in self.meshes:
             for choice in product(*(self.values[n] for n in rest)):
-                axes: Mapping[str, object] = dict(zip(rest, choice, strict=True))
-                outer = Plan(data, tensor, pipeline, **axes)  # type: ignore[arg-type]
-                for plan in self.inner(outer):
+                if self.ended():
+                    return
+                outer = mesh.altered(**dict(zip(rest, choice, strict=True)))
+                unfitting = unfit(outer, model, workload)
+                for plan in (outer,) if unfitting else self.inner(outer):
                     if not canonical(plan) and not self._keep_all:
                         continue
                     self.structures += 1
-                    reason = why_not(model, workload, plan, devices)
+                    reason = unfitting or why_not(model, workload, plan, devices)
                     if reason is None:
                         yield plan
                     else:
                         self.reject(reason)
+                self.looked_at += 1
 
     def inner(self, plan: Plan) -> Iterator[Plan]:
         """The plan with every choice of its inner axes: the recipe's, or what its schedule and the advice offer."""
         given, schedule = self.question.axes, SCHEDULES.get(plan.schedule)
         if schedule is None or self.question.workload.kind != "train":
             for choice in product(*map(self._given, INNER)):
-                axes: Mapping[str, object] = dict(zip(INNER, choice, strict=True))
-                yield replace(plan, **axes)  # type: ignore[arg-type]
+                yield plan.altered(**dict(zip(INNER, choice, strict=True)))
             return
         items = max(1, self.question.workload.global_batch // (plan.data * plan.micro_batch))
+        first = {axis: self._given(axis)[0] for axis in ("group", "limit", "order")}
         for chunks in given.get("chunks", schedule.chunks):
-            first: Mapping[str, object] = {axis: self._given(axis)[0] for axis in ("group", "limit", "order")}
-            chunked = replace(plan, chunks=chunks, **first)  # type: ignore[arg-type]
+            chunked = plan.altered(chunks=chunks, **first)
             refused = chunked.stages > self.question.model.layers or schedule.refuse(pipe := pipe_of(chunked, items))
             if refused or unsharded(self.question.model, plan.tensor, ends=False):
                 yield chunked  # refused as it is: its inner choices would be, and some of them have no price
@@ -184,16 +206,16 @@ class Enumeration:
             for placed in self._placed(chunked, vocabularies):
                 times = given.get("times", (self.advice.times(placed),) if schedule.timed else ("",))
                 for group, limit, each, order in product(groups, limits, times, self._given("order")):
-                    ordered = replace(placed, group=group, limit=limit, times=each, order=order)  # type: ignore[arg-type]
+                    ordered = placed.altered(group=group, limit=limit, times=each, order=order)
                     for few in given.get("gathered", self._gathered(plan, schedule.place(pipe))):
-                        yield from self._states(replace(ordered, gathered=few))  # type: ignore[arg-type]
+                        yield from self._states(ordered.altered(gathered=few))
 
     def _placed(self, plan: Plan, vocabularies: Iterable[object]) -> Iterator[Plan]:
         """The plan with every place of its vocabulary and every cut of its layers."""
         for where in vocabularies:
-            sharded = replace(plan, vocabulary=where)  # type: ignore[arg-type]
+            sharded = plan.altered(vocabulary=where)
             for cut in self.question.axes.get("layers", self.advice.cuts(sharded)):
-                yield replace(sharded, layers=cut)  # type: ignore[arg-type]
+                yield sharded.altered(layers=cut)
 
     def _gathered(self, plan: Plan, place: Place) -> Values:
         """The `gathered` values worth trying. With a single chunk nothing is gathered beside work, and nothing saved:
@@ -210,12 +232,12 @@ class Enumeration:
         """The plan with its optimizer states where they may be: on the device, unless little memory is the aim."""
         least = self.question.minimize == "peak_memory"
         for share in self.question.axes.get("optimizer_offload", (0, *self.advice.states(plan)) if least else (0,)):
-            yield from self._strides(replace(plan, optimizer_offload=share))  # type: ignore[arg-type]
+            yield from self._strides(plan.altered(optimizer_offload=share))
 
     def _strides(self, plan: Plan) -> Iterator[Plan]:
         advised = self.advice.stride(plan) if plan.optimizer_offload else 0
         for stride in self.question.axes.get("optimizer_stride", (advised,)):
-            yield replace(plan, optimizer_stride=stride)  # type: ignore[arg-type]
+            yield plan.altered(optimizer_stride=stride)
 
     def _given(self, axis: str) -> Values:
         return tuple(self.question.axes.get(axis, (DEFAULTS[axis],)))
@@ -237,8 +259,8 @@ class Enumeration:
         """Of a plan with one chunk whole at a time: with room for more, and with whole weights."""
         if (plan.zero, plan.gathered) != (LEVELS[-1], FEW[0]) or not self._sharable:
             return ()
-        more = (replace(plan, gathered=count) for count in FEW[1:] if count < plan.chunks)
-        found = (*more, replace(plan, zero=LEVELS[-2]))
+        more = (plan.altered(gathered=count) for count in FEW[1:] if count < plan.chunks)
+        found = (*more, plan.altered(zero=LEVELS[-2]))
         self.structures += len(found)
         return found
 
@@ -246,7 +268,7 @@ class Enumeration:
         """Weights and gradients shared, one chunk whole at a time, of plans that share the states alone."""
         if plan.zero != 1 or plan.chunks == 1 or not self._sharable:
             return ()
-        shared = replace(plan, zero=LEVELS[-1], gathered=FEW[0])
+        shared = plan.altered(zero=LEVELS[-1], gathered=FEW[0])
         reason = why_not(self.question.model, self.question.workload, shared)
         self.structures += 1
         if reason:
@@ -257,14 +279,14 @@ class Enumeration:
         if not self._open("offload"):
             return ()
         self.structures += len(percents)
-        return tuple(replace(plan, offload=percent) for percent in percents)
+        return tuple(plan.altered(offload=percent) for percent in percents)
 
     def _stateless(self, plan: Plan) -> tuple[Plan, ...]:
         if plan.optimizer_offload or not self._open("optimizer_offload"):
             return ()
         shares = self.advice.states(plan)
         self.structures += len(shares)
-        return tuple(p for share in shares for p in self._strides(replace(plan, optimizer_offload=share)))
+        return tuple(p for share in shares for p in self._strides(plan.altered(optimizer_offload=share)))
 
     @property
     def _sharable(self) -> bool:

@@ -157,6 +157,7 @@ def finish_search(session: Session, search: str, found: Found | None) -> None:
             "space": {
                 "structures": found.space.structures,
                 "feasible": found.space.feasible,
+                "unseen": found.space.unseen,
                 "infeasible": dict(found.space.infeasible),
             },
             "bounded": found.bounded,

@@ -254,12 +254,15 @@ def _space(found: Found) -> Section:
     reasons = sorted(space.infeasible.items(), key=lambda item: (-item[1], item[0]))
     out = space.structures - space.feasible
     text = [f"{space.feasible:,} of {space.structures:,} structures are feasible"]
+    if space.unseen:
+        text.append(f"{space.unseen:,} choices of the outer axes were not looked at, each one structure or more")
     text += [
         f"{count:>8,} ({percent(count / out if out else 0)})  {reason}" for reason, count in reasons[:MOST_REASONS]
     ]
     if len(reasons) > MOST_REASONS:
         text.append(f"{sum(c for _, c in reasons[MOST_REASONS:]):>8,}  for {len(reasons) - MOST_REASONS} other reasons")
     facts = {"structures": space.structures, "feasible": space.feasible, "infeasible": dict(reasons)}
+    facts["unseen"] = space.unseen
     return Section("space", "Why others are out", tuple(text), facts)
 
 
@@ -267,10 +270,15 @@ def _proof(found: Found) -> Section:
     bound = found.bound
     text = []
     if found.ranking:
-        text.append(
-            f"no plan in this space can take less than {seconds(bound.step_s)} under this model: "
-            f"the answer is at most {percent(bound.gap)} above the best"
-        )
+        if bound.gap is None:
+            text.append(
+                "how far the answer is above the best is unknown: the budget left plans that nobody has bounded"
+            )
+        else:
+            text.append(
+                f"no plan in this space can take less than {seconds(bound.step_s)} under this model: "
+                f"the answer is at most {percent(bound.gap)} above the best"
+            )
     text.append(
         f"{found.bounded:,} bounded, {found.simulated:,} simulated, {len(found.measured):,} measured; "
         + ("the search is complete" if found.finished else "stopped before the bound closed: run it again to go on")

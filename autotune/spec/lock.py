@@ -47,7 +47,7 @@ class Lock:
     machine: Mapping[str, Any]  # name, grade, fingerprint, devices, software
     plan: Plan
     predicted: Mapping[str, Any]  # step_s, tokens_per_s, peak_bytes, breakdown, grades, prefill_s, decode_s
-    bound: Mapping[str, Any]  # step_s, gap, closed
+    bound: Mapping[str, Any]  # step_s, gap (None: unknown), closed
     space: Mapping[str, Any]  # structures, feasible, infeasible
     evaluated: Mapping[str, Any]  # bounded, simulated, measured
     measured: tuple[Launch, ...] = ()
@@ -141,6 +141,7 @@ def lock_of(recipe: Recipe, found: Found, now: datetime | None = None) -> Lock:
         space={
             "structures": found.space.structures,
             "feasible": found.space.feasible,
+            "unseen": found.space.unseen,
             "infeasible": dict(found.space.infeasible),
         },
         evaluated={"bounded": found.bounded, "simulated": found.simulated, "measured": dict(found.measured)},
@@ -186,7 +187,7 @@ _FIELDS: dict[str, _Field] = {
     "plan_digest": _Field(str),
     "predicted": _Field(dict, {"step_s": _NUMBER, "tokens_per_s": _NUMBER, "peak_bytes": list}),
     "measured": _Field(list),
-    "bound": _Field(dict, {"step_s": _NUMBER, "gap": _NUMBER}),
+    "bound": _Field(dict, {"step_s": _NUMBER, "gap": (*_NUMBER, type(None))}),
     "space": _Field(dict, {"structures": int, "feasible": int, "infeasible": dict}),
     "evaluated": _Field(dict),
     "generated_at": _Field(str),

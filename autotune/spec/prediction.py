@@ -47,19 +47,26 @@ class Question:
 
 @dataclass(frozen=True)
 class Bound:
-    """An admissible lower bound over the whole space, and how far the answer is above it (0.02: 2 %)."""
+    """An admissible lower bound over the whole space, and how far the answer is above it (0.02: 2 %).
+
+    A gap of None is unknown: the search ended before every plan was bounded, and `step_s` is of those that were.
+    """
 
     step_s: float
-    gap: float
+    gap: float | None
 
 
 @dataclass(frozen=True)
 class Space:
-    """How many structures the axes span, how many are feasible, and why the others are not."""
+    """How many structures were looked at, how many are feasible, and why the others are not.
+
+    `unseen`: choices of the outer axes that the budget left no time for, each one structure or more.
+    """
 
     structures: int
     feasible: int
     infeasible: Mapping[str, int]
+    unseen: int = 0
 
 
 @dataclass(frozen=True)

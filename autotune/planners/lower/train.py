@@ -14,7 +14,7 @@ from autotune.planners.lower.sharding import sharding
 from autotune.planners.lower.subgroups import split, subgroup_bytes, wide
 from autotune.planners.lower.traits import Traits, micro_batches, stage_sizes, traits
 from autotune.planners.lower.vocabulary import vocabulary_bytes
-from autotune.planners.passes import PASSES
+from autotune.planners.passes import OWN, PASSES
 from autotune.planners.passes.clip import CARRIED, NORM, WHOLE
 from autotune.planners.passes.compute import compute
 from autotune.planners.resolve import Shared, uncollected
@@ -88,7 +88,7 @@ def _kinds_of(listing: Sequence[Instruction]) -> dict[str, str]:
     return {name: kind_of(name) for name in names}
 
 
-def _kinds(plan: Plan, model: ModelSpec, w: Workload) -> Mapping[str, Buffer]:
+def kinds_of(plan: Plan, model: ModelSpec, w: Workload) -> Mapping[str, Buffer]:
     """The buffer of every kind: sizes, and whether it outlives the step."""
     tokens = Buffer(micro_batches(plan, w) * plan.micro_batch * w.sequence_length * 8, persistent=True)
     shards = plan.data if plan.zero else 1
@@ -140,11 +140,16 @@ def outline(key: Traits) -> Outline:
     return found
 
 
+def lasts(name: str) -> bool:
+    """Whether a buffer of this name outlives the step."""
+    return name[0] not in TEMPORARY or "." not in name
+
+
 class _Declared(dict[str, Buffer]):
     """Buffers of one rank by name, each there as soon as it is asked for; the sizes come later."""
 
     def __missing__(self, name: str) -> Buffer:
-        buffer = self[name] = PERSISTENT if name[0] not in TEMPORARY or "." not in name else PASSING
+        buffer = self[name] = PERSISTENT if lasts(name) else PASSING
         return buffer
 
 
@@ -173,6 +178,20 @@ def order_of(key: Traits) -> Order:
     return _order(key.schedule, key.pipe, key.vocabulary, key.product)
 
 
+def own_list(key: Traits, rank: int) -> Program:
+    """One rank's list as its own passes leave it, as a program of that rank alone: nothing in it meets, and what other
+    ranks hand over is there from the start."""
+    order = [steps if number == rank else [] for number, steps in enumerate(order_of(key))]
+    program = Program(tuple(map(tuple, compute(order, key))), tuple(_Declared() for _ in order))
+    for name in OWN:
+        program = PASSES[name](program, key)
+    mine = tuple(i if i.meet is None else i._replace(meet=None) for i in program.ranks[rank])
+    made = {name for i in mine for name in i.writes}
+    named = {name for i in mine for name in i.reads} | made
+    given = frozenset(name for name in named if name not in made or lasts(name))
+    return Program((mine,), ({},), (given,))
+
+
 def _draw(key: Traits) -> Outline:
     program = completed(order_of(key), key)
     kinds = tuple(map(_kinds_of, program.ranks))
@@ -182,6 +201,6 @@ def _draw(key: Traits) -> Outline:
 def lower_training(plan: Plan, model: ModelSpec, workload: Workload) -> Program:
     """The step's program over pipeline ranks. Data and tensor peers run the same one: `expand` makes them explicit."""
     made = outline(traits(plan, model, workload))
-    kinds = _kinds(plan, model, workload)
+    kinds = kinds_of(plan, model, workload)
     buffers = tuple({name: kinds[kind] for name, kind in held.items()} for held in made.kinds)
     return Program(made.ranks, buffers, facts={"place": made.place})

@@ -23,3 +23,6 @@ PASSES: dict[str, Pass] = {
     "update": update,
     "settle": settle,
 }
+
+# Those that look at one rank's list at a time; the others only add instructions, whatever they find.
+OWN = ("offload", "vocabulary", "update")

@@ -1,0 +1,173 @@
+"""Families: plans that differ only in where their states and activations lie share most of what bounds them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import NamedTuple
+
+from autotune.planners.costs.step import StepCosts
+from autotune.planners.lower.stage import Sizes
+from autotune.planners.lower.traits import micro_batches, pipe_of, stage_sizes
+from autotune.planners.predict import Predictor
+from autotune.planners.schedules import SCHEDULES, Place, held
+from autotune.planners.schedules.vocabulary import EMBED, EMBED_W, VOCABULARIES
+from autotune.spec.plan import Plan
+from autotune.spec.program import Instruction
+
+Alive = tuple[tuple[int, int], ...]  # of a rank: (chunk activations, inputs of chunks) on its device at once
+
+
+class StageTime(NamedTuple):
+    """Seconds of a stage: forward, least backward, and what a gradient needs to pass: B alone where it is split."""
+
+    forward: float
+    backward: float
+    drain: float
+
+
+class Stages(NamedTuple):
+    """What the pipeline's stages take, of any number of micro-batches in any order."""
+
+    times: tuple[StageTime, ...]
+    hop: float  # seconds of a message between two ranks
+    vocabulary: tuple[float, float, float]  # see `Family.vocabulary`, of one micro-batch
+
+
+def priced_stages(costs: StepCosts) -> Stages:
+    """The stages of a plan by its costs; equal stages are asked for once."""
+    plan, splits = costs.plan, SCHEDULES[costs.plan.schedule].splits
+    first = {run: stage for stage, run in reversed(list(enumerate(costs.stages)))}
+    seconds = {run: _stage_time(costs, stage, splits) for run, stage in first.items()}
+    hop = costs.cost(Instruction("SEND", 0)).seconds if plan.stages > 1 else 0.0
+    return Stages(tuple(map(seconds.__getitem__, costs.stages)), hop, _vocabulary(costs))
+
+
+def _stage_time(costs: StepCosts, stage: int, splits: bool) -> StageTime:
+    whole, forward = costs.stage(stage, "BW").seconds, costs.stage(stage, "F").seconds
+    if not splits:
+        return StageTime(forward, whole, whole)
+    first = costs.stage(stage, "B").seconds
+    return StageTime(forward, min(whole, first + costs.stage(stage, "W").seconds), min(whole, first))
+
+
+def _vocabulary(costs: StepCosts) -> tuple[float, float, float]:
+    plan = costs.plan
+    if plan.vocabulary == "ends":
+        return 0.0, 0.0, 0.0
+    entry = VOCABULARIES[plan.vocabulary]
+    waited, late = entry.passes[: entry.barriers], entry.passes[entry.barriers :]
+    groups = ((EMBED,), waited, (*late, EMBED_W))
+    seconds = [sum(costs.cost(Instruction(op, plan.stages)).seconds for op in ops) for ops in groups]
+    return seconds[0], seconds[1], seconds[2]
+
+
+@dataclass
+class Family:
+    """What the plans of a family share; `plan` is any of them."""
+
+    plan: Plan
+    predictor: Predictor
+    stages: Stages
+
+    @property
+    def times(self) -> tuple[StageTime, ...]:
+        return self.stages.times
+
+    @cached_property
+    def items(self) -> int:
+        return micro_batches(self.plan, self.predictor.workload)
+
+    @cached_property
+    def place(self) -> Place:
+        return SCHEDULES[self.plan.schedule].place(pipe_of(self.plan, self.items))
+
+    @cached_property
+    def own(self) -> list[tuple[int, ...]]:
+        """The stages of every rank."""
+        return [held(self.place, rank) for rank in range(self.plan.pipeline)]
+
+    @cached_property
+    def sizes(self) -> tuple[Sizes, ...]:
+        return stage_sizes(self.plan, self.predictor.model, self.predictor.workload)  # nothing need be priced for this
+
+    @cached_property
+    def peaks(self) -> list[int] | None:
+        """Chunk activations alive at once on every rank, where the schedule's closed form says so."""
+        schedule = SCHEDULES[self.plan.schedule]
+        return schedule.peak(pipe_of(self.plan, self.items)) if schedule.peak else None
+
+    @cached_property
+    def ways(self) -> list[float]:
+        """Seconds of a message between each stage and the next, where no rank holds both."""
+        place, hop = self.place, self.stages.hop
+        return [0.0 if set(a) & set(b) else hop for a, b in pairwise(place)] + [0.0]
+
+    @cached_property
+    def ends(self) -> tuple[list[float], list[float]]:
+        """Seconds before a stage's first micro-batch comes, and after its last gradient left; the last entries are of
+        the whole way."""
+        fill, drain = [0.0], [0.0]
+        for time, way in zip(self.times, self.ways, strict=True):
+            fill.append(fill[-1] + time.forward + way)
+            drain.append(drain[-1] + time.drain + way)
+        return fill, drain
+
+    @cached_property
+    def ranks(self) -> list[tuple[float, float, float]]:
+        """Of every rank the seconds before its first forward, of its compute, and of what gradients pass through."""
+        fill, found = self.ends[0], []
+        for own in self.own:
+            # A stage that two directions hold does half of the micro-batches on either rank.
+            shares = [(self.items // len(self.place[s]), self.times[s]) for s in own]
+            busy = sum(n * (time.forward + time.backward) for n, time in shares)
+            passed = sum(n * (time.forward + time.drain) for n, time in shares)
+            found.append((min(fill[s] for s in own), busy, passed))
+        return found
+
+    @property
+    def vocabulary(self) -> tuple[float, float, float]:
+        """Seconds of a rank's passes over its shard of the vocabulary: those that may run before its first forward,
+        those that lie between that and its last backward, and those that may come later."""
+        before, beside, after = self.stages.vocabulary
+        return self.items * before, self.items * beside, self.items * after
+
+    @cached_property
+    def needs(self) -> list[int]:
+        """Bytes of every rank's activations at least, in any order: as many as the closed form says."""
+        return self.kept([((n, n),) for n in self.peaks or [1] * self.plan.pipeline])
+
+    @cached_property
+    def single(self) -> list[int]:
+        """As `needs`, where all activations that wait may be elsewhere."""
+        return self.kept([((1, 1),)] * self.plan.pipeline) if self.peaks else self.needs
+
+    def kept(self, alive: Sequence[Alive]) -> list[int]:
+        """Bytes of every rank's activations, given how many are alive on it."""
+        splits = SCHEDULES[self.plan.schedule].splits
+        parts = {size: _least(size, splits) for size in dict.fromkeys(self.sizes)}
+        stages = [parts[size] for size in self.sizes]
+        found = []
+        for own, at in zip(self.own, alive, strict=True):
+            mine = [stages[s] for s in own]
+            activation, inputs = min(z.activation for z in mine), min(z.inputs for z in mine)
+            found.append(max(max(n * activation + x * inputs for n, x in at), *(z.at_once for z in mine)))
+        return found
+
+
+class _Least(NamedTuple):
+    """Bytes of a stage that no order can do without: of one micro-batch waiting and at work."""
+
+    activation: int
+    inputs: int
+    at_once: int
+
+
+def _least(size: Sizes, splits: bool) -> _Least:
+    """`at_once`: while a forward or backward of the stage runs, in any order and wherever the rest is."""
+    activation = min(size.saved, size.kept + size.made) if splits else size.saved
+    backward = min(size.backward, size.made + size.input_gradient) if splits else size.backward
+    at_once = size.saved + size.inputs + size.output + max(size.forward, backward)
+    return _Least(activation, size.inputs, at_once)
