@@ -56,7 +56,7 @@ def test_no_plan_undercuts_its_bounds(seed: int) -> None:
         assert bounder.time(plan) <= found.step_s * (1 + 1e-9), plan
         least, ordered, most = bounder.memory(plan), bounder.ordered_memory(plan), max(found.peak_bytes)
         assert least <= ordered <= most, plan
-        if plan.offload == 0:
+        if plan.offload == 0 and plan.vocabulary == "ends":
             assert least == ordered
         close = alone(bounder, plan, most)
         assert isinstance(close, TooSlow), plan  # no rank alone needs more than the whole

@@ -18,7 +18,7 @@ from autotune.planners.passes import OWN, PASSES
 from autotune.planners.passes.clip import CARRIED, NORM, WHOLE
 from autotune.planners.passes.compute import compute
 from autotune.planners.resolve import Shared, uncollected
-from autotune.planners.schedules import SCHEDULES, Order, Pipe, Place
+from autotune.planners.schedules import SCHEDULES, Order, Pipe, Place, Step
 from autotune.planners.schedules.insertion import insert
 from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.spec.model import ModelSpec
@@ -178,10 +178,17 @@ def order_of(key: Traits) -> Order:
     return _order(key.schedule, key.pipe, key.vocabulary, key.product)
 
 
+def _ways(steps: list[Step], key: Traits) -> list[Step]:
+    """Of another rank's steps those that a rank's own list hangs on: who has the ends of the pipeline, where all ranks
+    share the vocabulary."""
+    ends = () if key.vocabulary == "ends" else (0, key.pipe.stages - 1)
+    return [step for step in steps if step.op == "F" and step.stage in ends]
+
+
 def own_list(key: Traits, rank: int) -> Program:
     """One rank's list as its own passes leave it, as a program of that rank alone: nothing in it meets, and what other
     ranks hand over is there from the start."""
-    order = [steps if number == rank else [] for number, steps in enumerate(order_of(key))]
+    order = [steps if number == rank else _ways(steps, key) for number, steps in enumerate(order_of(key))]
     program = Program(tuple(map(tuple, compute(order, key))), tuple(_Declared() for _ in order))
     for name in OWN:
         program = PASSES[name](program, key)
