@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from autotune.planners.schedules.schedule import Order, Pipe, Step
 from autotune.planners.schedules.timing import timed
 
-SHIFTS = (0.5, 1.0, 2.0)  # times the interval between two micro-batches
+SHIFTS = (0.5, 1.0)  # times the interval between two micro-batches
 
 
 def delayed(steps: Sequence[Step], forwards: int) -> list[Step]:

@@ -1,6 +1,6 @@
 """The interlaced pipeline: the vocabulary's work cut over all ranks and done by all of them at once, 1F1B around it.
 
-nnScaler's (Lin et al., OSDI 2024), as 2411.05288 (section 4.1 and appendix B.1) compares itself with: a period is the
+nnScaler's (Lin et al., OSDI 2024), as 2411.05288 compares itself with (table 5): a period is the
 vocabulary's work of one micro-batch, a forward and a backward, the same on every rank. As all ranks start each period
 together, those of even stages go forward first and those of odd stages last, a forward passes two stages a period and a
 backward one: a micro-batch is alive for 1.5 p periods on the first rank, and so many activations are held there.
