@@ -264,6 +264,6 @@ def test_cuts_are_found_where_the_vocabulary_is_no_stages() -> None:
 def test_the_axis_is_searched() -> None:
     profile = load_profile(shipped()["a100-sxm-80gb"])
     plans = list(Enumeration(Question(LARGE, LARGE_WORK, profile, 2, {})))
-    assert {p.vocabulary for p in plans if p.pipeline == 2} == {"ends", "vocab-1", "vocab-2"}
+    assert {p.vocabulary for p in plans if p.pipeline == 2} == {"ends", "vocab-2"}
     assert {p.vocabulary for p in plans if p.pipeline == 1} == {"ends"}
     assert set(CHOICES["vocabulary"]) == {"ends", *VOCABULARIES}
