@@ -48,8 +48,8 @@ def axis_values(question: Question) -> dict[str, Values]:
         "schedule": SEARCHED if train else (DEFAULTS["schedule"],),
         "recompute": tuple(RECOMPUTE) if train else ("none",),
         "attention": backends(question.profile),
-        # Level 2, and fewer chunks whole at once, only add to a step: `relieved` tries them where a plan does not fit.
-        "zero": (LEVELS if question.minimize == "peak_memory" else (0, 1, 3)) if train else (0,),
+        # Levels 2 and 3 send more: `relieved` tries them where a plan does not fit.
+        "zero": (LEVELS if question.minimize == "peak_memory" else LEVELS[:2]) if train else (0,),
         # Moving activations only adds to a step: `relieved` tries it where a plan does not fit.
         "offload": MOVED if train and question.minimize == "peak_memory" else (0,),
         "optimizer": (DEFAULTS["optimizer"],),
@@ -65,6 +65,7 @@ def _vocabularies(plan: Plan) -> Values:
     return ("ends", "vocab-2") if sharded else ("ends",)
 
 
+UNITS = "zeropp"  # the order for a rank that has its weights by the chunk
 FEW = (1, 2)  # chunks that a search lets a rank hold whole: no gather runs beside work with one, and one with two
 MOVED = (0, 50, 100)  # percent of the activations on the host that a search tries
 MESH = ("data", "tensor", "pipeline")
@@ -259,21 +260,38 @@ class Enumeration:
         """Of a plan with one chunk whole at a time: with room for more, and with whole weights."""
         if (plan.zero, plan.gathered) != (LEVELS[-1], FEW[0]) or not self._sharable:
             return ()
-        more = (plan.altered(gathered=count) for count in FEW[1:] if count < plan.chunks)
+        more = (plan.altered(gathered=count) for count in (*FEW[1:], 0) if count < plan.chunks)
         found = (*more, plan.altered(zero=LEVELS[-2]))
         self.structures += len(found)
         return found
 
     def _shared(self, plan: Plan) -> tuple[Plan, ...]:
         """Weights and gradients shared, one chunk whole at a time, of plans that share the states alone."""
-        if plan.zero != 1 or plan.chunks == 1 or not self._sharable:
+        if plan.zero != 1 or not self._sharable:
             return ()
-        shared = plan.altered(zero=LEVELS[-1], gathered=FEW[0])
-        reason = why_not(self.question.model, self.question.workload, shared)
-        self.structures += 1
-        if reason:
-            self.reject(reason)
-        return () if reason else (shared,)
+        found = []
+        for chunked in self._in_chunks(plan):
+            shared = chunked.altered(zero=LEVELS[-1], gathered=FEW[0])
+            reason = why_not(self.question.model, self.question.workload, shared)
+            self.structures += 1
+            if reason:
+                self.reject(reason)
+            else:
+                found.append(shared)
+        return tuple(found)
+
+    def _in_chunks(self, plan: Plan) -> tuple[Plan, ...]:
+        """The plan, if a rank has several chunks. One rank alone has a single one, in use all along: in its place the
+        layers in chunks, in scheduling units of as few micro-batches as may be."""
+        if plan.pipeline > 1 or not self._open("schedule"):
+            return (plan,) if plan.chunks > 1 else ()
+        units, found = SCHEDULES[UNITS], []
+        for chunks in units.chunks:
+            if 1 < chunks <= self.question.model.layers:
+                chunked = plan.altered(schedule=UNITS, chunks=chunks)
+                pipe = pipe_of(chunked, self.question.workload.global_batch // (plan.data * plan.micro_batch))
+                found.append(chunked.altered(group=min(units.groups(pipe))))
+        return tuple(found)
 
     def _moved(self, plan: Plan, percents: tuple[int, ...]) -> tuple[Plan, ...]:
         if not self._open("offload"):
