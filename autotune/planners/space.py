@@ -283,7 +283,7 @@ class Enumeration:
     def _in_chunks(self, plan: Plan) -> tuple[Plan, ...]:
         """The plan, if a rank has several chunks. One rank alone has a single one, in use all along: in its place the
         layers in chunks, in scheduling units of as few micro-batches as may be."""
-        if plan.pipeline > 1 or not self._open("schedule"):
+        if plan.pipeline > 1 or UNITS not in self.values["schedule"]:
             return (plan,) if plan.chunks > 1 else ()
         units, found = SCHEDULES[UNITS], []
         for chunks in units.chunks:
