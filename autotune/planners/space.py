@@ -65,7 +65,7 @@ def _vocabularies(plan: Plan) -> Values:
     return ("ends", "vocab-2") if sharded else ("ends",)
 
 
-UNITS = "zeropp"  # the order for a rank that has its weights by the chunk
+BY_CHUNK = ("breadth-first", "zeropp")  # orders for a rank that has its weights a chunk at a time
 FEW = (1, 2)  # chunks that a search lets a rank hold whole: no gather runs beside work with one, and one with two
 MOVED = (0, 50, 100)  # percent of the activations on the host that a search tries
 MESH = ("data", "tensor", "pipeline")
@@ -282,15 +282,17 @@ class Enumeration:
 
     def _in_chunks(self, plan: Plan) -> tuple[Plan, ...]:
         """The plan, if a rank has several chunks. One rank alone has a single one, in use all along: in its place the
-        layers in chunks, in scheduling units of as few micro-batches as may be."""
-        if plan.pipeline > 1 or UNITS not in self.values["schedule"]:
+        layers in chunks, in orders that stay with one, and of these in units of as few micro-batches as may be."""
+        orders = [name for name in BY_CHUNK if name in self.values["schedule"]]
+        if plan.pipeline > 1 or not orders:
             return (plan,) if plan.chunks > 1 else ()
-        units, found = SCHEDULES[UNITS], []
-        for chunks in units.chunks:
-            if 1 < chunks <= self.question.model.layers:
-                chunked = plan.altered(schedule=UNITS, chunks=chunks)
-                pipe = pipe_of(chunked, self.question.workload.global_batch // (plan.data * plan.micro_batch))
-                found.append(chunked.altered(group=min(units.groups(pipe))))
+        found = []
+        for name, entry in ((name, SCHEDULES[name]) for name in orders):
+            for chunks in entry.chunks:
+                if 1 < chunks <= self.question.model.layers:
+                    chunked = plan.altered(schedule=name, chunks=chunks)
+                    pipe = pipe_of(chunked, self.question.workload.global_batch // (plan.data * plan.micro_batch))
+                    found.append(chunked.altered(group=min(entry.groups(pipe))))
         return tuple(found)
 
     def _moved(self, plan: Plan, percents: tuple[int, ...]) -> tuple[Plan, ...]:
