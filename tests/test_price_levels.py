@@ -118,7 +118,7 @@ def test_gradients_of_replicas_over_nodes_use_every_nic() -> None:
         (work,) = costs.pieces("ALL_REDUCE", 0)
         assert isinstance(work, Collective) and (work.group, work.level, work.inner) == (plan.data, 1, inner)
         bounder = Bounder(predictor)
-        assert bounder.updates(plan, bounder.family(plan))[0][0] == pytest.approx(costs.pricer.seconds(work))
+        assert bounder.updates(plan)[0][0] == pytest.approx(costs.pricer.seconds(work))
 
 
 def test_a_tensor_group_over_nodes() -> None:

@@ -84,7 +84,7 @@ class Bounder:
     def time(self, plan: Plan) -> float:
         """Seconds that no execution of the plan's step can undercut, under the cost model."""
         family = self.family(plan)
-        updates, drain = self.updates(plan, family), family.ends[1]
+        updates, drain = self.updates(plan), family.ends[1]
         before, beside, after = family.vocabulary
         shard = sum(step for _, step, _ in updates[plan.stages :])
         whole = self.gathered(plan)
@@ -109,12 +109,12 @@ class Bounder:
             return 0.0
         return self.costs(plan).seconds(0, Instruction("UNSHARD", 0))
 
-    def updates(self, plan: Plan, family: Family) -> list[tuple[float, float, float]]:
+    def updates(self, plan: Plan) -> list[tuple[float, float, float]]:
         """(collectives over the replicas, optimizer, the busiest lane of states on the host) seconds of each stage."""
         axes = (plan.data, plan.tensor, plan.zero, plan.optimizer_offload, plan.optimizer_stride, plan.world)
         costs: StepCosts | None = None
         found = []
-        for stage, size in enumerate(family.sizes):
+        for stage, size in enumerate(self.family(plan).sizes):
             key = (size.parameters, stage == plan.stages, *axes)
             known = self._updates.get(key)
             if known is None:

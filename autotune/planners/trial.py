@@ -99,7 +99,7 @@ class Workers:
             self.pool = ProcessPoolExecutor(cores, mp.get_context("fork"), follower())
         begin = time.monotonic()
         if self.pool is not None:
-            yield from self.pool.map(_run, trials, chunksize=max(1, len(trials) // (4 * cores)))
+            yield from self.pool.map(_run, trials)  # one by one: they differ a lot in how long they take
         else:
             yield from map(_run, trials)
         self.rate = (time.monotonic() - begin) / max(len(trials), 1)

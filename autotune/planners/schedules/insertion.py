@@ -75,6 +75,7 @@ class _Clock:
     count: list[dict[str, int]] = field(init=False)  # of each rank, how many of each pass are placed
     done: dict[tuple[str, int, int], tuple[float, int]] = field(default_factory=dict)
     ended: dict[tuple[str, int], tuple[int, float]] = field(default_factory=dict)  # (pass, item): ranks, latest end
+    known: dict[tuple[str, int], float] = field(default_factory=dict)  # (pass, number of its item): when it may start
 
     def __post_init__(self) -> None:
         ranks, p, last = range(self.pipe.ranks), self.vocabulary.passes, self.pipe.stages - 1
@@ -84,9 +85,8 @@ class _Clock:
         self.seconds = {op: count * self.product * unit for op, count in PRODUCTS.items()}
         self.seconds |= dict.fromkeys((EMBED, EMBED_W), LOOKUP * unit)
         self.barrier, self.late = BARRIER * unit, LATE * unit
-        one = all(
-            len(ranks) == 1 for ranks in self.place
-        )  # a rank's list is clock enough where the stage is on no other
+        # Where every stage is on one rank, that rank's list is clock enough.
+        one = all(len(ranks) == 1 for ranks in self.place)
         ends = [range(len(steps)) for steps in self.steps] if one else timed(self.steps, self.pipe).end
         self.items = dict.fromkeys(p, self.passed(("F",), last, ends))  # the items of every pass, in order
         self.items[EMBED] = self.passed(("F",), 0, ends)
@@ -107,31 +107,38 @@ class _Clock:
         """Places one step after another, always the one that starts first; of several on a rank, passes first."""
         best = [self.next(rank) for rank in range(self.pipe.ranks)]
         while True:
-            rank = min((r for r, found in enumerate(best) if found), key=lambda r: (best[r][0], r), default=None)  # type: ignore[index]
-            if rank is None:
+            chosen: tuple[float, int, Step] | None = None
+            for rank, found in enumerate(best):
+                if found and (chosen is None or found[0] < chosen[0]):
+                    chosen = found[0], rank, found[1]
+            if chosen is None:
                 break
-            start, _, step = best[rank]  # type: ignore[misc]
+            start, rank, step = chosen
             for other in self.put(rank, start, step):
                 best[other] = self.next(other)
         if any(at < len(steps) for at, steps in zip(self.at, self.steps, strict=True)):
             raise ValueError("the order deadlocks once its backwards wait for the vocabulary's barriers")
         return self.out
 
-    def next(self, rank: int) -> tuple[float, int, Step] | None:
-        """(start, tie-breaker, step) of what a rank can start first, as far as is known."""
-        found: list[tuple[float, int, Step]] = []
-        for number, (op, placed) in enumerate(self.count[rank].items()):
+    def next(self, rank: int) -> tuple[float, Step] | None:
+        """(start, step) of what a rank can start first, as far as is known; of equals the pass named first."""
+        now, first, chosen = self.now[rank], float("inf"), ""
+        for op, placed in self.count[rank].items():
             if placed < len(self.items[op]):
-                ready = self.pass_ready(op, placed)
-                if ready is not None:
-                    step = Step(op, self.pipe.stages, self.items[op][placed])
-                    found.append((max(self.now[rank], ready), number, step))
+                ready = self.known.get((op, placed))
+                if ready is None:
+                    ready = self.pass_ready(op, placed)
+                    if ready is None:
+                        continue
+                    self.known[op, placed] = ready  # of any rank, and for good
+                if max(now, ready) < first:
+                    first, chosen = max(now, ready), op
         if self.at[rank] < len(self.steps[rank]):
             step = self.steps[rank][self.at[rank]]
             ready = self.step_ready(rank, step)
-            if ready is not None:
-                found.append((max(self.now[rank], ready), len(self.count[rank]), step))
-        return min(found, default=None)
+            if ready is not None and max(now, ready) < first:
+                return max(now, ready), step
+        return (first, Step(chosen, self.pipe.stages, self.items[chosen][self.count[rank][chosen]])) if chosen else None
 
     def over(self, op: str, item: int) -> float | None:
         """When a pass's barrier is over; None: not yet known."""
