@@ -24,6 +24,6 @@ PASSES: dict[str, Pass] = {
     "settle": settle,
 }
 
-# Those that look at one rank's list at a time (the vocabulary's also at who has the ends of the pipeline); the others only
-# add instructions, whatever they find.
+# Those that look at one rank's list at a time (the vocabulary's also at who has the ends of the pipeline). The others
+# only add instructions, whatever they find.
 OWN = ("offload", "vocabulary", "shard", "update")
