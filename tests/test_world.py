@@ -13,7 +13,7 @@ import pytest
 
 from autotune.runners.world import World, expand_counts, first_host, slurm_world
 from tests.commands import Home, Said
-from tests.test_end_to_end import TRAIN
+from tests.small import TRAIN
 
 STEP = {
     "SLURM_JOB_ID": "4711",
