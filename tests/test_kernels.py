@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from autotune.runners.ops import OPERATIONS, Env, elementwise
+from autotune.runners.ops import OPERATIONS, Env, elementwise, sharded_softmax
+from autotune.runners.ops.sharded_softmax import Columns
 from autotune.runners.rope import tables
 from autotune.spec.graph import Node, blocks
 from autotune.spec.model import ModelSpec
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
 pytest.importorskip("triton", reason="Triton is not installed for this machine")
-from autotune.kernels import rotary, swiglu, usable
+from autotune.kernels import rotary, softmax, swiglu, usable
 
 BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 
@@ -65,6 +66,38 @@ def test_gated_silu(width: int, dtype: torch.dtype) -> None:
     close(swiglu.swiglu(both), elementwise.swiglu(env, node, both)[0], dtype)
     wanted = elementwise.swiglu_dgrad(env, node, (grad,), (both,))[0]
     close(swiglu.swiglu_gradient(grad, both), wanted, dtype)
+
+
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize("rank", [0, 2], ids=["full", "padded"])
+@pytest.mark.parametrize("block", [32, 8192], ids=["blocks", "one block"])
+def test_softmax_over_a_shard(block: int, rank: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in-place pass, and the loss's gradient by both ways to it; the last shard of 250 columns has 34 of 108."""
+    monkeypatch.setattr(softmax, "BLOCK", block)
+    torch.manual_seed(rank)
+    columns, targets = Columns.of(250, rank, 108), torch.randint(0, 250, (9,))
+    targets[:2] = columns.first  # some are here
+    logits = columns.mask((3 * torch.randn(9, 108)).to(dtype))
+    ours, plain = logits.clone(), logits.clone()
+    torch.testing.assert_close(softmax.softmax(ours), sharded_softmax.softmax(plain), rtol=1e-6, atol=1e-6)
+    close(ours, plain, dtype)
+    factor = torch.rand(9)
+    sharded_softmax.logits_gradient(plain, factor, targets, columns, 0.3)
+    close(softmax.rescaled_gradient(ours, factor, targets, 0.3, columns.first, columns.valid), plain, dtype)
+    top, ours, plain = logits.amax(1).float(), logits.clone(), logits.clone()
+    torch.testing.assert_close(softmax.exponentials(ours, top), sharded_softmax.exponentials(plain, top))
+    close(ours, plain, dtype)
+
+
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+def test_cross_entropy(dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    logits, targets = (3 * torch.randn(9, 200)).to(dtype), torch.randint(0, 200, (9,))
+    lse = softmax.log_sum_exp(logits)
+    torch.testing.assert_close(lse, logits.float().logsumexp(1), rtol=1e-6, atol=1e-6)
+    one_hot = torch.nn.functional.one_hot(targets, 200)
+    wanted = ((logits.float().softmax(1) - one_hot) * 0.3).to(dtype)
+    close(softmax.cross_entropy_gradient(logits, lse, targets, 0.3), wanted, dtype)
 
 
 def test_a_cpu_runs_none_of_them() -> None:

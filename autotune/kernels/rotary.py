@@ -35,6 +35,26 @@ class Norms(NamedTuple):
 
 
 @triton.jit
+def _angles(cos, sin, positions, token, sequence, lane, half: tl.constexpr):
+    """Of this token, cos and sin of each pair of lanes, as one row."""
+    row = tl.load(positions + token % sequence) * 2 * half + lane
+    c = tl.load(cos + row, mask=lane < half, other=0.0)
+    s = tl.load(sin + row, mask=lane < half, other=0.0)
+    return c[None, :], s[None, :]
+
+
+@triton.jit
+def _weights(q_weight, k_weight, is_q, lane, half: tl.constexpr):
+    """Each head's norm weights, q's or k's, for the first and the second half of its lanes."""
+    inside, is_q = lane < half, is_q[:, None]
+    qa = tl.load(q_weight + lane, mask=inside, other=0.0).to(tl.float32)[None, :]
+    qb = tl.load(q_weight + half + lane, mask=inside, other=0.0).to(tl.float32)[None, :]
+    ka = tl.load(k_weight + lane, mask=inside, other=0.0).to(tl.float32)[None, :]
+    kb = tl.load(k_weight + half + lane, mask=inside, other=0.0).to(tl.float32)[None, :]
+    return tl.where(is_q, qa, ka), tl.where(is_q, qb, kb)
+
+
+@triton.jit
 def _forward(
     qkv, q, k, v, cos, sin, positions, q_weight, k_weight, eps,
     sequence, queries: tl.constexpr, keys: tl.constexpr, half: tl.constexpr, lanes: tl.constexpr,
@@ -49,22 +69,10 @@ def _forward(
     at = token * (queries + 2 * keys) * 2 * half + head[:, None] * 2 * half + lane[None, :]
     a = tl.load(qkv + at, mask=here, other=0.0).to(tl.float32)
     b = tl.load(qkv + at + half, mask=here, other=0.0).to(tl.float32)
-    row = tl.load(positions + token % sequence) * 2 * half + lane
-    c = tl.load(cos + row, mask=lane < half, other=0.0)[None, :]
-    s = tl.load(sin + row, mask=lane < half, other=0.0)[None, :]
+    c, s = _angles(cos, sin, positions, token, sequence, lane, half)
     x, y = a, b
     if norm:
-        mine = (head < queries)[:, None]
-        wa = tl.where(
-            mine,
-            tl.load(q_weight + lane, mask=lane < half, other=0.0).to(tl.float32)[None, :],
-            tl.load(k_weight + lane, mask=lane < half, other=0.0).to(tl.float32)[None, :],
-        )
-        wb = tl.where(
-            mine,
-            tl.load(q_weight + half + lane, mask=lane < half, other=0.0).to(tl.float32)[None, :],
-            tl.load(k_weight + half + lane, mask=lane < half, other=0.0).to(tl.float32)[None, :],
-        )
+        wa, wb = _weights(q_weight, k_weight, head < queries, lane, half)
         rstd = tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / (2 * half) + eps)[:, None]
         x, y = a * rstd * wa, b * rstd * wb
     first = tl.where(turned, x * c - y * s, a)
@@ -108,23 +116,11 @@ def _backward(
     b = tl.load(of_q + half, mask=is_q, other=0.0).to(tl.float32)
     b += tl.load(of_k + half, mask=is_k, other=0.0).to(tl.float32)
     b += tl.load(of_v + half, mask=is_v, other=0.0).to(tl.float32)
-    row = tl.load(positions + token % sequence) * 2 * half + lane
-    c = tl.load(cos + row, mask=lane < half, other=0.0)[None, :]
-    s = tl.load(sin + row, mask=lane < half, other=0.0)[None, :]
+    c, s = _angles(cos, sin, positions, token, sequence, lane, half)
     first, second = a * c + b * s, b * c - a * s
     to = token * (queries + 2 * keys) * 2 * half + at
     if norm:
-        mine = (head < queries)[:, None]
-        wa = tl.where(
-            mine,
-            tl.load(q_weight + lane, mask=lane < half, other=0.0).to(tl.float32)[None, :],
-            tl.load(k_weight + lane, mask=lane < half, other=0.0).to(tl.float32)[None, :],
-        )
-        wb = tl.where(
-            mine,
-            tl.load(q_weight + half + lane, mask=lane < half, other=0.0).to(tl.float32)[None, :],
-            tl.load(k_weight + half + lane, mask=lane < half, other=0.0).to(tl.float32)[None, :],
-        )
+        wa, wb = _weights(q_weight, k_weight, head < queries, lane, half)
         x = tl.load(qkv + to, mask=here, other=0.0).to(tl.float32)
         y = tl.load(qkv + to + half, mask=here, other=0.0).to(tl.float32)
         rstd = tl.rsqrt((tl.sum(x * x, 1) + tl.sum(y * y, 1)) / (2 * half) + eps)[:, None]

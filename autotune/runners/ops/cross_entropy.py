@@ -2,7 +2,7 @@
 
 Rows go through in chunks so that the wide temporaries stay small beside the logits. Over the tensor group two small
 all-reduces are enough: the maximum of the ranks' log-sum-exps, then, together, their rescaled sums and the targets'
-logits. The gradient needs none.
+logits. The gradient needs none. On CUDA both are kernels of ours, without chunks.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from autotune.kernels import usable
 from autotune.runners.ops.env import Env, wide
 from autotune.spec.graph import Node
 
@@ -36,17 +37,27 @@ def _local(env: Env, targets: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     return local.masked_fill_(~here, 0), here
 
 
+def _log_sum_exp(logits: Tensor) -> Tensor:
+    """Of each row of this shard, wide [tokens]."""
+    if usable(logits):
+        from autotune.kernels import softmax as kernel
+
+        return kernel.log_sum_exp(logits)
+    lse = torch.empty(len(logits), dtype=wide(logits.dtype), device=logits.device)
+    for rows, buffer in _chunks(logits):
+        top = logits[rows].amax(1, keepdim=True).to(lse.dtype)
+        torch.sub(logits[rows], top, out=buffer).exp_()
+        torch.add(buffer.sum(1).log_(), top.squeeze(1), out=lse[rows])
+    return lse
+
+
 def forward(env: Env, node: Node, logits: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
     """logits [tokens, vocabulary of the shard], targets int64 [tokens] in 0..vocabulary-1.
 
     Returns the loss, a scalar: sum over tokens of the negative log-likelihood, times env.loss_scale, the same on
     every tensor rank; and lse [tokens], the logarithm of each row's sum of exponentials over the whole vocabulary.
     """
-    lse = torch.empty(len(logits), dtype=wide(logits.dtype), device=logits.device)
-    for rows, buffer in _chunks(logits):
-        top = logits[rows].amax(1, keepdim=True).to(lse.dtype)
-        torch.sub(logits[rows], top, out=buffer).exp_()
-        torch.add(buffer.sum(1).log_(), top.squeeze(1), out=lse[rows])
+    lse = _log_sum_exp(logits)
     local, here = _local(env, targets, logits.shape[1])
     target = logits.gather(1, local).to(lse.dtype).masked_fill_(~here, 0).squeeze(1)
     if env.tensor_size > 1:
@@ -62,6 +73,11 @@ def dgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[Tensor, 
     `grads` is the gradient of the loss (a scalar), or empty for 1. The saved logits are gone afterwards.
     """
     logits, targets, lse = saved
+    if usable(logits) and not grads:
+        from autotune.kernels import softmax as kernel
+
+        first = env.tensor_rank * logits.shape[1]
+        return (kernel.cross_entropy_gradient(logits, lse, targets, env.loss_scale, first),)
     scale = grads[0] * env.loss_scale if grads else env.loss_scale
     local, here = _local(env, targets, logits.shape[1])
     minus = here.to(lse.dtype).mul_(-scale)

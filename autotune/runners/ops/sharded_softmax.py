@@ -3,6 +3,7 @@
 Each shard makes its own softmax first; the factor exp(lse of the shard - lse of all) makes it a part of the whole one
 afterwards (2411.05288, section 4.2; the rescaling is that of online softmax, Milakov & Gimelshein, 1805.02867).
 Statistics are in `wide` precision. Columns beyond the vocabulary are minus infinity: probability and gradient are 0.
+On CUDA each is a kernel of ours, without chunks.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from autotune.kernels import usable
 from autotune.runners.ops.env import wide
 
 CHUNK_BYTES = 64 * 2**20  # of one wide temporary [rows, columns of the shard]
@@ -64,6 +66,10 @@ def _chunks(values: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 def exponentials(logits: Tensor, top: Tensor) -> Tensor:
     """exp(logits - top) in place, `top` wide [tokens]; gives each row's sum, wide [tokens]."""
+    if usable(logits):
+        from autotune.kernels import softmax as kernel
+
+        return kernel.exponentials(logits, top)
     total = torch.empty_like(top)
     for rows, buffer in _chunks(logits):
         torch.sub(logits[rows], top[rows].unsqueeze(1), out=buffer).exp_()
@@ -75,6 +81,10 @@ def exponentials(logits: Tensor, top: Tensor) -> Tensor:
 
 def softmax(logits: Tensor) -> Tensor:
     """The shard's own softmax in the logits' place; gives the logarithm of each row's sum of exponentials [tokens]."""
+    if usable(logits):
+        from autotune.kernels import softmax as kernel
+
+        return kernel.softmax(logits)
     lse = torch.empty(len(logits), dtype=wide(logits.dtype), device=logits.device)
     for rows, buffer in _chunks(logits):
         top = logits[rows].amax(1, keepdim=True).to(lse.dtype)
@@ -94,6 +104,10 @@ def joined(statistics: Tensor) -> tuple[Tensor, Tensor]:
 
 def logits_gradient(part: Tensor, factor: Tensor, targets: Tensor, columns: Columns, scale: float) -> Tensor:
     """(part * factor - one-hot) * scale in `part`'s place [tokens, columns]; `factor` wide [tokens]."""
+    if usable(part):
+        from autotune.kernels import softmax as kernel
+
+        return kernel.rescaled_gradient(part, factor, targets, scale, columns.first, columns.valid)
     local, here = columns.local(targets)
     minus = here.to(factor.dtype).mul_(-scale).unsqueeze(1)
     for rows, buffer in _chunks(part):
