@@ -1,4 +1,5 @@
-"""Kernels of our own, in Triton, where torch and cuDNN have none: import a module only where `usable` says so."""
+"""What a GPU is driven with where torch and its libraries have nothing as fast: kernels of our own in Triton (import
+those only where `usable` says so), and messages that the copy engines carry."""
 
 from __future__ import annotations
 

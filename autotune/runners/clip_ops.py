@@ -86,19 +86,13 @@ def over_pipeline(trainer: Trainer, instruction: Instruction, values: Store) -> 
 
 
 def send(trainer: Trainer, instruction: Instruction, values: Store) -> Started:
-    group = trainer.mesh.lanes[instruction.lane, instruction.peers]
-    work = dist.isend(values[instruction.reads[0]], instruction.peers[1], group=group)
-    assert work is not None
-    return Started((), work)
+    return Started((), trainer.mesh.send(instruction, values[instruction.reads[0]]))
 
 
 def receive(trainer: Trainer, instruction: Instruction, values: Store) -> Started:
     """Into the buffer that is there."""
     into: Tensor = values[instruction.writes[0]]
-    group = trainer.mesh.lanes[instruction.lane, instruction.peers]
-    work = dist.irecv(into, instruction.peers[0], group=group)
-    assert work is not None
-    return Started((into,), work)
+    return Started((into,), trainer.mesh.receive(instruction, into))
 
 
 def add(trainer: Trainer, instruction: Instruction, values: Store) -> tuple[Any, ...]:

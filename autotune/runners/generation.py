@@ -127,7 +127,7 @@ class Generator:
             raise UsageError("the plan's attention cannot prefill:", problems=[problem])
         sizes = (prompt, prompt), (1, prompt + 1)
         programs = [expand(lower_generation(plan, model, workload, *size), plan) for size in sizes]
-        mesh = Mesh.build(plan, programs[1], rank, device)
+        mesh = Mesh.build(plan, programs, rank, device)
         blocks = stage_blocks(model, cut_of(plan, model))[mesh.pipeline]
         state = StageState.build(
             blocks,
@@ -290,19 +290,14 @@ class Generator:
         return (values["token"].copy_(values["t"]),)
 
     def send(self, instruction: Instruction, values: Mapping[str, Any]) -> Started:
-        group = self.mesh.lanes[instruction.lane, instruction.peers]
-        work = dist.isend(values[instruction.reads[0]], instruction.peers[1], group=group)
-        assert work is not None
-        return Started((), work)
+        return Started((), self.mesh.send(instruction, values[instruction.reads[0]]))
 
     def receive(self, instruction: Instruction, values: Mapping[str, Any]) -> Started:
         """A boundary activation [tokens, hidden] in the compute precision, or the picked tokens, int64 [batch]."""
-        group, shape, device = self.mesh.lanes[instruction.lane, instruction.peers], self._pass.shape, self.mesh.device
+        shape, device = self._pass.shape, self.mesh.device
         if instruction.writes[0] == "t":
             empty = torch.empty(shape.batch, dtype=torch.int64, device=device)
         else:
             dtype = DTYPES[self.workload.precision]
             empty = torch.empty((shape.tokens, self.model.hidden), dtype=dtype, device=device)
-        work = dist.irecv(empty, instruction.peers[0], group=group)
-        assert work is not None
-        return Started((empty,), work)
+        return Started((empty,), self.mesh.receive(instruction, empty))

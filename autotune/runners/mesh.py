@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -12,24 +12,41 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from autotune.kernels.mailbox import Mailboxes, Route
 from autotune.planners.lower.expand import coordinates, groups
+from autotune.runners.flying import Handle
+from autotune.runners.seats import hosts
 from autotune.spec.plan import Plan
-from autotune.spec.program import Program
+from autotune.spec.program import Instruction, Program
 
-MESSAGE_BLOCKS = 2  # thread blocks of a message between stages
+MESSAGE_BLOCKS = 2  # thread blocks of a message between stages that NCCL carries
 REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 Members = tuple[int, ...]
+Lane = tuple[str, Members]
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Collectives in a row that were started; without a future, the stream that they are on keeps their order."""
+    """Work in a row that was started; without a future, the stream that it is on keeps its order."""
 
     future: Future[None] | None
 
     def wait(self) -> None:
         if self.future is not None:
             self.future.result()
+
+
+@dataclass(frozen=True)
+class Landing:
+    """A message that arrives in the host's memory and is copied on when it is waited for."""
+
+    work: dist.Work
+    host: Tensor
+    device: Tensor
+
+    def wait(self) -> None:
+        self.work.wait()
+        self.device.copy_(self.host)
 
 
 @dataclass
@@ -43,12 +60,13 @@ class Mesh:
     data: int = 0
     tensor: int = 0
     axes: dict[str, dist.ProcessGroup | None] = field(default_factory=dict)
-    lanes: dict[tuple[str, Members], dist.ProcessGroup] = field(default_factory=dict)
+    lanes: dict[Lane, dist.ProcessGroup] = field(default_factory=dict)
+    boxes: Mailboxes | None = None  # of the lanes that have no group, since messages go through mapped memory
     workers: dict[str, ThreadPoolExecutor] = field(default_factory=dict)  # of lanes on a CPU that need a thread
 
     @classmethod
-    def build(cls, plan: Plan, program: Program, rank: int, device: torch.device) -> Mesh:
-        """`program` is the expanded one: each of its meetings names its members."""
+    def build(cls, plan: Plan, programs: Sequence[Program], rank: int, device: torch.device) -> Mesh:
+        """`programs` are expanded ones: each of their meetings names its members."""
         mesh = cls(plan, rank, device, *coordinates(plan, rank))
         for axis, extent in (("tensor", plan.tensor), ("data", plan.data)):
             mesh.axes[axis] = None
@@ -56,13 +74,61 @@ class Mesh:
                 group = _group(members)
                 if rank in members:
                     mesh.axes[axis] = group
-        for lane, members in sorted({(i.lane, i.peers) for _, _, i in program if i.peers}):
-            group = _group(members, _few_blocks(device) if lane.startswith("pipe") and not staged(device) else None)
+        meetings = {(i.lane, i.peers) for program in programs for _, _, i in program if i.peers}
+        messages = _messages(programs)
+        mapped = mesh.open_boxes(messages) if device.type == "cuda" and not staged(device) else set()
+        for lane, members in sorted(meetings - mapped):
+            few = (lane, members) in messages and not staged(device)
+            group = _group(members, _few_blocks(device) if few else None)
             if rank in members:
                 mesh.lanes[lane, members] = group
         if not staged(device):
             mesh.connect()
         return mesh
+
+    def open_boxes(self, messages: Mapping[Lane, int]) -> set[Lane]:
+        """The lanes of messages between ranks of one host whose GPUs map each other's memory, on any host."""
+        mapped: set[Lane] = set()
+        for members in hosts(self.device):
+            inside = {lane: size for lane, size in messages.items() if set(lane[1]) <= set(members)}
+            if not inside:
+                continue
+            alone = len(members) == dist.get_world_size()
+            group: Any = dist.group.WORLD if alone else _group(members)
+            opened = [False]
+            if self.rank in members:
+                at = {member: number for number, member in enumerate(members)}
+                self.boxes = Mailboxes.open(
+                    {lane: Route(at[lane[1][0]], at[lane[1][1]], size) for lane, size in inside.items()},
+                    group,
+                    self.device,
+                )
+                opened = [self.boxes is not None]
+            dist.broadcast_object_list(opened, src=members[0], device=torch.device("cpu"))
+            mapped |= set(inside) if opened[0] else set()
+        return mapped
+
+    def send(self, instruction: Instruction, tensor: Tensor) -> Handle:
+        """Starts a message to the second of the instruction's peers, on the current stream or on gloo's threads."""
+        lane = instruction.lane, instruction.peers
+        if lane not in self.lanes and self.boxes is not None:
+            self.boxes.send(lane, tensor)
+            return Chain(None)
+        tensor = tensor.cpu() if staged(self.device) else tensor
+        work = dist.isend(tensor, instruction.peers[1], group=self.lanes[lane])
+        assert work is not None
+        return work
+
+    def receive(self, instruction: Instruction, into: Tensor) -> Handle:
+        """Starts a message from the first of the instruction's peers, of the size and type of `into`."""
+        lane = instruction.lane, instruction.peers
+        if lane not in self.lanes and self.boxes is not None:
+            self.boxes.receive(lane, into)
+            return Chain(None)
+        landing = torch.empty_like(into, device="cpu") if staged(self.device) else into
+        work = dist.irecv(landing, instruction.peers[0], group=self.lanes[lane])
+        assert work is not None
+        return work if landing is into else Landing(work, landing, into)
 
     def connect(self) -> None:
         """Makes every communicator now, one after another.
@@ -101,6 +167,7 @@ class Mesh:
         barrier(self.device)
         for worker in self.workers.values():
             worker.shutdown()
+        self.boxes = None
         axes = [group for group in self.axes.values() if group is not None]
         for group in reversed([*axes, *self.lanes.values()]):
             dist.destroy_process_group(group)
@@ -110,6 +177,17 @@ class Mesh:
         if self.axes["tensor"] is not None:
             dist.all_reduce(tensor, REDUCTIONS[how], group=self.axes["tensor"])
         return tensor
+
+
+def _messages(programs: Sequence[Program]) -> dict[Lane, int]:
+    """Lanes of messages between two ranks, and bytes of the largest on each."""
+    found: dict[Lane, int] = {}
+    for program in programs:
+        for rank, _, i in program:
+            if i.op.endswith("SEND"):
+                size = program.buffers[rank][i.reads[0]].size
+                found[i.lane, i.peers] = max(size, found.get((i.lane, i.peers), 0))
+    return dict(sorted(found.items()))
 
 
 def staged(device: torch.device) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import astuple, dataclass
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 
 
 class Store(Protocol):
@@ -47,3 +48,10 @@ def backend_for(seats: Collection[Seat]) -> str:
     """What joins the ranks on these GPUs: NCCL for CUDA tensors and gloo for the host's; gloo alone where two ranks
     share a device, which NCCL refuses: messages then go through the host, for correctness and not for speed."""
     return "cuda:nccl,cpu:gloo" if len(set(seats)) == len(seats) else "gloo"
+
+
+def hosts(device: torch.device) -> tuple[tuple[int, ...], ...]:
+    """The ranks of each host, in the order of their first ranks: every rank of the world asks at the same time."""
+    names: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(names, socket.gethostname())
+    return tuple(tuple(r for r, name in enumerate(names) if name == host) for host in dict.fromkeys(names))

@@ -81,7 +81,7 @@ class Trainer:
     ) -> Trainer:
         """Groups, weights and the compiled bodies of this rank's stages."""
         program = expand(lower_training(plan, model, workload), plan)
-        mesh = Mesh.build(plan, program, rank, device)
+        mesh = Mesh.build(plan, [program], rank, device)
         shape = training_shape(plan, workload)
         place = place_of(plan, micro_batches(plan, workload))
         stages = stage_blocks(model, cut_of(plan, model))
