@@ -22,6 +22,7 @@ from autotune.spec.work import Collective, Copy, Matmul, Memory, Work
 
 Progress = Callable[[str], None]
 PEAKS = 2  # pieces at the head of the product and memory grids that show the best rates
+SHARED = ("collective", "copy")  # probes of what several accelerators share: links and the memory of the host
 CLEAR = 4.0  # latencies that a message must take before its bandwidth is read off
 # What `only` may name: the table of probes.PROBES (a test holds them equal) and two that are no piece of work.
 NAMES = ("launch", "collective", "matmul", "memory", "attention", "optimizer", "copy", "disk", "host", "interference")
@@ -127,7 +128,7 @@ def _slug(facts: Facts) -> str:
 
 
 def _plan(names: Iterable[str], device: str, quick: bool, world: int, cores: int) -> dict[str, Sequence[Work]]:
-    """Works by probe for one session; in a world of accelerators only what passes between them."""
+    """Works by probe for one session; in a world of accelerators only what they share: links and the host's memory."""
     from autotune.profiles_db.probes import PROBES
     from autotune.profiles_db.probes.grid import Setting
 
@@ -137,7 +138,7 @@ def _plan(names: Iterable[str], device: str, quick: bool, world: int, cores: int
     plan = {
         name: probe.works(setting)
         for name, probe in PROBES.items()
-        if name in chosen and (world == 1 or (probe.worlds if device == "cpu" else name == "collective"))
+        if name in chosen and (world == 1 or (probe.worlds if device == "cpu" else name in SHARED))
     }
     if world == 1:  # whatever is asked, a profile says what its device can do at best
         plan = {name: PROBES[name].works(setting)[:PEAKS] for name in ("matmul", "memory") if name not in plan} | plan

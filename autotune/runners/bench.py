@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,6 +28,7 @@ from autotune.planners.costs.works import works
 from autotune.planners.lower.body import Body, lower_block
 from autotune.planners.lower.shape import Shape
 from autotune.profiles_db.probes.crew import Crew, join, use_threads
+from autotune.runners.bench_rounds import ROUNDS, Stamps, held_rounds, hot_rounds
 from autotune.runners.body import Call, Values, compile_body
 from autotune.runners.clock import Clock
 from autotune.runners.mesh import REDUCTIONS
@@ -37,18 +38,11 @@ from autotune.runners.state import DTYPES, local_shape
 from autotune.spec.graph import Block
 from autotune.spec.machine import Sample
 from autotune.spec.model import ModelSpec
-from autotune.spec.program import Program
 from autotune.spec.work import Work
 
 COPIES = 4  # sets of weights that follow one another as a model's layers do, so that everything comes cold
-ROUNDS, WARM = 12, 3  # passes through a block that count, and those before them
 TRIM = 0.25  # of the times at either end is left out: a step adds up means, but not the machine's hiccups
 GLOO_S = 60.0  # a collective that takes longer is stuck
-MOST_HELD_S = 0.5  # that a device is kept busy while the host issues
-ENOUGH_S, FEWEST = 0.6, 6  # on CUDA a long body runs fewer rounds: as many as fit this time, but at least so many
-HEAT_S, QUEUED = 0.3, 4  # a device under load slows until it keeps to its power limit; rounds issued before a look
-HEATED, SLOWING = 4, 1.02  # times that a body heats the device at most, and what the later half of rounds may take
-AHEAD = 1.1  # the device takes so many times what issuing takes: the host is well ahead
 
 
 @dataclass(frozen=True)
@@ -134,9 +128,6 @@ def _copies(model: ModelSpec, piece: Piece, device: torch.device, group: Any) ->
     return made
 
 
-Stamps = list[tuple[Program, list[Any]]]  # of one round: the programs that ran, and the marks between their calls
-
-
 @dataclass
 class _Bench:
     """A body made ready: `chains` of copies, one of which is passed through in a round."""
@@ -157,25 +148,31 @@ class _Bench:
         self.chains = [[copy] for copy in copies] if self.device.type == "cuda" else [copies]
         self.tokens = torch.randint(self.model.vocab, (shape.tokens,), device=self.device)
 
+    def input(self) -> Tensor:
+        """What the body's first block reads."""
+        if self.piece.block.nodes[0].reads[0] == "tokens":
+            return self.tokens
+        shape = self.piece.shape
+        rows = shape.rows(shape.sequence_parallel and shape.tensor > 1)
+        return torch.randn(rows, self.model.hidden, device=self.device).to(DTYPES[shape.dtype])
+
     def round(self, number: int) -> Stamps:
         """Forwards through a chain, and backwards."""
-        chain, shape, body = self.chains[number % len(self.chains)], self.piece.shape, self.body
-        source = self.piece.block.nodes[0].reads[0]
-        rows = shape.rows(shape.sequence_parallel and shape.tensor > 1)
-        x = self.tokens
-        if source != "tokens":
-            x = torch.randn(rows, self.model.hidden, device=self.device).to(DTYPES[shape.dtype])
+        return self.through(self.chains[number % len(self.chains)], self.input(), self.clock)
+
+    def through(self, chain: Sequence[_Copy], x: Tensor, clock: Clock) -> Stamps:
+        source, body = self.piece.block.nodes[0].reads[0], self.body
         stamps: Stamps = []
         for copy in chain:
             copy.values = {source: x, "targets": self.tokens}
-            stamps.append((body.forward, _run(self.calls[0], copy.env, copy.values, self.group, self.clock)))
+            stamps.append((body.forward, _run(self.calls[0], copy.env, copy.values, self.group, clock)))
             x = copy.values[body.output] if body.output == "loss" else copy.values.pop(body.output)
         gradient = torch.randn_like(x) if body.output != "loss" else None
         for copy in reversed(chain):
             if gradient is not None:
                 copy.values[f"d.{body.output}"] = gradient
             gradient = None
-            stamps.append((body.backward, _run(self.calls[1], copy.env, copy.values, self.group, self.clock)))
+            stamps.append((body.backward, _run(self.calls[1], copy.env, copy.values, self.group, clock)))
             gradient = copy.values.pop(body.gradient, None)
             copy.values = {}
         return stamps
@@ -197,45 +194,6 @@ class _Bench:
         return seen
 
 
-def _hot_rounds(bench: _Bench) -> list[Stamps]:
-    """Rounds one after another on a CUDA device that has done nothing else for a while, so that its clocks are those
-    of a step; none where the host cannot keep ahead of it."""
-    rounds: list[Stamps] = []
-    for _ in range(HEATED):
-        begun, before = time.perf_counter(), 0
-        while time.perf_counter() - begun < HEAT_S:
-            bench.round(before)
-            before += 1
-            if before % QUEUED == 0:
-                bench.clock.settle()
-        many = WARM + max(FEWEST, min(ROUNDS, int(ENOUGH_S * before / HEAT_S)))
-        issuing = time.perf_counter()
-        rounds = [bench.round(number) for number in range(many)]
-        issued = time.perf_counter() - issuing
-        bench.clock.settle()
-        if bench.seconds(rounds) < AHEAD * issued:
-            return []
-        rounds = rounds[WARM:]
-        half = len(rounds) // 2
-        if bench.seconds(rounds[half:]) / (len(rounds) - half) < SLOWING * bench.seconds(rounds[:half]) / half:
-            break
-    return rounds
-
-
-def _held_rounds(bench: _Bench) -> list[Stamps]:
-    """Rounds that each wait until the host has issued them."""
-    length = len(bench.chains[0])
-    warm, counted = -(-WARM // length), -(-ROUNDS // length)
-    issue, rounds = 0.0, []
-    for number in range(warm + counted):
-        bench.clock.hold(issue)
-        issuing = time.perf_counter()
-        rounds.append(bench.round(number))
-        issue = min(MOST_HELD_S, 1.5 * (time.perf_counter() - issuing))
-        bench.clock.settle()
-    return rounds[warm:]
-
-
 def time_piece(model: ModelSpec, piece: Piece, device: torch.device, group: Any = None) -> dict[Work, float]:
     """Seconds of every instruction of a body that is one piece of work; `group`: the tensor ranks, where they meet.
 
@@ -243,8 +201,8 @@ def time_piece(model: ModelSpec, piece: Piece, device: torch.device, group: Any 
     on accelerators, whose caches are small, one at a time, which takes less memory.
     """
     bench = _Bench(model, piece, device, group)
-    rounds = _hot_rounds(bench) if device.type == "cuda" else []
-    return {work: trimmed(times) for work, times in bench.times(rounds or _held_rounds(bench)).items()}
+    rounds = hot_rounds(bench) if device.type == "cuda" else []
+    return {work: trimmed(times) for work, times in bench.times(rounds or held_rounds(bench)).items()}
 
 
 def trimmed(times: Sequence[float]) -> float:
@@ -254,11 +212,15 @@ def trimmed(times: Sequence[float]) -> float:
 
 
 def _worker(rank: int, ranks: int, device: str, model: ModelSpec, pieces: Sequence[Piece], meet: str, out: Any) -> None:
-    where = torch.device(device)
     torch.set_grad_enabled(False)
-    if where.type == "cpu":
+    if device == "cpu":
+        where = torch.device(device)
         use_threads(ranks, len(os.sched_getaffinity(0)))
-    crew = join(device, rank, ranks, meet, GLOO_S) if ranks > 1 else Crew(device)
+        crew = join(device, rank, ranks, meet, GLOO_S) if ranks > 1 else Crew(device)
+    else:  # each by itself on a device of its own
+        where = torch.device(device, rank)
+        torch.cuda.set_device(where)
+        crew, ranks = Crew(device), 1
     found: list[dict[Work, float]] = []
     told: list[str] = []
     for piece in pieces:
@@ -286,31 +248,48 @@ def time_pieces(
     device: str,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Sample]:
-    """Samples of the operations of `pieces`, while `ranks` workers run the same at once (CUDA: one worker)."""
-    ranks = 1 if device != "cpu" else ranks
+    """Samples of the operations of `pieces`, while `ranks` workers run the same at once.
+
+    On CUDA one worker runs them on each device, and the slowest device's count: devices of one kind differ by several
+    percent, and whichever rank has the slowest sets the pace.
+    """
+    workers = ranks if device == "cpu" else torch.cuda.device_count()
     context = get_context("spawn")
     out = context.SimpleQueue()
-    answers: list[list[dict[Work, float]]] = []
+    answers: dict[int, list[dict[Work, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="autotune-bench-") as folder:
-        arguments = (ranks, device, model, tuple(pieces), (Path(folder) / "store").as_uri(), out)
-        processes = [context.Process(target=_worker, args=(rank, *arguments), daemon=True) for rank in range(ranks)]
+        arguments = (workers, device, model, tuple(pieces), (Path(folder) / "store").as_uri(), out)
+        processes = [context.Process(target=_worker, args=(rank, *arguments), daemon=True) for rank in range(workers)]
         for process in processes:
             process.start()
-        while len(answers) < ranks:
+        while len(answers) < workers:
             if out.empty():
                 if any(p.exitcode not in (None, 0) for p in processes):
                     break
                 time.sleep(0.02)
                 continue
-            _, found, told = out.get()
-            answers.append(found)
-            for line in told:
+            rank, answers[rank], told = out.get()
+            for line in told if rank == 0 else ():
                 progress(line)
         for process in processes:
-            process.join(10) if len(answers) == ranks else process.terminate()
+            process.join(10) if len(answers) == workers else process.terminate()
+    counted = list(answers.values()) if device == "cpu" or not answers else [_slowest(answers, progress)]
     merged: dict[Work, list[float]] = defaultdict(list)
-    for found in answers:
+    for found in counted:
         for piece in found:
             for work, seconds in piece.items():
                 merged[work].append(seconds)
+    ranks = ranks if device == "cpu" else 1
     return [Sample(work, statistics.fmean(times), ranks, ROUNDS) for work, times in merged.items()]
+
+
+def _slowest(
+    answers: Mapping[int, Sequence[dict[Work, float]]], progress: Callable[[str], None]
+) -> Sequence[dict[Work, float]]:
+    """Of the devices that timed most, the one that took longest over all of it."""
+    sums = {rank: (len(found), sum(sum(p.values()) for p in found)) for rank, found in answers.items()}
+    slowest, fastest = max(sums, key=sums.__getitem__), min(sums, key=sums.__getitem__)
+    if slowest != fastest:
+        gap = sums[slowest][1] / sums[fastest][1] - 1
+        progress(f"of {len(sums)} devices number {slowest} is the slowest, {gap:.1%} behind number {fastest}")
+    return answers[slowest]

@@ -19,6 +19,8 @@ def works(setting: Setting) -> list[Copy]:
     if setting.device == "cpu":
         sizes = [64 * MIB, 4 * KIB, MIB] if setting.quick else [256 * MIB, 4 * KIB, MIB, 64 * KIB, 16 * MIB, 64 * MIB]
         return [Copy("h2h", size, False) for size in sizes]
+    if setting.world > 1:  # what they share of the host counts where copies are large
+        return [Copy(direction, size, True) for size in (256 * MIB, 16 * MIB) for direction in ("d2h", "h2d")]
     sizes = [256 * MIB, 64 * KIB, 4 * MIB]
     if not setting.quick:
         sizes = [1024 * MIB, 4 * KIB, MIB, 64 * MIB, 64 * KIB, 16 * MIB, 256 * MIB]
