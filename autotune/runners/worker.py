@@ -6,6 +6,7 @@ traceback in `rank-N.error` and a non-zero exit, upon which the launcher ends th
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -102,6 +103,7 @@ def work(job: Job, folder: Path) -> None:
     try:
         part(job, rank, device, folder)
     finally:
+        gc.collect()  # CUDA graphs in cycles: NCCL waits for those that hold its collectives before a group may end
         dist.destroy_process_group()
 
 
