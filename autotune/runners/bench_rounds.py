@@ -20,9 +20,9 @@ from autotune.spec.program import Program
 ROUNDS, WARM = 12, 3  # passes through a block that count, and those before them
 MOST_HELD_S = 0.5  # that a device is kept busy while the host issues
 ENOUGH_S, FEWEST = 0.6, 6  # on CUDA a long body runs fewer rounds: as many as fit this time, but at least so many
-HEAT_S, QUEUED = 0.3, 4  # a device under load slows until it keeps to its power limit; rounds issued before a look
+HEAT_S, QUEUED = 0.5, 4  # a device under load slows until it keeps to its power limit; rounds issued before a look
 HEATED, SLOWING = 4, 1.02  # times that a body heats the device at most, and what the later half of rounds may take
-AHEAD = 1.1  # the device takes so many times what issuing takes: the host is well ahead
+AHEAD = 2.0  # the device takes so many times what issuing takes: the host is well ahead
 
 Stamps = list[tuple[Program, list[Any]]]  # of one round: the programs that ran, and the marks between their calls
 
@@ -81,6 +81,7 @@ class _Filler:
     """A round as a CUDA graph, which takes the host next to nothing: it keeps a device as busy as a step does."""
 
     graph: Any
+    input: Tensor  # the graph reads it where it lies
     seconds: float  # of one replay
 
     @classmethod
@@ -98,7 +99,7 @@ class _Filler:
         graph.replay()
         end = clock.mark()
         clock.settle()
-        return cls(graph, clock.between(begin, end))
+        return cls(graph, x, clock.between(begin, end))
 
     def fill(self, seconds: float) -> None:
         for _ in range(max(1, -int(-seconds // self.seconds))):
