@@ -33,6 +33,7 @@ APART = {
     "optimizer": "barrier",
     "optimizer_offload": 0,
     "optimizer_stride": 0,
+    "sync": "eager",
 }
 MOST_FAMILIES = 20_000  # that are kept: about 10 kB each
 

@@ -33,9 +33,11 @@ TRAINING_AXES = (
     "optimizer_offload",
     "optimizer_stride",
     "gathered",
+    "sync",
 )
 TOGETHER = "1f1b"  # the schedule that a vocabulary whose passes all ranks do together has an order for
 OPTIMIZERS = ("barrier", "post-validated")
+SYNCS = ("eager", "late")
 
 
 def _divides(what: str, value: int, of: int, whole: str) -> str | None:
@@ -135,6 +137,7 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
     found.append(_vocabulary(plan, model))
     found.append(_optimizer(plan, workload))
     found.append(_sharding(plan))
+    found.append(_sync(plan))
     return found
 
 
@@ -151,6 +154,19 @@ def _sharding(plan: Plan) -> str | None:
         nearest = min(most, max(0, plan.gathered))
         return f"gathered must be 0 to {most}, the chunks of a rank (found {plan.gathered}; nearest {nearest})"
     return None
+
+
+def _sync(plan: Plan) -> str | None:
+    """What is wrong with when gradients are summed over those that hold a stage."""
+    if plan.sync not in SYNCS:
+        near = nearest_name(plan.sync, SYNCS)
+        return f"sync {plan.sync!r} is unknown (nearest {near or SYNCS[0]})"
+    place = SCHEDULES[plan.schedule].place(Pipe(plan.pipeline, plan.pipeline * 2, plan.chunks))
+    summed = plan.data > 1 and plan.zero < 2  # beyond, every stage's gradients are summed as they come
+    if plan.sync == SYNCS[0] or summed or any(len(ranks) > 1 for ranks in place):
+        return None
+    whole = "gradients to sum at the end: data > 1 with zero 0 or 1, or a schedule of two directions"
+    return f"sync {plan.sync} needs {whole} (found data {plan.data}, zero {plan.zero}; nearest {SYNCS[0]})"
 
 
 def _optimizer(plan: Plan, workload: Workload) -> str | None:

@@ -53,6 +53,8 @@ def axis_values(question: Question) -> dict[str, Values]:
         # Moving activations only adds to a step: `relieved` tries it where a plan does not fit.
         "offload": MOVED if train and question.minimize == "peak_memory" else (0,),
         "optimizer": (DEFAULTS["optimizer"],),
+        # Later sums only add waits: the recipe must want them (say, to measure both).
+        "sync": (DEFAULTS["sync"],),
         "sequence_parallel": (False, True) if train else (False,),
     }
     return {axis: tuple(question.axes.get(axis, choices)) for axis, choices in everything.items()}

@@ -29,6 +29,7 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "zero": (0, 1, 2, 3),
     "vocabulary": ("ends", "naive", "interlaced", "vocab-1", "vocab-2"),
     "optimizer": ("barrier", "post-validated"),
+    "sync": ("eager", "late"),
     "attention": ("sdpa", "flash", "cudnn", "efficient", "math"),
 }
 

@@ -27,7 +27,7 @@ from autotune.spec.program import HOST, Buffer, Instruction, Program
 from autotune.spec.work import BYTES
 from autotune.spec.workload import Workload
 
-TEMPORARY = "xakbdhtyzufrep"  # first letters of the buffers that live within a step
+TEMPORARY = "xakbdhtyzufrepq"  # first letters of the buffers that live within a step
 
 
 def state_bytes(parameters: int, precision: str, shards: int) -> tuple[int, int, int]:
@@ -104,6 +104,7 @@ def kinds_of(plan: Plan, model: ModelSpec, w: Workload) -> Mapping[str, Buffer]:
         kinds |= {f"r.{s}": Buffer(), f"e.{s}": Buffer()}
         kinds |= {f"{n}.{s}": Buffer(b, persistent=True) for n, b in zip("wgo", own, strict=False)}
         kinds |= {f"fw.{s}": Buffer(own.whole_weights), f"fg.{s}": Buffer(own.whole_gradients), f"p.{s}": Buffer()}
+        kinds |= {f"q.{s}": Buffer()}
         if s == plan.stages:  # a rank's rows of the vocabulary: no stage's
             continue
         early, late = size.saved - size.kept, size.kept

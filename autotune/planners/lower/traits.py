@@ -39,6 +39,7 @@ class Traits:
     stride: int = 0  # every so manieth subgroup is updated by the device
     shares: bool = False  # whether tensor ranks share the tokens between stages, of which a shard needs all
     gathered: int = 0  # see spec.plan
+    sync: str = "eager"  # when gradients are summed: after the stage's last backward, or the rank's
 
     @property
     def place(self) -> Place:
@@ -133,4 +134,5 @@ def traits(plan: Plan, model: ModelSpec, workload: Workload) -> Traits:
         plan.optimizer_stride,
         plan.sequence_parallel and plan.vocabulary != "ends",
         plan.gathered,
+        plan.sync,
     )
