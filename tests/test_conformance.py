@@ -1,8 +1,9 @@
 """Every schedule of the table, with every pass that is legal on it, gives the serial loss and gradients.
 
 A schedule joins by being in the table: plans are drawn at random over ranks, micro-batches, chunks, uneven layers,
-recompute, offload, clipping, optimizer states on the host, replicas, what they share and when they sum, and the
-schedule's own axes. Then every schedule with every way to cut the vocabulary's work over pipeline and tensor ranks.
+recompute, offload, clipping, optimizer states on the host, replicas, what they share and when they sum, weight
+gradients joined or not, and the schedule's own axes. Then every schedule with every way to cut the vocabulary's work
+over pipeline and tensor ranks.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ def draw_plan(draw: random.Random, name: str) -> tuple[ModelSpec, Plan, Workload
         plan = replace(plan, zero=zero, gathered=update.choice([0, 1, chunks]) if zero > 1 else 0)
     late = replace(plan, sync=update.choice(["eager", "late", "late"]))
     plan = late if why_not(model, work, late, late.world) is None else plan
+    plan = replace(plan, weight_gradients=update.choice(["apart", "joined"]) if entry.splits else "apart")
     plan = replace(plan, vocabulary=draw.choice(["ends", *VOCABULARIES]))
     plan = replace(plan, group=draw.choice(entry.groups(pipe)), limit=draw.choice(entry.limits(pipe)))
     return (model, plan, work) if why_not(model, work, plan, plan.world) is None else None

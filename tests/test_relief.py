@@ -48,6 +48,8 @@ def test_no_plan_undercuts_its_bounds(seed: int) -> None:
             optimizer_offload=(moved := draw.choice((0, 50, 100))),
             optimizer_stride=draw.choice((0, 1, 2, 5)) if moved else 0,
             vocabulary=draw.choice(("ends", "vocab-1", "vocab-2")),
+            sync=draw.choice(("eager", "eager", "late")),
+            weight_gradients=draw.choice(("apart", "apart", "joined")),
         )
         if why_not(MODEL, WORK, plan):
             continue

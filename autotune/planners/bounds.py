@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from autotune.planners.costs.step import StepCosts
-from autotune.planners.family import Alive, Family, Stages, priced_stages
+from autotune.planners.family import Alive, Family, Stages, priced_stages, row_of
 from autotune.planners.lower.sharding import sharding
 from autotune.planners.lower.train import order_of, stage_bytes
 from autotune.planners.lower.traits import traits
@@ -66,6 +66,7 @@ class Bounder:
             plan.vocabulary,
             plan.pipeline if plan.vocabulary != "ends" else 0,
             SCHEDULES[plan.schedule].splits,
+            row_of(plan, self.predictor.workload),
             plan.tensor,
             plan.micro_batch,
             plan.recompute,
@@ -133,7 +134,8 @@ class Bounder:
         which = (key.schedule, key.pipe, key.vocabulary, key.product, plan.offload)
         if which not in self._alive:
             self._alive[which] = [on_device(listing, plan.offload) for listing in order_of(key)]
-        return self.memory(plan, self._alive[which])
+        # Its activations count until their B alone; a closed form knows of those that wait for W.
+        return max(self.memory(plan), self.memory(plan, self._alive[which]))
 
     def memory(self, plan: Plan, alive: Sequence[Alive] | None = None) -> int:
         """Bytes that the fullest rank allocates at least: its states, and the activations that its order keeps, as

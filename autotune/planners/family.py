@@ -16,6 +16,7 @@ from autotune.planners.schedules import SCHEDULES, Place, held
 from autotune.planners.schedules.vocabulary import EMBED, EMBED_W, VOCABULARIES
 from autotune.spec.plan import Plan
 from autotune.spec.program import Instruction
+from autotune.spec.workload import Workload
 
 Alive = tuple[tuple[int, int], ...]  # of a rank: (chunk activations, inputs of chunks) on its device at once
 
@@ -46,11 +47,22 @@ def priced_stages(costs: StepCosts) -> Stages:
 
 
 def _stage_time(costs: StepCosts, stage: int, splits: bool) -> StageTime:
+    """W's that are joined may take less than one by one: how many are is known of some schedules alone."""
     whole, forward = costs.stage(stage, "BW").seconds, costs.stage(stage, "F").seconds
     if not splits:
         return StageTime(forward, whole, whole)
-    first = costs.stage(stage, "B").seconds
-    return StageTime(forward, min(whole, first + costs.stage(stage, "W").seconds), min(whole, first))
+    first, row = costs.stage(stage, "B").seconds, row_of(costs.plan, costs.workload)
+    second = costs.stage(stage, "W", row).seconds / row if row else 0.0
+    return StageTime(forward, min(whole, first + second), min(whole, first))
+
+
+def row_of(plan: Plan, workload: Workload) -> int:
+    """How many W's of a stage are always one; 0: nobody knows."""
+    if plan.weight_gradients == "apart":
+        return 1
+    row = SCHEDULES[plan.schedule].row
+    # Passes over the vocabulary may come between them.
+    return row(pipe_of(plan, micro_batches(plan, workload))) if row and plan.vocabulary == "ends" else 0
 
 
 def _vocabulary(costs: StepCosts) -> tuple[float, float, float]:

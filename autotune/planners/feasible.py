@@ -34,10 +34,12 @@ TRAINING_AXES = (
     "optimizer_stride",
     "gathered",
     "sync",
+    "weight_gradients",
 )
 TOGETHER = "1f1b"  # the schedule that a vocabulary whose passes all ranks do together has an order for
 OPTIMIZERS = ("barrier", "post-validated")
 SYNCS = ("eager", "late")
+PRODUCTS = ("apart", "joined")
 
 
 def _divides(what: str, value: int, of: int, whole: str) -> str | None:
@@ -138,6 +140,7 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
     found.append(_optimizer(plan, workload))
     found.append(_sharding(plan))
     found.append(_sync(plan))
+    found.append(_weight_gradients(plan))
     return found
 
 
@@ -167,6 +170,21 @@ def _sync(plan: Plan) -> str | None:
         return None
     whole = "gradients to sum at the end: data > 1 with zero 0 or 1, or a schedule of two directions"
     return f"sync {plan.sync} needs {whole} (found data {plan.data}, zero {plan.zero}; nearest {SYNCS[0]})"
+
+
+def _weight_gradients(plan: Plan) -> str | None:
+    """What is wrong with how the weight gradients of a split backward are made."""
+    how = plan.weight_gradients
+    if how not in PRODUCTS:
+        return f"weight_gradients {how!r} is unknown (nearest {nearest_name(how, PRODUCTS) or PRODUCTS[0]})"
+    if how == PRODUCTS[0]:
+        return None
+    if not SCHEDULES[plan.schedule].splits:
+        near = f"found {plan.schedule}; nearest 2bp-1f1b"
+        return f"weight_gradients {how} needs a schedule with a split backward ({near})"
+    if plan.sequence_parallel:
+        return f"weight_gradients {how} needs sequence_parallel false: shards of tokens are not joined (found true)"
+    return None
 
 
 def _optimizer(plan: Plan, workload: Workload) -> str | None:

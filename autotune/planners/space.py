@@ -67,6 +67,11 @@ def _vocabularies(plan: Plan) -> Values:
     return ("ends", "vocab-2") if sharded else ("ends",)
 
 
+def _products(plan: Plan, row: int) -> Values:
+    """The `weight_gradients` values worth trying, where so many W's of a stage always stand side by side."""
+    return ("apart", "joined") if row > 1 and not plan.sequence_parallel else ("apart",)
+
+
 BY_CHUNK = ("breadth-first", "zeropp")  # orders for a rank that has its weights a chunk at a time
 FEW = (1, 2)  # chunks that a search lets a rank hold whole: no gather runs beside work with one, and one with two
 MOVED = (0, 50, 100)  # percent of the activations on the host that a search tries
@@ -83,6 +88,7 @@ INNER = (
     "gathered",
     "optimizer_offload",
     "optimizer_stride",
+    "weight_gradients",
 )
 
 
@@ -201,6 +207,7 @@ class Enumeration:
             if refused or unsharded(self.question.model, plan.tensor, ends=False):
                 yield chunked  # refused as it is: its inner choices would be, and some of them have no price
                 continue
+            products = given.get("weight_gradients", _products(chunked, schedule.row(pipe) if schedule.row else 1))
             groups, limits = given.get("group", schedule.groups(pipe)), given.get("limit", schedule.limits(pipe))
             vocabularies = given.get("vocabulary", _vocabularies(chunked))
             if "ends" in vocabularies and unsharded(self.question.model, plan.tensor):
@@ -208,8 +215,8 @@ class Enumeration:
                 vocabularies = tuple(where for where in vocabularies if where != "ends")
             for placed in self._placed(chunked, vocabularies):
                 times = given.get("times", (self.advice.times(placed),) if schedule.timed else ("",))
-                for group, limit, each, order in product(groups, limits, times, self._given("order")):
-                    ordered = placed.altered(group=group, limit=limit, times=each, order=order)
+                for group, limit, each, order, how in product(groups, limits, times, self._given("order"), products):
+                    ordered = placed.altered(group=group, limit=limit, times=each, order=order, weight_gradients=how)
                     for few in given.get("gathered", self._gathered(plan, schedule.place(pipe))):
                         yield from self._states(ordered.altered(gathered=few))
 

@@ -40,6 +40,7 @@ class Plan:
     gathered: int = 0  # chunks whose whole weights (zero 3), or gradients (2, 3), a rank holds at once; 0: all it has
     times: str = ""  # relative durations "F,B,W,hop" that a schedule was made for (planners.schedules.times); "": equal
     sync: str = "eager"  # gradient sums over replicas: eager (after the stage's last backward) | late (the rank's last)
+    weight_gradients: str = "apart"  # of a split backward: a product a micro-batch | "joined": one for all W in a row
 
     @property
     def world(self) -> int:

@@ -1,7 +1,8 @@
 """2BP (2405.18047): the usual schedules with the weight gradients after a rank's last input gradient, or in its waits.
 
 A rank holds every micro-batch until the end, as GPipe does. At unit cost the step is the schedule's own with B for
-its backward, and then the weight gradients of the first rank, whose last B comes last.
+its backward, and then the weight gradients of the first rank, whose last B comes last. At the end the W's of a stage
+stand side by side: with `weight_gradients` "joined" they are one.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ def _end(base: Schedule) -> Schedule:
         splits=True,
         makespan=lambda pipe: 3.0 * pipe.items * pipe.chunks + 2 * (pipe.ranks - 1),
         peak=lambda pipe: [pipe.items * pipe.chunks] * pipe.ranks,
+        row=lambda pipe: pipe.items,
     )
 
 
