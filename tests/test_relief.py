@@ -49,6 +49,7 @@ def test_no_plan_undercuts_its_bounds(seed: int) -> None:
             optimizer_stride=draw.choice((0, 1, 2, 5)) if moved else 0,
             vocabulary=draw.choice(("ends", "vocab-1", "vocab-2")),
             sync=draw.choice(("eager", "eager", "late")),
+            gather_each=draw.choice(("step", "step", "step", "unit")),
             weight_gradients=draw.choice(("apart", "apart", "joined")),
         )
         if why_not(MODEL, WORK, plan):

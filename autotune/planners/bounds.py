@@ -29,6 +29,7 @@ from autotune.spec.program import Instruction
 APART = {
     "zero": 0,
     "gathered": 0,
+    "gather_each": "step",
     "offload": 0,
     "optimizer": "barrier",
     "optimizer_offload": 0,

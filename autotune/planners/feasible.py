@@ -35,11 +35,13 @@ TRAINING_AXES = (
     "gathered",
     "sync",
     "weight_gradients",
+    "gather_each",
 )
 TOGETHER = "1f1b"  # the schedule that a vocabulary whose passes all ranks do together has an order for
 OPTIMIZERS = ("barrier", "post-validated")
 SYNCS = ("eager", "late")
 PRODUCTS = ("apart", "joined")
+GATHERS = ("step", "unit")
 
 
 def _divides(what: str, value: int, of: int, whole: str) -> str | None:
@@ -149,6 +151,12 @@ def _sharding(plan: Plan) -> str | None:
     if plan.zero not in LEVELS:
         nearest = min(LEVELS[-1], max(LEVELS[0], plan.zero))
         return f"zero must be {LEVELS[0]} to {LEVELS[-1]} (found {plan.zero}; nearest {nearest})"
+    if plan.gather_each not in GATHERS:
+        near = nearest_name(plan.gather_each, GATHERS)
+        return f"gather_each {plan.gather_each!r} is unknown (nearest {near or GATHERS[0]})"
+    if plan.gather_each != GATHERS[0] and (plan.zero != LEVELS[-1] or plan.gathered):
+        found = f"found zero {plan.zero}, gathered {plan.gathered}; nearest {GATHERS[0]}"
+        return f"gather_each {plan.gather_each} needs zero 3 and gathered 0 ({found})"
     if plan.zero < 2:
         return f"gathered needs zero 2 or 3 (found zero {plan.zero}; nearest 2)" if plan.gathered else None
     place = SCHEDULES[plan.schedule].place(Pipe(plan.pipeline, plan.pipeline * 2, plan.chunks))

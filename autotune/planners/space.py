@@ -89,6 +89,7 @@ INNER = (
     "optimizer_offload",
     "optimizer_stride",
     "weight_gradients",
+    "gather_each",
 )
 
 
@@ -217,8 +218,10 @@ class Enumeration:
                 times = given.get("times", (self.advice.times(placed),) if schedule.timed else ("",))
                 for group, limit, each, order, how in product(groups, limits, times, self._given("order"), products):
                     ordered = placed.altered(group=group, limit=limit, times=each, order=order, weight_gradients=how)
-                    for few in given.get("gathered", self._gathered(plan, schedule.place(pipe))):
-                        yield from self._states(ordered.altered(gathered=few))
+                    rooms = given.get("gathered", self._gathered(plan, schedule.place(pipe)))
+                    # `eased` tries once a unit where a plan does not fit.
+                    for few, often in product(rooms, self._given("gather_each")):
+                        yield from self._states(ordered.altered(gathered=few, gather_each=often))
 
     def _placed(self, plan: Plan, vocabularies: Iterable[object]) -> Iterator[Plan]:
         """The plan with every place of its vocabulary and every cut of its layers."""
@@ -269,7 +272,9 @@ class Enumeration:
         """Of a plan with one chunk whole at a time: with room for more, and with whole weights."""
         if (plan.zero, plan.gathered) != (LEVELS[-1], FEW[0]) or not self._sharable:
             return ()
-        more = (plan.altered(gathered=count) for count in (*FEW[1:], 0) if count < plan.chunks)
+        more = [plan.altered(gathered=count) for count in (*FEW[1:], 0) if count < plan.chunks]
+        if plan.schedule in BY_CHUNK and self._open("gather_each"):
+            more.append(plan.altered(gathered=0, gather_each="unit"))
         found = (*more, plan.altered(zero=LEVELS[-2]))
         self.structures += len(found)
         return found

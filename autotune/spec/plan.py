@@ -41,6 +41,9 @@ class Plan:
     times: str = ""  # relative durations "F,B,W,hop" that a schedule was made for (planners.schedules.times); "": equal
     sync: str = "eager"  # gradient sums over replicas: eager (after the stage's last backward) | late (the rank's last)
     weight_gradients: str = "apart"  # of a split backward: a product a micro-batch | "joined": one for all W in a row
+    gather_each: str = (
+        "step"  # with zero 3 and room for all, whole weights are gathered once a step | unit (passes.shard)
+    )
 
     @property
     def world(self) -> int:

@@ -40,6 +40,7 @@ class Traits:
     shares: bool = False  # whether tensor ranks share the tokens between stages, of which a shard needs all
     gathered: int = 0  # see spec.plan
     sync: str = "eager"  # when gradients are summed: after the stage's last backward, or the rank's
+    gather_each: str = "step"  # see spec.plan
     joined: bool = False  # whether W's of a stage in a row are one
 
     @property
@@ -136,5 +137,6 @@ def traits(plan: Plan, model: ModelSpec, workload: Workload) -> Traits:
         plan.sequence_parallel and plan.vocabulary != "ends",
         plan.gathered,
         plan.sync,
+        plan.gather_each,
         plan.weight_gradients == "joined",
     )
