@@ -81,6 +81,10 @@ def draw_plan(draw: random.Random, name: str) -> tuple[ModelSpec, Plan, Workload
         plan = replace(plan, zero=zero, gathered=update.choice([0, 1, chunks]) if zero > 1 else 0)
         once = plan.zero == 3 and not plan.gathered
         plan = replace(plan, gather_each=update.choice(["step", "unit"]) if once else "step")
+    if plan.offload:
+        part = plan.offload < 100
+        plan = replace(plan, offload_choice=update.choice(["selective", "uniform"]) if part else "selective")
+        plan = replace(plan, offload_window=update.choice([1, 2, 3]))
     late = replace(plan, sync=update.choice(["eager", "late", "late"]))
     plan = late if why_not(model, work, late, late.world) is None else plan
     plan = replace(plan, weight_gradients=update.choice(["apart", "joined"]) if entry.splits else "apart")

@@ -18,7 +18,7 @@ from autotune.planners.family import Alive, Family, Stages, priced_stages, row_o
 from autotune.planners.lower.sharding import sharding
 from autotune.planners.lower.train import order_of, stage_bytes
 from autotune.planners.lower.traits import traits
-from autotune.planners.passes.offload import on_device
+from autotune.planners.passes.offload import Moves, on_device
 from autotune.planners.passes.subgroups import joined, moves
 from autotune.planners.predict import Predictor
 from autotune.planners.schedules import SCHEDULES
@@ -31,6 +31,8 @@ APART = {
     "gathered": 0,
     "gather_each": "step",
     "offload": 0,
+    "offload_choice": "selective",
+    "offload_window": 2,
     "optimizer": "barrier",
     "optimizer_offload": 0,
     "optimizer_stride": 0,
@@ -132,9 +134,10 @@ class Bounder:
         if not plan.offload and plan.vocabulary == "ends":
             return self.memory(plan)
         key = traits(plan, self.predictor.model, self.predictor.workload)
-        which = (key.schedule, key.pipe, key.vocabulary, key.product, plan.offload)
+        moves = Moves(plan.offload, plan.offload_choice, plan.offload_window)
+        which = (key.schedule, key.pipe, key.vocabulary, key.product, moves)
         if which not in self._alive:
-            self._alive[which] = [on_device(listing, plan.offload) for listing in order_of(key)]
+            self._alive[which] = [on_device(listing, moves) for listing in order_of(key)]
         # Its activations count until their B alone; a closed form knows of those that wait for W.
         return max(self.memory(plan), self.memory(plan, self._alive[which]))
 

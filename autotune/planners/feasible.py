@@ -36,12 +36,15 @@ TRAINING_AXES = (
     "sync",
     "weight_gradients",
     "gather_each",
+    "offload_choice",
+    "offload_window",
 )
 TOGETHER = "1f1b"  # the schedule that a vocabulary whose passes all ranks do together has an order for
 OPTIMIZERS = ("barrier", "post-validated")
 SYNCS = ("eager", "late")
 PRODUCTS = ("apart", "joined")
 GATHERS = ("step", "unit")
+CHOICES = ("selective", "uniform")
 
 
 def _divides(what: str, value: int, of: int, whole: str) -> str | None:
@@ -136,8 +139,7 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
         found.append(f"pipeline x chunks must be at most layers {model.layers} (found {plan.stages})")
     if plan.recompute not in RECOMPUTE:
         found.append(f"recompute {plan.recompute!r} is unknown (nearest {nearest_name(plan.recompute, RECOMPUTE)})")
-    if not 0 <= plan.offload <= 100:
-        found.append(f"offload must be a percentage (found {plan.offload}; nearest {min(100, max(0, plan.offload))})")
+    found.append(_moves(plan))
     found.append(_vocabulary(plan, model))
     found.append(_optimizer(plan, workload))
     found.append(_sharding(plan))
@@ -164,6 +166,23 @@ def _sharding(plan: Plan) -> str | None:
     if not 0 <= plan.gathered <= most:
         nearest = min(most, max(0, plan.gathered))
         return f"gathered must be 0 to {most}, the chunks of a rank (found {plan.gathered}; nearest {nearest})"
+    return None
+
+
+def _moves(plan: Plan) -> str | None:
+    """What is wrong with which activations move to the host, and when."""
+    if not 0 <= plan.offload <= 100:
+        return f"offload must be a percentage (found {plan.offload}; nearest {min(100, max(0, plan.offload))})"
+    if plan.offload_choice not in CHOICES:
+        near = nearest_name(plan.offload_choice, CHOICES)
+        return f"offload_choice {plan.offload_choice!r} is unknown (nearest {near or CHOICES[0]})"
+    if plan.offload_choice != CHOICES[0] and not 0 < plan.offload < 100:
+        found = f"found {plan.offload}; nearest {min(99, max(1, plan.offload))}"
+        return f"offload_choice {plan.offload_choice} needs offload above 0 and below 100 ({found})"
+    if plan.offload_window < 1:
+        return f"offload_window must be at least 1 compute step (found {plan.offload_window}; nearest 1)"
+    if plan.offload_window != Plan().offload_window and not plan.offload:
+        return f"offload_window needs offload above 0 (found {plan.offload}; nearest window {Plan().offload_window})"
     return None
 
 

@@ -53,6 +53,8 @@ def axis_values(question: Question) -> dict[str, Values]:
         # Moving activations only adds to a step: `relieved` tries it where a plan does not fit.
         "offload": MOVED if train and question.minimize == "peak_memory" else (0,),
         "optimizer": (DEFAULTS["optimizer"],),
+        "offload_choice": (DEFAULTS["offload_choice"],),
+        "offload_window": (DEFAULTS["offload_window"],),
         # Later sums only add waits: the recipe must want them (say, to measure both).
         "sync": (DEFAULTS["sync"],),
         "sequence_parallel": (False, True) if train else (False,),
@@ -108,6 +110,9 @@ class Advice(Protocol):
     def stride(self, plan: Plan) -> int:
         """The `optimizer_stride` of a plan with optimizer states on the host."""
 
+    def moved(self, plan: Plan) -> tuple[int, int]:
+        """The `offload` whose copies take no longer than compute, and the `offload_window` that lets them."""
+
 
 class Plain:
     """No advice: the even cut, equal times."""
@@ -123,6 +128,9 @@ class Plain:
 
     def stride(self, plan: Plan) -> int:
         return 0
+
+    def moved(self, plan: Plan) -> tuple[int, int]:
+        return MOVED[-1], Plan().offload_window
 
 
 def canonical(plan: Plan) -> bool:
@@ -265,7 +273,17 @@ class Enumeration:
     def eased(self, plan: Plan) -> tuple[Plan, ...]:
         """What to try when all activations on the host do fit, or one chunk at a time: less of it. Where they do not,
         nothing less can."""
-        moved = self._moved(plan, MOVED[1:-1]) if plan.offload == MOVED[-1] else ()
+        if plan.offload != MOVED[-1]:
+            return self._roomier(plan)
+        moved = self._moved(plan, MOVED[1:-1])
+        if moved and self._open("offload_window"):
+            share, window = self.advice.moved(plan)
+            longer = {(percent, window) for percent in (share, MOVED[-1])} - {
+                (0, window),
+                (MOVED[-1], plan.offload_window),
+            }
+            moved += tuple(plan.altered(offload=p, offload_window=w) for p, w in sorted(longer))
+            self.structures += len(longer)
         return (*moved, *self._roomier(plan))
 
     def _roomier(self, plan: Plan) -> tuple[Plan, ...]:
