@@ -44,6 +44,7 @@ def test_no_plan_undercuts_its_bounds(seed: int) -> None:
             zero=draw.choice((0, 1, 2, 3)),
             gathered=draw.choice((0, 0, 1, 2)),
             offload=(away := draw.choice((0, 30, 50, 100))),
+            split=draw.choice(("own", "own", "immediate", "fill", "end")),
             offload_choice=draw.choice(("selective", "uniform")) if 0 < away < 100 else "selective",
             offload_window=draw.choice((1, 2, 5)) if away else 2,
             optimizer_offload=(moved := draw.choice((0, 50, 100))),

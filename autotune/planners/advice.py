@@ -94,7 +94,7 @@ class PricedAdvice:
 
     def times(self, plan: Plan) -> str:
         """Durations of F, B, W of each stage and of a hop, relative to the mean forward."""
-        key = plan.altered(schedule="1f1b", zero=0, gathered=0, group=0, limit=0, times="", order="")
+        key = plan.altered(schedule="1f1b", split="own", zero=0, gathered=0, group=0, limit=0, times="", order="")
         if key not in self._times:
             self._times[key] = str(relative(self.bounder.costs(plan), plan))
         return self._times[key]

@@ -21,7 +21,7 @@ from autotune.planners.lower.traits import traits
 from autotune.planners.passes.offload import Moves, on_device
 from autotune.planners.passes.subgroups import joined, moves
 from autotune.planners.predict import Predictor
-from autotune.planners.schedules import SCHEDULES
+from autotune.planners.schedules import schedule_of
 from autotune.spec.plan import Plan
 from autotune.spec.program import Instruction
 
@@ -68,7 +68,7 @@ class Bounder:
             plan.layers,
             plan.vocabulary,
             plan.pipeline if plan.vocabulary != "ends" else 0,
-            SCHEDULES[plan.schedule].splits,
+            schedule_of(plan.schedule, plan.split).splits,
             row_of(plan, self.predictor.workload),
             plan.tensor,
             plan.micro_batch,
@@ -135,7 +135,7 @@ class Bounder:
             return self.memory(plan)
         key = traits(plan, self.predictor.model, self.predictor.workload)
         moves = Moves(plan.offload, plan.offload_choice, plan.offload_window)
-        which = (key.schedule, key.pipe, key.vocabulary, key.product, moves)
+        which = (key.schedule, key.split, key.pipe, key.vocabulary, key.product, moves)
         if which not in self._alive:
             self._alive[which] = [on_device(listing, moves) for listing in order_of(key)]
         # Its activations count until their B alone; a closed form knows of those that wait for W.

@@ -8,7 +8,7 @@ from autotune.planners.lower.stage import partition
 from autotune.planners.lower.subgroups import SUBGROUPS
 from autotune.planners.lower.traits import micro_batches, pipe_of
 from autotune.planners.lower.vocabulary import shard_rows, shards
-from autotune.planners.schedules import SCHEDULES, Pipe, held
+from autotune.planners.schedules import OWN, PLACEMENTS, SCHEDULES, Pipe, held, schedule_of
 from autotune.planners.schedules.times import parse_times
 from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.spec.errors import nearest_divisor, nearest_name
@@ -38,6 +38,7 @@ TRAINING_AXES = (
     "gather_each",
     "offload_choice",
     "offload_window",
+    "split",
 )
 TOGETHER = "1f1b"  # the schedule that a vocabulary whose passes all ranks do together has an order for
 OPTIMIZERS = ("barrier", "post-validated")
@@ -128,7 +129,7 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
     if schedule is None:
         near = nearest_name(plan.schedule, SCHEDULES)
         return [*found, f"schedule {plan.schedule!r} is unknown (nearest {near or '1f1b'})"]
-    if reason := _texts(plan, model):
+    if reason := _texts(plan, model) or _split(plan):
         return [*found, reason]
     if found[0] is None:
         reason = schedule.refuse(pipe_of(plan, micro_batches(plan, workload)))
@@ -169,6 +170,15 @@ def _sharding(plan: Plan) -> str | None:
     return None
 
 
+def _split(plan: Plan) -> str | None:
+    """What is wrong with how the backwards are split."""
+    if plan.split not in (OWN, *PLACEMENTS):
+        return f"split {plan.split!r} is unknown (nearest {nearest_name(plan.split, (OWN, *PLACEMENTS)) or OWN})"
+    if plan.split != OWN and SCHEDULES[plan.schedule].splits:
+        return f"split {plan.split} needs a schedule of whole backwards (found {plan.schedule}; nearest split {OWN})"
+    return None
+
+
 def _moves(plan: Plan) -> str | None:
     """What is wrong with which activations move to the host, and when."""
     if not 0 <= plan.offload <= 100:
@@ -206,7 +216,7 @@ def _weight_gradients(plan: Plan) -> str | None:
         return f"weight_gradients {how!r} is unknown (nearest {nearest_name(how, PRODUCTS) or PRODUCTS[0]})"
     if how == PRODUCTS[0]:
         return None
-    if not SCHEDULES[plan.schedule].splits:
+    if not schedule_of(plan.schedule, plan.split).splits:
         near = f"found {plan.schedule}; nearest 2bp-1f1b"
         return f"weight_gradients {how} needs a schedule with a split backward ({near})"
     if plan.sequence_parallel:

@@ -15,7 +15,7 @@ from autotune.planners.feasible import unfit, unsharded, why_not
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.sharding import LEVELS
 from autotune.planners.lower.traits import pipe_of
-from autotune.planners.schedules import SCHEDULES, Place, held
+from autotune.planners.schedules import OWN, SCHEDULES, Place, held, schedule_of
 from autotune.spec.machine import Profile
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Question
@@ -53,6 +53,7 @@ def axis_values(question: Question) -> dict[str, Values]:
         # Moving activations only adds to a step: `relieved` tries it where a plan does not fit.
         "offload": MOVED if train and question.minimize == "peak_memory" else (0,),
         "optimizer": (DEFAULTS["optimizer"],),
+        "split": (DEFAULTS["split"],),
         "offload_choice": (DEFAULTS["offload_choice"],),
         "offload_window": (DEFAULTS["offload_window"],),
         # Later sums only add waits: the recipe must want them (say, to measure both).
@@ -204,6 +205,11 @@ class Enumeration:
     def inner(self, plan: Plan) -> Iterator[Plan]:
         """The plan with every choice of its inner axes: the recipe's, or what its schedule and the advice offer."""
         given, schedule = self.question.axes, SCHEDULES.get(plan.schedule)
+        if schedule and plan.split != OWN and self.question.workload.kind == "train":
+            if schedule.splits:
+                yield plan  # refused
+                return
+            schedule = schedule_of(plan.schedule, plan.split)
         if schedule is None or self.question.workload.kind != "train":
             for choice in product(*map(self._given, INNER)):
                 yield plan.altered(**dict(zip(INNER, choice, strict=True)))

@@ -42,6 +42,7 @@ class Plan:
     sync: str = "eager"  # gradient sums over replicas: eager (after the stage's last backward) | late (the rank's last)
     weight_gradients: str = "apart"  # of a split backward: a product a micro-batch | "joined": one for all W in a row
     gather_each: str = "step"  # whole weights of zero 3, with room for all: once a step | unit (passes.shard)
+    split: str = "own"  # backwards in two halves: as the schedule has them | immediate | fill | end (schedules.split)
     offload_window: int = 2  # compute steps that a copy of them may take before it is waited for
     offload_choice: str = "selective"  # which chunk activations move: the longest waits | uniform (an even share)
 

@@ -30,6 +30,7 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "vocabulary": ("ends", "naive", "interlaced", "vocab-1", "vocab-2"),
     "optimizer": ("barrier", "post-validated"),
     "sync": ("eager", "late"),
+    "split": ("own", "immediate", "fill", "end"),
     "offload_choice": ("selective", "uniform"),
     "gather_each": ("step", "unit"),
     "weight_gradients": ("apart", "joined"),

@@ -18,7 +18,7 @@ from autotune.planners.passes import OWN, PASSES
 from autotune.planners.passes.clip import CARRIED, NORM, WHOLE
 from autotune.planners.passes.compute import compute
 from autotune.planners.resolve import Shared, uncollected
-from autotune.planners.schedules import SCHEDULES, Order, Pipe, Place, Step
+from autotune.planners.schedules import Order, Pipe, Place, Step, schedule_of
 from autotune.planners.schedules.insertion import insert
 from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.spec.model import ModelSpec
@@ -167,16 +167,16 @@ def completed(order: Order, key: Traits) -> Program:
 
 
 @lru_cache(maxsize=32)
-def _order(schedule: str, pipe: Pipe, vocabulary: str, product: float) -> Order:
+def _order(schedule: str, split: str, pipe: Pipe, vocabulary: str, product: float) -> Order:
     """The schedule's order with the passes over a sharded vocabulary in it."""
-    entry = SCHEDULES[schedule]
+    entry = schedule_of(schedule, split)
     order = entry.order(pipe)
     return order if vocabulary == "ends" else insert(order, pipe, entry.place(pipe), VOCABULARIES[vocabulary], product)
 
 
 def order_of(key: Traits) -> Order:
     """The compute steps of every rank, before the passes over programs."""
-    return _order(key.schedule, key.pipe, key.vocabulary, key.product)
+    return _order(key.schedule, key.split, key.pipe, key.vocabulary, key.product)
 
 
 def _ways(steps: list[Step], key: Traits) -> list[Step]:

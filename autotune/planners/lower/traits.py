@@ -41,6 +41,7 @@ class Traits:
     gathered: int = 0  # see spec.plan
     sync: str = "eager"  # when gradients are summed: after the stage's last backward, or the rank's
     gather_each: str = "step"  # see spec.plan
+    split: str = "own"  # see spec.plan
     offload_window: int = 2  # compute steps that a copy of them may take
     offload_choice: str = "selective"  # which of them move
     joined: bool = False  # whether W's of a stage in a row are one
@@ -140,6 +141,7 @@ def traits(plan: Plan, model: ModelSpec, workload: Workload) -> Traits:
         plan.gathered,
         plan.sync,
         plan.gather_each,
+        plan.split,
         plan.offload_window,
         plan.offload_choice,
         plan.weight_gradients == "joined",

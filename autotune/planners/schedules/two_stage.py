@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 
 from autotune.planners.schedules import gpipe, interleaved, one_f_one_b, zero_bubble
 from autotune.planners.schedules.schedule import Order, Pipe, Schedule
@@ -17,6 +18,27 @@ from autotune.planners.schedules.split import Placement, split
 
 def _order(base: Schedule, placement: Placement) -> Callable[[Pipe], Order]:
     return lambda pipe: split(base.order(pipe), placement, pipe)
+
+
+@lru_cache(maxsize=256)
+def in_two_stages(base: Schedule, placement: Placement) -> Schedule:
+    """Any schedule of whole backwards with B and W for each, and the W's placed. Its closed forms: activations that
+    end with their W as they ended with their BW, or all that a rank has."""
+
+    def every(pipe: Pipe) -> list[int]:
+        place = base.place(pipe)
+        return [sum(pipe.items // len(ranks) for ranks in place if rank in ranks) for rank in range(pipe.ranks)]
+
+    peaks = {"immediate": base.peak, "fill": None, "end": every}
+    return replace(
+        base,
+        order=_order(base, placement),
+        splits=True,
+        makespan=None,
+        peak=peaks[placement],
+        row=(lambda pipe: pipe.items // len(base.place(pipe)[0])) if placement == "end" else None,
+        timed=base.timed or placement == "fill",
+    )
 
 
 def _end(base: Schedule) -> Schedule:
