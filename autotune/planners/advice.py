@@ -79,7 +79,8 @@ class PricedAdvice:
         for stage in range(plan.stages):
             copies = [costs.seconds(0, Instruction(op, stage)) for op in ("OFFLOAD", "RELOAD")]
             steps = [costs.stage(stage, op).seconds for op in ("F", "BW")]
-            share = min(share, int(100 * sum(steps) / sum(copies)))
+            if sum(copies) > sum(steps):
+                share = min(share, int(100 * sum(steps) / sum(copies)))
             window = max(window, ceil(2 * max(copies) * len(steps) / sum(steps)))
         return share, window
 
