@@ -14,11 +14,11 @@ from autotune.planners.lower.sharding import sharding
 from autotune.planners.lower.subgroups import split, subgroup_bytes, wide
 from autotune.planners.lower.traits import Traits, micro_batches, stage_sizes, traits
 from autotune.planners.lower.vocabulary import vocabulary_bytes
-from autotune.planners.passes import OWN, PASSES
+from autotune.planners.passes import OWN, PASSES, Listing, Seat, ways_of
 from autotune.planners.passes.clip import CARRIED, NORM, WHOLE
 from autotune.planners.passes.compute import compute
 from autotune.planners.resolve import Shared, uncollected
-from autotune.planners.schedules import SCHEDULES, Order, Pipe, Place, Step
+from autotune.planners.schedules import SCHEDULES, Order, Pipe, Place
 from autotune.planners.schedules.insertion import insert
 from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.spec.model import ModelSpec
@@ -158,7 +158,7 @@ PERSISTENT, PASSING = Buffer(persistent=True), Buffer()
 
 def completed(order: Order, key: Traits) -> Program:
     """The order's program after all passes; its buffers have no sizes yet."""
-    listed = compute(order, key)
+    listed = [compute(steps, rank, key) for rank, steps in enumerate(order)]
     program = Program(tuple(map(tuple, listed)), tuple(_Declared() for _ in listed))
     for apply in PASSES.values():
         program = apply(program, key)
@@ -178,21 +178,15 @@ def order_of(key: Traits) -> Order:
     return _order(key.schedule, key.pipe, key.vocabulary, key.product)
 
 
-def _ways(steps: list[Step], key: Traits) -> list[Step]:
-    """Of another rank's steps those that a rank's own list hangs on: who has the ends of the pipeline, where all ranks
-    share the vocabulary."""
-    ends = () if key.vocabulary == "ends" else (0, key.pipe.stages - 1)
-    return [step for step in steps if step.op == "F" and step.stage in ends]
-
-
 def own_list(key: Traits, rank: int) -> Program:
     """One rank's list as its own passes leave it, as a program of that rank alone: nothing in it meets, and what other
     ranks hand over is there from the start."""
-    order = [steps if number == rank else _ways(steps, key) for number, steps in enumerate(order_of(key))]
-    program = Program(tuple(map(tuple, compute(order, key))), tuple(_Declared() for _ in order))
-    for name in OWN:
-        program = PASSES[name](program, key)
-    mine = tuple(i if i.meet is None else i._replace(meet=None) for i in program.ranks[rank])
+    order = order_of(key)
+    listing: Listing = compute(order[rank], rank, key)
+    seat = Seat(rank, ways_of(order, key))
+    for own in OWN.values():
+        listing = own(listing, seat, key)
+    mine = tuple(i if i.meet is None else i._replace(meet=None) for i in listing)
     made = {name for i in mine for name in i.writes}
     named = {name for i in mine for name in i.reads} | made
     given = frozenset(name for name in named if name not in made or lasts(name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from autotune.planners.lower.shape import Shape, training_shape
 from autotune.planners.lower.sharding import Sharding, sharding
@@ -40,7 +40,7 @@ class Traits:
     shares: bool = False  # whether tensor ranks share the tokens between stages, of which a shard needs all
     gathered: int = 0  # see spec.plan
 
-    @property
+    @cached_property
     def place(self) -> Place:
         """The ranks of the pipeline's own stages."""
         return SCHEDULES[self.schedule].place(self.pipe)

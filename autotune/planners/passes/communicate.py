@@ -9,8 +9,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
+from copy import copy
+from itertools import chain
+from operator import itemgetter
 
-from autotune.spec.program import COMPUTE, Instruction, Program
+from autotune.spec.program import COMPUTE, Buffer, Instruction, Program
+
+Message = tuple[Instruction, Instruction]  # SEND and RECV
+_reads, _writes = itemgetter(Instruction._fields.index("reads")), itemgetter(Instruction._fields.index("writes"))
 
 
 def lane_of(source: int, target: int, name: str) -> str:
@@ -20,55 +26,61 @@ def lane_of(source: int, target: int, name: str) -> str:
 
 def communicate(program: Program, ahead: int = 1) -> Program:
     """Adds SEND and RECV for every buffer that crosses ranks; the sender frees what only the receiver reads."""
-    made = [{name for i in listing for name in i.writes} for listing in program.ranks]  # what a rank has by itself
-    writer = {
-        name: rank
-        for rank, listing in enumerate(program.ranks)
-        for instruction in listing
-        for name in instruction.writes
-        if not program.buffers[rank][name].persistent
-    }
+    writer, foreign, kept = _crossing(program)
     targets: dict[str, dict[int, int]] = defaultdict(dict)  # a crossing buffer -> its readers, and where they read it
-    kept: set[str] = set()  # buffers that their own rank reads
+    for rank, (listing, names) in enumerate(zip(program.ranks, foreign, strict=True)):
+        for position, reads in enumerate(map(_reads, listing)):
+            if not names.isdisjoint(reads):
+                for name in reads:
+                    if name in names:
+                        targets[name].setdefault(rank, position)
+    buffers: list[dict[str, Buffer]] = [copy(b) if isinstance(b, dict) else dict(b) for b in program.buffers]
+    sends: list[dict[int, list[Instruction]]] = [defaultdict(list) for _ in buffers]  # what follows the step there
+    channels: list[dict[str, list[tuple[Instruction, int]]]] = [defaultdict(list) for _ in buffers]  # in, as sent
     for rank, listing in enumerate(program.ranks):
         for position, instruction in enumerate(listing):
-            for name in instruction.reads:
-                if name in made[rank] or name not in writer:
-                    kept.add(name)
-                else:
-                    targets[name].setdefault(rank, position)
-    buffers = [dict(b) for b in program.buffers]
-    sends: list[list[tuple[Instruction, list[Instruction]]]] = []  # each instruction and the sends that follow it
-    channels: list[dict[str, list[str]]] = [defaultdict(list) for _ in buffers]  # (receiver) lane -> names as sent
-    for rank, listing in enumerate(program.ranks):
-        sends.append([])
-        for instruction in listing:
-            after: list[Instruction] = []
-            for name in instruction.writes:
-                crossing = targets.get(name, ()) if writer.get(name) == rank else ()
-                for number, target in enumerate(crossing, 1):
-                    frees = (name,) if name not in kept and number == len(crossing) else ()
-                    after.append(_message("SEND", instruction, name, (rank, target), (name,), (), frees))
-                    channels[target][after[-1].lane].append(name)
+            for name in instruction[6]:
+                if writer.get(name) != rank:
+                    continue
+                for number, (target, read) in enumerate(targets[name].items(), 1):
+                    frees = (name,) if number == len(targets[name]) and name not in kept else ()
+                    send, receive = _message(instruction, program.ranks[target][read], name, (rank, target), frees)
+                    sends[rank][position].append(send)
+                    channels[target][receive.lane].append((receive, read))
                     buffers[target][name] = program.buffers[rank][name]
-            sends[-1].append((instruction, after))
     ranks = []
-    for rank, listing in enumerate(program.ranks):
+    for listing, after, incoming in zip(program.ranks, sends, channels, strict=True):
         before: dict[int, list[Instruction]] = defaultdict(list)
-        computes = [position for position, i in enumerate(listing) if i.lane == COMPUTE]
-        for names in channels[rank].values():
-            reads = [targets[name][rank] for name in names]
-            for name, read, post in zip(names, reads, posted(computes, reads, ahead), strict=True):
-                ends = (writer[name], rank)
-                before[post].append(_message("RECV", listing[read], name, ends, (), (name,), ()))
+        computes = [position for position, i in enumerate(listing) if i[4] == COMPUTE]
+        for messages in incoming.values():
+            places = posted(computes, [read for _, read in messages], ahead)
+            for (receive, _), place in zip(messages, places, strict=True):
+                before[place].append(receive)
         out: list[Instruction] = []
-        for position, (instruction, after) in enumerate(sends[rank]):
+        for position, instruction in enumerate(listing):
             if position in before:
                 out += before[position]
             out.append(instruction)
-            out += after
+            if position in after:
+                out += after[position]
         ranks.append(tuple(out))
     return Program(tuple(ranks), tuple(buffers), program.live, program.facts)
+
+
+def _crossing(program: Program) -> tuple[dict[str, int], list[set[str]], set[str]]:
+    """The buffers that cross ranks: who writes each, which of them each rank reads of others, and which their own rank
+    reads as well."""
+    made = [set(chain.from_iterable(map(_writes, listing))) for listing in program.ranks]
+    read = [set(chain.from_iterable(map(_reads, listing))) for listing in program.ranks]
+    wanted = set().union(*(names - own for names, own in zip(read, made, strict=True)))
+    writer = {
+        name: rank
+        for rank, own in enumerate(made)
+        for name in own & wanted
+        if not program.buffers[rank][name].persistent
+    }
+    foreign = [{name for name in names - own if name in writer} for names, own in zip(read, made, strict=True)]
+    return writer, foreign, {name for name, rank in writer.items() if name in read[rank]}
 
 
 def posted(computes: list[int], reads: list[int], ahead: int) -> list[int]:
@@ -84,14 +96,9 @@ def posted(computes: list[int], reads: list[int], ahead: int) -> list[int]:
 
 
 def _message(
-    op: str,
-    end: Instruction,
-    name: str,
-    ends: tuple[int, int],
-    reads: tuple[str, ...],
-    writes: tuple[str, ...],
-    frees: tuple[str, ...],
-) -> Instruction:
-    """One end of a message: `end` is the instruction that wrote or will read it."""
-    lane = lane_of(*ends, name)
-    return Instruction(op, end.stage, end.item, 0, lane, reads, writes, frees, f"{name}@{ends[1]}", ends)
+    writer: Instruction, reader: Instruction, name: str, ends: tuple[int, int], frees: tuple[str, ...]
+) -> Message:
+    """Both ends of a message, named after the instructions that write and read it."""
+    lane, meet, names = lane_of(*ends, name), f"{name}@{ends[1]}", (name,)
+    send = Instruction("SEND", writer.stage, writer.item, 0, lane, names, (), frees, meet, ends)
+    return send, Instruction("RECV", reader.stage, reader.item, 0, lane, (), names, (), meet, ends)

@@ -9,12 +9,16 @@ compute writes there (MARK) says when. Where a forward and its backward are clos
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 from autotune.planners.lower.traits import Traits
-from autotune.spec.program import COMPUTE, D2H, H2D, Instruction, Program
+from autotune.planners.passes.columns import Column, column, named
+from autotune.planners.passes.seat import Listing, Seat
+from autotune.spec.program import D2H, H2D, Instruction
 
 WINDOW = 2  # compute steps that a copy may take before it is waited for
 MOVED = "ak"  # first letters of the buffers that a move takes along; a host copy's name begins with "h"
@@ -91,29 +95,36 @@ def on_device(listing: Sequence[Timed], percent: int) -> tuple[tuple[int, int], 
     return tuple(p for p in found if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in found))
 
 
-def offload(program: Program, traits: Traits) -> Program:
+@lru_cache(maxsize=256)
+def _moves(stage: int, items: int) -> tuple[Column, Column, Column, Column]:
+    """OFFLOAD, RELEASE, MARK and RELOAD of a stage."""
+    device = [named(letter, stage, items) for letter in MOVED]
+    host = [named(f"h{letter}", stage, items) for letter in MOVED]
+    token = named("t", stage, items)
+    return (
+        column("OFFLOAD", stage, items, device, host, lane=D2H),
+        column("RELEASE", stage, items, host, frees=device),
+        column("MARK", stage, items, (), (token,)),
+        column("RELOAD", stage, items, (*host, token), device, (*host, token), lane=H2D),
+    )
+
+
+def offload(listing: Listing, seat: Seat, traits: Traits) -> Listing:
     """Adds OFFLOAD, RELEASE and RELOAD. It runs before messages are added: every position is a compute step."""
     if not traits.offload:
-        return program
-    ranks = []
-    for listing in program.ranks:
-        after: dict[int, list[Instruction]] = {}  # behind the step at this position
-        before: dict[int, list[Instruction]] = {}
-        for wait in chosen(listing, traits.offload):
-            s, m = wait.stage, wait.item
-            device = tuple(f"{letter}.{s}.{m}" for letter in MOVED)
-            host = tuple(f"h{name}" for name in device)
-            after.setdefault(wait.forward, []).append(Instruction("OFFLOAD", s, m, lane=D2H, reads=device, writes=host))
-            release = Instruction("RELEASE", s, m, lane=COMPUTE, reads=host, frees=device)
-            after.setdefault(wait.forward + WINDOW, []).append(release)
-            token = f"t.{s}.{m}"
-            mark = Instruction("MARK", s, m, writes=(token,))
-            reload = Instruction("RELOAD", s, m, lane=H2D, reads=(*host, token), writes=device, frees=(*host, token))
-            before.setdefault(wait.backward - WINDOW, []).extend((mark, reload))
-        out: list[Instruction] = []
-        for position, instruction in enumerate(listing):
-            out += before.get(position, ())
-            out.append(instruction)
-            out += after.get(position, ())
-        ranks.append(tuple(out))
-    return Program(tuple(ranks), program.buffers, program.live, program.facts)
+        return listing
+    after: dict[int, list[Instruction]] = defaultdict(list)  # behind the step at this position
+    before: dict[int, list[Instruction]] = defaultdict(list)
+    for stage, item, forward, backward in chosen(listing, traits.offload):
+        out, release, mark, back = _moves(stage, traits.pipe.items)
+        after[forward].append(out[item])
+        after[forward + WINDOW].append(release[item])
+        before[backward - WINDOW] += (mark[item], back[item])
+    found: list[Instruction] = []
+    for position, instruction in enumerate(listing):
+        if position in before:
+            found += before[position]
+        found.append(instruction)
+        if position in after:
+            found += after[position]
+    return found
