@@ -17,6 +17,7 @@ Buffers of stage s: w.s and g.s are this rank's shares, fw.s and fg.s the whole,
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from typing import NamedTuple
 
 from autotune.planners.lower.traits import Traits
 from autotune.planners.passes.seat import Listing, Seat
@@ -26,19 +27,40 @@ from autotune.spec.program import DATA, Instruction
 GATHER_LANE, SCATTER_LANE = f"{DATA}.gather", f"{DATA}.scatter"
 
 
+class Visits(NamedTuple):
+    """When a rank's list needs whole weights and gradients, and while it has them."""
+
+    weights: list[Use]
+    gradients: list[Use]
+    gathers: list[Stay]  # of whole weights
+    sums: list[Stay]  # of whole gradients
+    released: list[int | None]  # for each of these the step before which they are given back; None: at the end
+
+
+def visits(listing: Listing, traits: Traits) -> Visits | None:
+    """Of a list before the pass; None where data ranks share neither weights nor gradients."""
+    if traits.data == 1 or not traits.sharding(0).gradients:
+        return None
+    weights, gradients = _users(listing, traits)
+    sums = stays(gradients, traits.gathered, early=False)
+    gathers = stays(weights, traits.gathered, early=True)
+    return Visits(weights, gradients, gathers, sums, _released(sums, traits.gathered))
+
+
 def shard(listing: Listing, seat: Seat, traits: Traits) -> Listing:
     """Adds MARK, UNSHARD, FRESH and SCATTER where weights or gradients are sharded; their users see the whole."""
-    if traits.data == 1 or not traits.sharding(0).gradients:
+    found = visits(listing, traits)
+    if found is None:
         return listing
     before: dict[int, list[Instruction]] = defaultdict(list)
     after: dict[int, list[Instruction]] = defaultdict(list)
     drops: dict[int, str] = {}  # the step that uses whole weights last
-    weights, gradients = _users(listing, traits)
-    sums = _numbered(stays(gradients, traits.gathered, early=False))
-    for (stay, number), done in zip(sums, _released([stay for stay, _ in sums], traits.gathered), strict=True):
+    weights, gradients, gathers, summed, released = found
+    sums = _numbered(summed)
+    for (stay, number), done in zip(sums, released, strict=True):
         before[len(listing) if done is None else done].append(_release(stay, number))
         after[stay.last].append(_scatter(stay, number))
-    for stay, number in _numbered(stays(weights, traits.gathered, early=True)):
+    for stay, number in _numbered(gathers):
         before[stay.begin] += _gather(stay, number)
         drops[stay.last] = f"fw.{stay.thing}"
     for stay, number in sums:
