@@ -10,15 +10,12 @@ Memory: the states of a rank's stages, and as many activations as the schedule's
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from autotune.planners.costs.step import StepCosts
-from autotune.planners.family import Alive, Family, Stages, priced_stages
+from autotune.planners.family import Family, Stages, priced_stages
 from autotune.planners.lower.sharding import sharding
-from autotune.planners.lower.train import order_of, stage_bytes
-from autotune.planners.lower.traits import traits
-from autotune.planners.passes.offload import on_device
+from autotune.planners.lower.train import stage_bytes
 from autotune.planners.passes.subgroups import joined, moves
 from autotune.planners.predict import Predictor
 from autotune.planners.schedules import SCHEDULES
@@ -44,7 +41,6 @@ class Bounder:
     predictor: Predictor
     _updates: dict[tuple[object, ...], tuple[float, float, float]] = field(default_factory=dict)
     _states: dict[tuple[object, ...], tuple[int, int]] = field(default_factory=dict)
-    _alive: dict[tuple[object, ...], list[Alive]] = field(default_factory=dict)
     _stages: dict[tuple[object, ...], Stages] = field(default_factory=dict)
     _families: dict[Plan, Family] = field(default_factory=dict)
 
@@ -123,30 +119,24 @@ class Bounder:
             found.append(known)
         return found
 
-    def ordered_memory(self, plan: Plan) -> int:
-        """As `memory`, of what the plan's own order shows: worth its making where activations move to the host or wait
-        for a sharded vocabulary."""
-        if not plan.offload and plan.vocabulary == "ends":
-            return self.memory(plan)
-        key = traits(plan, self.predictor.model, self.predictor.workload)
-        which = (key.schedule, key.pipe, key.vocabulary, key.product, plan.offload)
-        if which not in self._alive:
-            self._alive[which] = [on_device(listing, plan.offload) for listing in order_of(key)]
-        return self.memory(plan, self._alive[which])
-
-    def memory(self, plan: Plan, alive: Sequence[Alive] | None = None) -> int:
+    def memory(self, plan: Plan) -> int:
         """Bytes that the fullest rank allocates at least: its states, and the activations that its order keeps, as
-        many on every rank as its closed form says or as `alive` does."""
+        many on every rank as its closed form says."""
         family = self.family(plan)
-        parts = [self._states_of(plan, stage, size.parameters) for stage, size in enumerate(family.sizes)]
-        shard = sum(states for states, _ in parts[plan.stages :])  # every rank's rows of the vocabulary
+        whole = [self._states_of(plan, stage, size.parameters)[1] for stage, size in enumerate(family.sizes)]
         # What may wait on the host is not counted.
-        needs = family.kept(alive) if alive else family.single if plan.offload else family.needs
-        most = 0
-        for own, need in zip(family.own, needs, strict=True):
-            # Most are alive while a forward or backward runs, on whole weights.
-            most = max(most, need + sum(parts[s][0] for s in own) + min(parts[s][1] for s in own))
-        return shard + most
+        needs = family.single if plan.offload else family.needs
+        # Most are alive while a forward or backward runs, on whole weights.
+        return max(
+            need + self.resident(plan, rank) + min(whole[stage] for stage in family.own[rank])
+            for rank, need in enumerate(needs)
+        )
+
+    def resident(self, plan: Plan, rank: int) -> int:
+        """Bytes of weights, gradients and optimizer states that are on a rank's device all along."""
+        family = self.family(plan)
+        shard = range(plan.stages, len(family.sizes))  # every rank's rows of the vocabulary
+        return sum(self._states_of(plan, s, family.sizes[s].parameters)[0] for s in (*family.own[rank], *shard))
 
     def _states_of(self, plan: Plan, stage: int, parameters: int) -> tuple[int, int]:
         """Bytes of a stage's weights, gradients, and optimizer states on the device; of its whole weights where they

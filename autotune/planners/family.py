@@ -17,8 +17,6 @@ from autotune.planners.schedules.vocabulary import EMBED, EMBED_W, VOCABULARIES
 from autotune.spec.plan import Plan
 from autotune.spec.program import Instruction
 
-Alive = tuple[tuple[int, int], ...]  # of a rank: (chunk activations, inputs of chunks) on its device at once
-
 
 class StageTime(NamedTuple):
     """Seconds of a stage: forward, least backward, and what a gradient needs to pass: B alone where it is split."""
@@ -137,23 +135,23 @@ class Family:
     @cached_property
     def needs(self) -> list[int]:
         """Bytes of every rank's activations at least, in any order: as many as the closed form says."""
-        return self.kept([((n, n),) for n in self.peaks or [1] * self.plan.pipeline])
+        return self._kept(self.peaks or [1] * self.plan.pipeline)
 
     @cached_property
     def single(self) -> list[int]:
         """As `needs`, where all activations that wait may be elsewhere."""
-        return self.kept([((1, 1),)] * self.plan.pipeline) if self.peaks else self.needs
+        return self._kept([1] * self.plan.pipeline) if self.peaks else self.needs
 
-    def kept(self, alive: Sequence[Alive]) -> list[int]:
-        """Bytes of every rank's activations, given how many are alive on it."""
+    def _kept(self, alive: Sequence[int]) -> list[int]:
+        """Bytes of every rank's activations, given how many of a chunk are alive on it."""
         splits = SCHEDULES[self.plan.schedule].splits
         parts = {size: _least(size, splits) for size in dict.fromkeys(self.sizes)}
         stages = [parts[size] for size in self.sizes]
         found = []
-        for own, at in zip(self.own, alive, strict=True):
+        for own, count in zip(self.own, alive, strict=True):
             mine = [stages[s] for s in own]
             activation, inputs = min(z.activation for z in mine), min(z.inputs for z in mine)
-            found.append(max(max(n * activation + x * inputs for n, x in at), *(z.at_once for z in mine)))
+            found.append(max(count * (activation + inputs), *(z.at_once for z in mine)))
         return found
 
 

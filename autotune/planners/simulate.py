@@ -137,12 +137,12 @@ def _prices(program: Program, costs: Costs, rank: int) -> list[Price]:
 
     if not getattr(costs, "by_stage", False):
         return list(map(ask, listing))
-    first, like = _remembered(program, ("alike", rank), lambda: _alike(listing))
+    first, like = _remembered(program, ("alike", rank), lambda: alike(listing))
     prices = [ask(listing[position]) for position in first]
     return [prices[number] for number in like]
 
 
-def _alike(listing: tuple[Instruction, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def alike(listing: Sequence[Instruction]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(the first position of each op, stage and part; which of them each instruction is like)."""
     number: dict[tuple[str, int, int], int] = {}
     like = [number.setdefault((i.op, i.stage, i.part), len(number)) for i in listing]

@@ -1,7 +1,7 @@
 """Trials: plans looked at in stages, each dearer than the last, in this process or on every core.
 
-A plan is left at the first stage that shows that it cannot fit, or that others are more promising: its order's memory,
-the bound of its ranks alone, its program's memory, its simulated time.
+A plan is left at the first stage that shows that it cannot fit, or that others are more promising: two looks at its
+ranks alone, its program's memory, its simulated time.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from autotune.planners.alone import alone
-from autotune.planners.bounds import Bounder
+from autotune.planners.alone import LOOKS, Alone
 from autotune.planners.parent import follower
 from autotune.planners.predict import TooLarge, TooSlow
 from autotune.spec.plan import Plan
@@ -29,12 +28,12 @@ Outcome = Prediction | TooLarge | TooSlow
 class Trial(NamedTuple):
     """A plan to try, and what makes it of no use, in seconds.
 
-    `close`: its ranks alone have been looked at. `wanted`: what is to be beaten. `limit`: from here on the step need
-    not be told. `patience`: from here on others come first, if this is its bound.
+    `look`: the first of the looks at its ranks alone that it has not had. `wanted`: what is to be beaten. `limit`: from
+    here on the step need not be told. `patience`: from here on others come first, if this is its bound.
     """
 
     plan: Plan
-    close: bool = False
+    look: int = 0
     wanted: float = float("inf")
     limit: float = float("inf")
     patience: float = float("inf")
@@ -44,22 +43,18 @@ class Trial(NamedTuple):
 class Worker:
     """What tries plans; processes that are forked have it with all that is priced already."""
 
-    bounder: Bounder
-    allowed: int
+    alone: Alone
 
     def run(self, trial: Trial) -> Outcome:
-        plan, close, wanted, limit, patience = trial
-        predictor = self.bounder.predictor
+        plan, first, wanted, limit, patience = trial
+        predictor = self.alone.bounder.predictor
         if predictor.workload.kind != "train":
             return predictor.predict(plan, timeline=False)
-        least = self.bounder.ordered_memory(plan)
-        if least > self.allowed:
-            return TooLarge(plan, least)
-        if not close:
-            found = alone(self.bounder, plan, self.allowed, enough=wanted)
+        for look in range(first, LOOKS):
+            found = self.alone.look(plan, look, enough=wanted)
             if isinstance(found, TooLarge) or found.seconds > patience:
                 return found
-        return predictor.attempt(plan, self.allowed, limit)
+        return predictor.attempt(plan, self.alone.allowed, limit)
 
 
 _WORKER: Worker | None = None

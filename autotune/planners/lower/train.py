@@ -6,7 +6,7 @@ them, and with them everything that has been found out about their order. See pa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -178,19 +178,14 @@ def order_of(key: Traits) -> Order:
     return _order(key.schedule, key.pipe, key.vocabulary, key.product)
 
 
-def own_list(key: Traits, rank: int) -> Program:
-    """One rank's list as its own passes leave it, as a program of that rank alone: nothing in it meets, and what other
-    ranks hand over is there from the start."""
+def own_list(key: Traits, rank: int, passes: Iterable[str] = OWN, listing: Listing | None = None) -> Listing:
+    """One rank's list as its own passes leave it, or as some of them do; `listing` is what earlier ones have left."""
     order = order_of(key)
-    listing: Listing = compute(order[rank], rank, key)
+    found = compute(order[rank], rank, key) if listing is None else listing
     seat = Seat(rank, ways_of(order, key))
-    for own in OWN.values():
-        listing = own(listing, seat, key)
-    mine = tuple(i if i.meet is None else i._replace(meet=None) for i in listing)
-    made = {name for i in mine for name in i.writes}
-    named = {name for i in mine for name in i.reads} | made
-    given = frozenset(name for name in named if name not in made or lasts(name))
-    return Program((mine,), ({},), (given,))
+    for name in passes:
+        found = OWN[name](found, seat, key)
+    return found
 
 
 def _draw(key: Traits) -> Outline:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 from autotune.planners.lower.traits import Traits
@@ -74,25 +73,6 @@ def chosen(listing: Sequence[Timed], percent: int) -> list[Wait]:
         found += [wait for i, wait in enumerate(alike) if (i + 1) * take // count > i * take // count]
         left -= take
     return found
-
-
-def on_device(listing: Sequence[Timed], percent: int) -> tuple[tuple[int, int], ...]:
-    """(chunk activations, inputs of chunks) that are on a rank's device at once whatever its copies take, where no
-    other moment has more of both. An activation is there if it stays, has not had time to leave, or is being read;
-    an input stays."""
-    moved = set(chosen(listing, percent))
-    activations, inputs = [0] * (len(listing) + WINDOW + 2), [0] * (len(listing) + 2)
-    for wait in waits(listing):
-        stays = [(wait.forward, wait.backward)]
-        if wait in moved:
-            stays = [(wait.forward, wait.forward + WINDOW), (wait.backward, wait.backward)]
-        for first, last in stays:
-            activations[first] += 1
-            activations[last + 1] -= 1
-        inputs[wait.forward] += 1
-        inputs[wait.backward + 1] -= 1
-    found = set(zip(accumulate(activations), accumulate(inputs), strict=False))
-    return tuple(p for p in found if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in found))
 
 
 @lru_cache(maxsize=256)
