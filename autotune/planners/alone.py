@@ -27,7 +27,6 @@ from autotune.planners.predict import TooLarge, TooSlow
 from autotune.planners.resolve import uncollected
 from autotune.planners.sketch import Around, Ends, Sketch, Together
 from autotune.spec.plan import Plan
-from autotune.spec.program import DEVICE
 
 SHARED = ("offload", "vocabulary")  # the passes that the lists of many plans have in common
 OTHERS = tuple(name for name in OWN if name not in SHARED)
@@ -78,15 +77,13 @@ class Alone:
         second."""
         predictor = self.bounder.predictor
         key = traits(plan, predictor.model, predictor.workload)
-        kinds, costs = kinds_of(plan, predictor.model, predictor.workload), self.bounder.costs(plan)
-        others = around(self.bounder.family(plan), self.bounder.gathered(plan))
+        family, costs = self.bounder.family(plan), self.bounder.costs(plan)
+        others = around(family, self.bounder.gathered(plan))
         most = self.bounder.time(plan)
-
-        def size(kind: str) -> int:
-            return kinds[kind].size if kinds[kind].tier == DEVICE else 0
-
         for rank in _telling(plan.pipeline):
             with uncollected():
+                named = {0, *key.held(rank), plan.stages - 1}  # the ends' where a shard of the vocabulary serves them
+                kinds = kinds_of(plan, predictor.model, predictor.workload, named)
                 shared = self._shared(key, rank)
                 sketch, together = shared.sketch, self._together(shared, key)
                 if at:
@@ -94,7 +91,7 @@ class Alone:
                     sketch = Sketch(own, sketch.inline)
                     together = Together(sketch.moments, sketch.wholes(None))
                 transient = [costs.transient(rank, instruction) for instruction in sketch.different]
-                least = self.bounder.resident(plan, rank) + together.peak(size, transient)
+                least = self.bounder.resident(plan, rank) + together.peak(kinds, transient)
                 if least > self.allowed:
                     return TooLarge(plan, least)
                 if most < enough:

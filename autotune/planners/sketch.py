@@ -7,7 +7,7 @@ makes of that is sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -20,7 +20,7 @@ from autotune.planners.passes import Listing
 from autotune.planners.passes.shard import Visits
 from autotune.planners.resolve import own_waits
 from autotune.planners.simulate import alike
-from autotune.spec.program import COMPUTE, Instruction
+from autotune.spec.program import COMPUTE, DEVICE, Buffer, Instruction
 
 BACKWARDS = ("B", "BW")  # what hands a gradient on
 STEPS = ("F", *BACKWARDS, "W")
@@ -70,9 +70,11 @@ class Moments:
     def _beside(self) -> Integers:
         return np.array([number for _, number in self.rows], np.int64)
 
-    def bytes(self, size: Callable[[str], int], transient: Sequence[int]) -> Integers:
-        """Of each row, given the bytes of a buffer of each kind and those of each instruction's own."""
-        sizes, beside = np.array([*map(size, self.kinds)], np.int64), np.array(transient, np.int64)
+    def bytes(self, buffers: Mapping[str, Buffer], transient: Sequence[int]) -> Integers:
+        """Device bytes of each row, given the buffer of each kind and the bytes that each instruction takes itself."""
+        known = [buffers[kind] for kind in self.kinds]
+        sizes = np.array([buffer.size if buffer.tier == DEVICE else 0 for buffer in known], np.int64)
+        beside = np.array(transient, np.int64)
         found: Integers = self._counts @ sizes + beside[self._beside]
         return found
 
@@ -89,10 +91,10 @@ class Together:
         first, second = zip(*dict.fromkeys(zip(self.one.at, self.other.at, strict=True)), strict=True)
         return np.array(first), np.array(second)
 
-    def peak(self, size: Callable[[str], int], transient: Sequence[int]) -> int:
+    def peak(self, buffers: Mapping[str, Buffer], transient: Sequence[int]) -> int:
         """The most bytes that are alive at once."""
         first, second = self._pairs
-        return int((self.one.bytes(size, transient)[first] + self.other.bytes(size, (0,))[second]).max())
+        return int((self.one.bytes(buffers, transient)[first] + self.other.bytes(buffers, (0,))[second]).max())
 
 
 @dataclass(frozen=True)

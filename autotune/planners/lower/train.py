@@ -6,7 +6,7 @@ them, and with them everything that has been found out about their order. See pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -88,13 +88,15 @@ def _kinds_of(listing: Sequence[Instruction]) -> dict[str, str]:
     return {name: kind_of(name) for name in names}
 
 
-def kinds_of(plan: Plan, model: ModelSpec, w: Workload) -> Mapping[str, Buffer]:
-    """The buffer of every kind: sizes, and whether it outlives the step."""
+def kinds_of(plan: Plan, model: ModelSpec, w: Workload, stages: Collection[int] | None = None) -> Mapping[str, Buffer]:
+    """The buffer of every kind: sizes, and whether it outlives the step. `stages`: those of these stages alone."""
     tokens = Buffer(micro_batches(plan, w) * plan.micro_batch * w.sequence_length * 8, persistent=True)
     shards = plan.data if plan.zero else 1
     kinds = {"tokens": tokens, "targets": tokens, "loss": Buffer(max(4, BYTES[w.precision]), persistent=True)}
     kinds |= {name: Buffer(16, persistent=True) for name in (NORM, CARRIED, WHOLE)}
-    for s, size in enumerate(stage_sizes(plan, model, w)):
+    sizes = stage_sizes(plan, model, w)
+    for s in range(len(sizes)) if stages is None else stages:
+        size = sizes[s]
         own = stage_bytes(plan, s, size.parameters, w.precision)
         states, gradient, weight = subgroup_bytes(
             split(size.parameters, shards, plan.optimizer_offload)[1], w.precision
