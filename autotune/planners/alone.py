@@ -24,7 +24,6 @@ from autotune.planners.lower.traits import Traits, traits
 from autotune.planners.passes import OWN
 from autotune.planners.passes.shard import visits
 from autotune.planners.predict import TooLarge, TooSlow
-from autotune.planners.resolve import uncollected
 from autotune.planners.sketch import Around, Ends, Sketch, Together
 from autotune.spec.plan import Plan
 
@@ -81,23 +80,22 @@ class Alone:
         others = around(family, self.bounder.gathered(plan))
         most = self.bounder.time(plan)
         for rank in _telling(plan.pipeline):
-            with uncollected():
-                named = {0, *key.held(rank), plan.stages - 1}  # the ends' where a shard of the vocabulary serves them
-                kinds = kinds_of(plan, predictor.model, predictor.workload, named)
-                shared = self._shared(key, rank)
-                sketch, together = shared.sketch, self._together(shared, key)
-                if at:
-                    own = own_list(key, rank, OTHERS, sketch.listing)
-                    sketch = Sketch(own, sketch.inline)
-                    together = Together(sketch.moments, sketch.wholes(None))
-                transient = [costs.transient(rank, instruction) for instruction in sketch.different]
-                least = self.bounder.resident(plan, rank) + together.peak(kinds, transient)
-                if least > self.allowed:
-                    return TooLarge(plan, least)
-                if most < enough:
-                    seconds = [costs.seconds(rank, instruction) for instruction in sketch.different]
-                    ends = sketch.ends(seconds, others)
-                    most = max(most, ends.drained, ends.whole if at else self._updated(plan, rank, ends))
+            named = {0, *key.held(rank), plan.stages - 1}  # the ends' where a shard of the vocabulary serves them
+            kinds = kinds_of(plan, predictor.model, predictor.workload, named)
+            shared = self._shared(key, rank)
+            sketch, together = shared.sketch, self._together(shared, key)
+            if at:
+                own = own_list(key, rank, OTHERS, sketch.listing)
+                sketch = Sketch(own, sketch.inline)
+                together = Together(sketch.moments, sketch.wholes(None))
+            transient = [costs.transient(rank, instruction) for instruction in sketch.different]
+            least = self.bounder.resident(plan, rank) + together.peak(kinds, transient)
+            if least > self.allowed:
+                return TooLarge(plan, least)
+            if most < enough:
+                seconds = [costs.seconds(rank, instruction) for instruction in sketch.different]
+                ends = sketch.ends(seconds, others)
+                most = max(most, ends.drained, ends.whole if at else self._updated(plan, rank, ends))
         return TooSlow(plan, most, at)
 
     def _updated(self, plan: Plan, rank: int, ends: Ends) -> float:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from autotune.planners.alone import LOOKS, Alone
 from autotune.planners.parent import follower
 from autotune.planners.predict import TooLarge, TooSlow
+from autotune.planners.resolve import uncollected
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Prediction
 
@@ -63,7 +64,8 @@ _WORKER: Worker | None = None
 
 def _run(trials: Sequence[Trial]) -> list[Outcome]:
     assert _WORKER is not None
-    return list(map(_WORKER.run, trials))
+    with uncollected():
+        return list(map(_WORKER.run, trials))
 
 
 def order_of(plan: Plan) -> tuple[object, ...]:
