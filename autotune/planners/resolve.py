@@ -12,13 +12,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
-from operator import itemgetter
 from typing import Any
 
 from autotune.spec.errors import UsageError
-from autotune.spec.program import COMPUTE, Instruction, Program
-
-_writes = itemgetter(Instruction._fields.index("writes"))
+from autotune.spec.program import COMPUTE, Instruction, Program, reads_of, uses_of, writes_of
 
 
 @dataclass(frozen=True)
@@ -104,10 +101,10 @@ class _Graph:
 
     def add(self, rank: int, listing: Sequence[Instruction], given: frozenset[str]) -> list[int]:
         """Adds one rank's instructions and gives the event of each."""
-        waits, lanes, inline = self.waits, self.lanes, self.inline
-        writes_a_step = Counter(chain.from_iterable(map(_writes, listing)))
+        waits, lanes, inline, meetings, absent = self.waits, self.lanes, self.inline, self.meetings, self.absent
+        shared, writes_a_step = _shared(rank, listing, given)
         changed = {n for n, count in writes_a_step.items() if count > 1 or self.steps > 1 or n in given}
-        lagged = {name for i in listing if i[10] for name in i.reads}
+        lagged = {name for i in listing if i[-1] for name in i.reads}
         newest: dict[str, int] = {}  # a live buffer's last writer
         versions: dict[str, list[int]] = {name: [] for name in lagged}  # all writers, oldest first
         readers: dict[str, dict[str, int]] = {}  # on each lane, who last read the newest version of what changes later
@@ -121,7 +118,12 @@ class _Graph:
                     waits.append(wait)
                     lanes.append(lane)
                 else:
-                    number = self.meeting(meet, step, lane, peers)
+                    number = meetings.setdefault((meet, step), len(waits))
+                    if number == len(waits):
+                        waits.append([])
+                        lanes.append(lane)
+                        absent[number] = max(1, len(peers))
+                    absent[number] -= 1
                     wait = waits[number]
                 mine.append(number)
                 if lane in tail:
@@ -129,7 +131,9 @@ class _Graph:
                 if inline and lane != COMPUTE and COMPUTE in tail:
                     wait.append(tail[COMPUTE])
                 tail[lane] = number
-                for name in reads:
+                for name in () if shared.isdisjoint(reads) else reads:
+                    if name not in shared:
+                        continue
                     if lag:
                         back, old = lag * writes_a_step[name] + 1, versions[name]
                         made = old[-back] if len(old) >= back else None
@@ -141,11 +145,12 @@ class _Graph:
                         if lanes[made] != lane:
                             wait.append(made)
                     elif not known and name not in given:
-                        label = listing[(len(mine) - 1) % len(listing)].label
-                        raise UsageError(f"rank {rank}: {label} reads {name}, which nothing has written")
+                        raise _unwritten(rank, listing[(len(mine) - 1) % len(listing)], name)
                     if name in changed:
                         readers.setdefault(name, {})[lane] = number
-                for name in writes:
+                for name in () if shared.isdisjoint(writes) else writes:
+                    if name not in shared:
+                        continue
                     if name in changed:  # what is changed in place must have been written and read
                         before = readers.pop(name, {})
                         if name in newest:
@@ -155,21 +160,25 @@ class _Graph:
                     newest[name] = number
                     if name in lagged:
                         versions[name].append(number)
-                for name in frees:
+                for name in () if shared.isdisjoint(frees) else frees:
                     newest.pop(name, None)
-                    if name in changed:
-                        readers.pop(name, None)
+                    readers.pop(name, None)
         return mine
 
-    def meeting(self, meet: str, step: int, lane: str, peers: tuple[int, ...]) -> int:
-        """The event of a meeting, which one more rank comes to."""
-        number = self.meetings.setdefault((meet, step), len(self.waits))
-        if number == len(self.waits):
-            self.waits.append([])
-            self.lanes.append(lane)
-            self.absent[number] = max(1, len(peers))
-        self.absent[number] -= 1
-        return number
+
+def _shared(rank: int, listing: Sequence[Instruction], given: frozenset[str]) -> tuple[set[str], Counter[str]]:
+    """The buffers that other lanes than compute use, and how often each is written. The uses of the rest, which are
+    most, follow one another as the lane's instructions do."""
+    shared = set(chain.from_iterable(chain.from_iterable(map(uses_of, [i for i in listing if i[4] != COMPUTE]))))
+    written = set(chain.from_iterable(map(writes_of, listing)))
+    if unwritten := set(chain.from_iterable(map(reads_of, listing))) - written - given:
+        reader, name = next((i, name) for i in listing for name in i.reads if name in unwritten)
+        raise _unwritten(rank, reader, name)
+    return shared, Counter(filter(shared.__contains__, chain.from_iterable(map(writes_of, listing))))
+
+
+def _unwritten(rank: int, reader: Instruction, name: str) -> UsageError:
+    return UsageError(f"rank {rank}: {reader.label} reads {name}, which nothing has written")
 
 
 def _topological(program: Program, event: list[list[int]], waits: list[list[int]]) -> list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import NamedTuple
 
 from autotune.planners.lower.sharding import sharding
@@ -23,7 +24,7 @@ from autotune.planners.schedules.insertion import insert
 from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
-from autotune.spec.program import HOST, Buffer, Instruction, Program
+from autotune.spec.program import HOST, Buffer, Instruction, Program, uses_of
 from autotune.spec.work import BYTES
 from autotune.spec.workload import Workload
 
@@ -73,6 +74,7 @@ def stage_bytes(plan: Plan, stage: int, parameters: int, precision: str) -> Stag
     )
 
 
+@lru_cache(maxsize=1 << 16)
 def kind_of(name: str) -> str:
     """What the size of a buffer depends on: its name without the micro-batch."""
     kind, dot, _ = name.rpartition(".")
@@ -81,11 +83,8 @@ def kind_of(name: str) -> str:
 
 def _kinds_of(listing: Sequence[Instruction]) -> dict[str, str]:
     """The kind of every buffer that a rank's list names."""
-    names: dict[str, None] = {}
-    for instruction in listing:
-        names.update(dict.fromkeys(instruction.writes))
-        names.update(dict.fromkeys(instruction.reads))
-    return {name: kind_of(name) for name in names}
+    names = dict.fromkeys(chain.from_iterable(chain.from_iterable(map(uses_of, listing))))
+    return dict(zip(names, map(kind_of, names), strict=True))
 
 
 def kinds_of(plan: Plan, model: ModelSpec, w: Workload, stages: Collection[int] | None = None) -> Mapping[str, Buffer]:
@@ -200,5 +199,5 @@ def lower_training(plan: Plan, model: ModelSpec, workload: Workload) -> Program:
     """The step's program over pipeline ranks. Data and tensor peers run the same one: `expand` makes them explicit."""
     made = outline(traits(plan, model, workload))
     kinds = kinds_of(plan, model, workload)
-    buffers = tuple({name: kinds[kind] for name, kind in held.items()} for held in made.kinds)
+    buffers = tuple(dict(zip(held, map(kinds.__getitem__, held.values()), strict=True)) for held in made.kinds)
     return Program(made.ranks, buffers, facts={"place": made.place})

@@ -6,7 +6,7 @@ what is made one by one, and every name of a buffer is one string wherever it is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import repeat
 
@@ -31,11 +31,15 @@ def column(
     op: str, stage: int, items: int, reads: Names, writes: Names = (), frees: Names = (), lane: str = COMPUTE
 ) -> list[Instruction]:
     """The column of an operation that meets nobody."""
-    fields = (
+    return instructions(
         *(repeat(op), repeat(stage), range(items), repeat(0), repeat(lane)),
         *(_by_item(reads), _by_item(writes), _by_item(frees)),
         *(repeat(None), repeat(()), repeat(0)),
     )
+
+
+def instructions(*fields: Iterable[object]) -> list[Instruction]:
+    """Instructions by their fields, each for all of them, as many as the shortest has."""
     # A named tuple's own constructor is Python; its base's is not.
     return list(map(tuple.__new__, repeat(Instruction), zip(*fields, strict=False)))
 

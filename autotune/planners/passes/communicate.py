@@ -10,13 +10,15 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from copy import copy
-from itertools import chain
+from dataclasses import dataclass, field
+from itertools import chain, repeat
 from operator import itemgetter
 
-from autotune.spec.program import COMPUTE, Buffer, Instruction, Program
+from autotune.planners.passes.columns import instructions
+from autotune.spec.program import COMPUTE, Buffer, Instruction, Program, reads_of, writes_of
 
-Message = tuple[Instruction, Instruction]  # SEND and RECV
-_reads, _writes = itemgetter(Instruction._fields.index("reads")), itemgetter(Instruction._fields.index("writes"))
+Listing = tuple[Instruction, ...]
+_stage, _item = itemgetter(1), itemgetter(2)
 
 
 def lane_of(source: int, target: int, name: str) -> str:
@@ -24,54 +26,89 @@ def lane_of(source: int, target: int, name: str) -> str:
     return f"pipe:{source}>{target}.{name[0]}"
 
 
+@dataclass
+class _Channel:
+    """The messages of one direction between two ranks for one family of buffers, in the sender's order."""
+
+    ends: tuple[int, int]
+    lane: str
+    names: list[str] = field(default_factory=list)
+    frees: list[tuple[str, ...]] = field(default_factory=list)  # of each send
+    written: list[int] = field(default_factory=list)  # the sender's positions
+    read: list[int] = field(default_factory=list)  # the receiver's positions
+
+    def messages(self, op: str, listing: Listing, positions: list[int]) -> list[Instruction]:
+        """One end of every message, named after the instructions at `positions`, which write or read it."""
+        at, names, nothing = [listing[position] for position in positions], list(zip(self.names)), repeat(())
+        sends = op == "SEND"
+        buffers = (names, nothing, self.frees) if sends else (nothing, names, nothing)
+        meets = [f"{name}@{self.ends[1]}" for name in self.names]
+        return instructions(
+            *(repeat(op), map(_stage, at), map(_item, at), repeat(0), repeat(self.lane)),
+            *(*buffers, meets, repeat(self.ends), repeat(0)),
+        )
+
+
 def communicate(program: Program, ahead: int = 1) -> Program:
     """Adds SEND and RECV for every buffer that crosses ranks; the sender frees what only the receiver reads."""
-    writer, foreign, kept = _crossing(program)
-    targets: dict[str, dict[int, int]] = defaultdict(dict)  # a crossing buffer -> its readers, and where they read it
-    for rank, (listing, names) in enumerate(zip(program.ranks, foreign, strict=True)):
-        for position, reads in enumerate(map(_reads, listing)):
-            if not names.isdisjoint(reads):
-                for name in reads:
-                    if name in names:
-                        targets[name].setdefault(rank, position)
+    channels, order = _channels(program)
     buffers: list[dict[str, Buffer]] = [copy(b) if isinstance(b, dict) else dict(b) for b in program.buffers]
-    sends: list[dict[int, list[Instruction]]] = [defaultdict(list) for _ in buffers]  # what follows the step there
-    channels: list[dict[str, list[tuple[Instruction, int]]]] = [defaultdict(list) for _ in buffers]  # in, as sent
-    for rank, listing in enumerate(program.ranks):
-        for position, instruction in enumerate(listing):
-            for name in instruction[6]:
-                if writer.get(name) != rank:
-                    continue
-                for number, (target, read) in enumerate(targets[name].items(), 1):
-                    frees = (name,) if number == len(targets[name]) and name not in kept else ()
-                    send, receive = _message(instruction, program.ranks[target][read], name, (rank, target), frees)
-                    sends[rank][position].append(send)
-                    channels[target][receive.lane].append((receive, read))
-                    buffers[target][name] = program.buffers[rank][name]
+    before: list[dict[int, list[Instruction]]] = [defaultdict(list) for _ in buffers]
+    after: list[dict[int, list[Instruction]]] = [defaultdict(list) for _ in buffers]
+    computes = [[position for position, i in enumerate(listing) if i[4] == COMPUTE] for listing in program.ranks]
+    for channel in channels:
+        source, target = channel.ends
+        buffers[target] |= {name: program.buffers[source][name] for name in channel.names}
+        places = posted(computes[target], channel.read, ahead)
+        for place, receive in zip(places, channel.messages("RECV", program.ranks[target], channel.read), strict=True):
+            before[target][place].append(receive)
+    sends = [iter(channel.messages("SEND", program.ranks[channel.ends[0]], channel.written)) for channel in channels]
+    for rank, written in enumerate(order):
+        for position, number in written:
+            after[rank][position].append(next(sends[number]))
     ranks = []
-    for listing, after, incoming in zip(program.ranks, sends, channels, strict=True):
-        before: dict[int, list[Instruction]] = defaultdict(list)
-        computes = [position for position, i in enumerate(listing) if i[4] == COMPUTE]
-        for messages in incoming.values():
-            places = posted(computes, [read for _, read in messages], ahead)
-            for (receive, _), place in zip(messages, places, strict=True):
-                before[place].append(receive)
+    for listing, early, late in zip(program.ranks, before, after, strict=True):
         out: list[Instruction] = []
         for position, instruction in enumerate(listing):
-            if position in before:
-                out += before[position]
+            if position in early:
+                out += early[position]
             out.append(instruction)
-            if position in after:
-                out += after[position]
+            if position in late:
+                out += late[position]
         ranks.append(tuple(out))
     return Program(tuple(ranks), tuple(buffers), program.live, program.facts)
 
 
-def _crossing(program: Program) -> tuple[dict[str, int], list[set[str]], set[str]]:
-    """The buffers that cross ranks: who writes each, which of them each rank reads of others, and which their own rank
-    reads as well."""
-    made = [set(chain.from_iterable(map(_writes, listing))) for listing in program.ranks]
-    read = [set(chain.from_iterable(map(_reads, listing))) for listing in program.ranks]
+def _channels(program: Program) -> tuple[list[_Channel], list[list[tuple[int, int]]]]:
+    """Every channel; and of each rank where it sends, in its order: (position, which channel)."""
+    readers, writer, kept = _crossing(program)
+    found: dict[tuple[int, int, str], int] = {}
+    channels: list[_Channel] = []
+    order: list[list[tuple[int, int]]] = []
+    for rank, listing in enumerate(program.ranks):
+        own, sent = {name for name, source in writer.items() if source == rank}, list[tuple[int, int]]()
+        for position, writes in enumerate(map(writes_of, listing)):
+            for name in () if own.isdisjoint(writes) else writes:
+                targets = readers[name] if name in own else {}
+                for number, (target, read) in enumerate(targets.items(), 1):
+                    which = found.setdefault((rank, target, name[0]), len(channels))
+                    if which == len(channels):
+                        channels.append(_Channel((rank, target), lane_of(rank, target, name)))
+                    channel = channels[which]
+                    channel.names.append(name)
+                    channel.frees.append((name,) if number == len(targets) and name not in kept else ())
+                    channel.written.append(position)
+                    channel.read.append(read)
+                    sent.append((position, which))
+        order.append(sent)
+    return channels, order
+
+
+def _crossing(program: Program) -> tuple[dict[str, dict[int, int]], dict[str, int], set[str]]:
+    """The buffers that cross ranks: which others read each, and where first; who writes it; and which of them their own
+    rank reads as well."""
+    made = [set(chain.from_iterable(map(writes_of, listing))) for listing in program.ranks]
+    read = [set(chain.from_iterable(map(reads_of, listing))) for listing in program.ranks]
     wanted = set().union(*(names - own for names, own in zip(read, made, strict=True)))
     writer = {
         name: rank
@@ -79,8 +116,14 @@ def _crossing(program: Program) -> tuple[dict[str, int], list[set[str]], set[str
         for name in own & wanted
         if not program.buffers[rank][name].persistent
     }
-    foreign = [{name for name in names - own if name in writer} for names, own in zip(read, made, strict=True)]
-    return writer, foreign, {name for name, rank in writer.items() if name in read[rank]}
+    readers: dict[str, dict[int, int]] = defaultdict(dict)
+    for rank, listing in enumerate(program.ranks):
+        foreign = (read[rank] - made[rank]) & writer.keys()
+        for position, reads in enumerate(map(reads_of, listing)):
+            for name in () if foreign.isdisjoint(reads) else reads:
+                if name in foreign:
+                    readers[name].setdefault(rank, position)
+    return readers, writer, {name for name, rank in writer.items() if name in read[rank]}
 
 
 def posted(computes: list[int], reads: list[int], ahead: int) -> list[int]:
@@ -89,16 +132,7 @@ def posted(computes: list[int], reads: list[int], ahead: int) -> list[int]:
     found: list[int] = []
     latest = reads[-1]
     for position in reversed(reads):
-        early = max(0, bisect_left(computes, position) - ahead)
-        latest = min(latest, position, *computes[early : early + 1])
+        early = bisect_left(computes, position) - ahead
+        latest = min(latest, position, computes[early if early > 0 else 0] if computes else position)
         found.append(latest)
     return found[::-1]
-
-
-def _message(
-    writer: Instruction, reader: Instruction, name: str, ends: tuple[int, int], frees: tuple[str, ...]
-) -> Message:
-    """Both ends of a message, named after the instructions that write and read it."""
-    lane, meet, names = lane_of(*ends, name), f"{name}@{ends[1]}", (name,)
-    send = Instruction("SEND", writer.stage, writer.item, 0, lane, names, (), frees, meet, ends)
-    return send, Instruction("RECV", reader.stage, reader.item, 0, lane, (), names, (), meet, ends)
