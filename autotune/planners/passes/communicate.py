@@ -132,7 +132,7 @@ def posted(computes: list[int], reads: list[int], ahead: int) -> list[int]:
     found: list[int] = []
     latest = reads[-1]
     for position in reversed(reads):
-        early = bisect_left(computes, position) - ahead
-        latest = min(latest, position, computes[early if early > 0 else 0] if computes else position)
+        early = max(0, bisect_left(computes, position) - ahead)
+        latest = min(latest, position, computes[early] if early < len(computes) else position)
         found.append(latest)
     return found[::-1]
