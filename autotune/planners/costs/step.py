@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
 
-from autotune.planners.costs.body import NOTHING, BodyCosts, Cost
+from autotune.planners.costs.body import BodyCosts, Cost, added
 from autotune.planners.costs.price import Pricer
 from autotune.planners.costs.vocabulary import VOCABULARY_WORKS, ShardSizes
 from autotune.planners.lower.body import PROGRAMS
@@ -112,12 +112,12 @@ class StepCosts:
 
     def piece(self, *works: Work) -> Cost:
         """A few primitives in a row as a cost."""
-        total = NOTHING
+        costs = []
         for work in works:
             seconds = self.pricer.seconds(work)
             sent = int(work.bytes) if isinstance(work, Collective) else 0
-            total += Cost(seconds, {work.kind: seconds}, {self.pricer.grade(work): seconds}, sent)
-        return total
+            costs.append(Cost(seconds, {work.kind: seconds}, {self.pricer.grade(work): seconds}, sent))
+        return added(costs)
 
     def over_data(self, op: str, stage: int, which: int) -> Work:
         """A collective over the data ranks on a stage's weights (0) or gradients (1)."""
