@@ -16,6 +16,7 @@ from autotune.planners.alone import LOOKS
 from autotune.planners.bounds import Bounder
 from autotune.planners.lower.traits import micro_batches
 from autotune.planners.predict import TooLarge, TooSlow
+from autotune.planners.resolve import uncollected
 from autotune.planners.space import Enumeration
 from autotune.planners.trial import Outcome, Trial, Workers
 from autotune.spec.plan import Plan
@@ -100,11 +101,12 @@ class Exploration:
         """Bounds every plan of the space. One is tried as soon as there are a few, so that there is an answer; if that
         does not fit, another when there are twice as many."""
         due = FRONT
-        for plan in self.space:
-            self.offer((plan,))
-            if len(self.queue) >= due and not self.simulated:
-                due = 2 * len(self.queue)
-                self._try(self._quickest(1), NEVER)
+        with uncollected():  # what is made stays
+            for plan in self.space:
+                self.offer((plan,))
+                if len(self.queue) >= due and not self.simulated:
+                    due = 2 * len(self.queue)
+                    self._try(self._quickest(1), NEVER)
 
     def prove(self, ended: Callable[[], bool]) -> bool:
         """Simulates best bound first until none is better (True), or `ended` says that the budget has (False)."""
