@@ -201,6 +201,7 @@ class Exploration:
         if max(outcome.peak_bytes) > self.allowed:
             self._refuse(entry.plan, max(outcome.peak_bytes))
             return None
+        self.offer(self.space.widened(entry.plan))
         return outcome
 
     def _refuse(self, plan: Plan, found: int) -> None:
