@@ -1,27 +1,31 @@
 """Runs the body of one block, instruction by instruction: what the simulator priced, in the order it was priced.
 
-A body program is compiled once into a list of steps. Collectives of the tensor lane are issued without waiting; the
+A body program is compiled once into a list of steps. Collectives are issued without waiting; the
 next instruction that touches their buffer waits for them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from autotune.runners.layouts import LAYOUTS
 from autotune.runners.ops import OPERATIONS, Env
 from autotune.spec.graph import Block
 from autotune.spec.opset import OPS
-from autotune.spec.program import TENSOR, Instruction, Program
+from autotune.spec.program import COMPUTE, Instruction, Program
 
 Values = dict[str, Tensor]
+Groups = Mapping[str, dist.ProcessGroup | None]  # by lane: whom this rank meets there
+ALONE: Groups = {}
 
 # torch 2.13 renames these two; the versions before know only the old names.
 GATHER: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -36,8 +40,12 @@ class Call(NamedTuple):
     writes: tuple[str, ...]
     frees: tuple[str, ...]
     touches: tuple[str, ...]
-    collective: bool
+    lane: str
     label: str
+
+    @property
+    def collective(self) -> bool:
+        return self.lane != COMPUTE
 
 
 def _forward(block: Block, instruction: Instruction) -> Call:
@@ -59,11 +67,10 @@ def _gradient(block: Block, instruction: Instruction, op: str, form: str) -> Cal
 def _call(
     instruction: Instruction,
     run: Callable[[Env, dist.ProcessGroup | None, tuple[Tensor, ...]], tuple[object, ...]],
-    collective: bool = False,
 ) -> Call:
     i = instruction
     touches = tuple(dict.fromkeys(i.reads + i.writes))
-    return Call(run, i.reads, i.writes, i.frees, touches, collective, i.op)
+    return Call(run, i.reads, i.writes, i.frees, touches, i.lane, i.op)
 
 
 def _accumulate(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
@@ -90,6 +97,12 @@ def _reduce_scatter(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tens
     return part, SCATTER(part, whole, group=group, async_op=True)
 
 
+def _all_to_all(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
+    """[ranks, ...] by who gets it -> [ranks, ...] by whose it was."""
+    received = torch.empty_like(reads[0])
+    return received, dist.all_to_all_single(received, reads[0], group=group, async_op=True)
+
+
 _pause = 0.0
 
 
@@ -114,7 +127,12 @@ def _end(work: dist.Work) -> None:
 
 
 LOCAL = {"accumulate": _accumulate, "concat": _concat}  # of no node
-COLLECTIVES = {"all_reduce": _all_reduce, "all_gather": _all_gather, "reduce_scatter": _reduce_scatter}
+COLLECTIVES = {
+    "all_reduce": _all_reduce,
+    "all_gather": _all_gather,
+    "reduce_scatter": _reduce_scatter,
+    "all_to_all": _all_to_all,
+}
 
 
 def compile_body(block: Block, program: Program) -> tuple[Call, ...]:
@@ -122,10 +140,13 @@ def compile_body(block: Block, program: Program) -> tuple[Call, ...]:
     calls = []
     for instruction in program.ranks[0]:
         op, _, form = instruction.op.partition(".")
-        if instruction.lane == TENSOR:
-            calls.append(_call(instruction, COLLECTIVES[op], collective=True))
+        if instruction.lane != COMPUTE:
+            calls.append(_call(instruction, COLLECTIVES[op]))
         elif form:
             calls.append(_gradient(block, instruction, op, form))
+        elif op in LAYOUTS:
+            shares = tuple(program.buffers[0][name].size for name in instruction.writes)
+            calls.append(_call(instruction, partial(LAYOUTS[op], shares)))
         elif op in LOCAL:
             calls.append(_call(instruction, LOCAL[op]))
         else:
@@ -149,7 +170,7 @@ class Watch:
 
 
 def run_body(
-    calls: tuple[Call, ...], env: Env, values: Values, group: dist.ProcessGroup | None, watch: Watch | None = None
+    calls: tuple[Call, ...], env: Env, values: Values, groups: Groups = ALONE, watch: Watch | None = None
 ) -> Values:
     """Runs the calls over `values`, which holds what the body is given and is left with what it does not free."""
     pending: dict[str, dist.Work] = {}
@@ -158,7 +179,7 @@ def run_body(
             for name in call.touches:
                 if name in pending:
                     _end(pending.pop(name))
-        made = call.run(env, group, tuple(values[name] for name in call.reads))
+        made = call.run(env, groups.get(call.lane), tuple(values[name] for name in call.reads))
         if call.collective:
             pending[call.writes[0]] = made[-1]  # type: ignore[assignment]
             made = made[:-1]

@@ -69,13 +69,15 @@ def added(costs: Iterable[Cost]) -> Cost:
 class BodyCosts:
     """Prices bodies for one profile at one number of concurrent ranks.
 
-    `level` and `inner` say how the tensor group lies on the links (see `Collective`).
+    `level` and `inner` say how the tensor group lies on the links (see `Collective`), `around` the same of the group
+    that shares sequences.
     """
 
     profile: Profile
     pricer: Pricer
     level: int = 0
     inner: int = 1
+    around: tuple[int, int] = (0, 1)
     _known: dict[tuple[Block, Shape, str, str, int], Cost] = field(default_factory=dict)
     _stages: dict[tuple[Runs, Shape, str, str, int], Cost] = field(default_factory=dict)
 
@@ -106,7 +108,7 @@ class BodyCosts:
         kinds: dict[str, float] = defaultdict(float)
         grades: dict[str, float] = defaultdict(float)
         for instruction in program.ranks[0]:
-            for work in works(block, body, instruction, shape, self.level, self.inner):
+            for work in works(block, body, instruction, shape, self.level, self.inner, self.around):
                 seconds = self.pricer.seconds(work)
                 kinds[work.kind] += seconds
                 grades[self.pricer.grade(work)] += seconds
@@ -160,7 +162,9 @@ class _Table:
     issue: float
 
     def works(self, instruction: Instruction) -> tuple[Work, ...]:
-        return works(self.block, self.body, instruction, self.shape, self.costs.level, self.costs.inner)
+        return works(
+            self.block, self.body, instruction, self.shape, self.costs.level, self.costs.inner, self.costs.around
+        )
 
     def overhead(self, instruction: Instruction) -> float:
         """What issuing adds where the host itself does the work: the part of it that the work does not hide."""

@@ -12,7 +12,7 @@ from autotune.planners.lower.body import NO_NODE, Body, lower_block
 from autotune.planners.lower.shape import Shape
 from autotune.spec.graph import Block, Node, blocks
 from autotune.spec.model import ModelSpec
-from autotune.spec.program import TENSOR, Instruction, Program
+from autotune.spec.program import CONTEXT, TENSOR, Instruction, Program
 from autotune.spec.work import BYTES, Attention, Collective, Matmul, Memory, Work
 
 Rule = Callable[[Node, Shape], tuple[Work, ...]]
@@ -53,6 +53,7 @@ def _linear_wgrad(node: Node, shape: Shape) -> tuple[Work, ...]:
 
 def _attention(form: str) -> Rule:
     def rule(node: Node, shape: Shape) -> tuple[Work, ...]:
+        shape = shape.core
         heads, kv = node.attr("heads") // shape.tensor, node.attr("kv_heads") // shape.tensor
         window = node.attr("window")
         keys = min(shape.keys, window) if window and shape.queries == 1 else shape.keys
@@ -88,10 +89,18 @@ PROBE_NAMES = {"rotary.dgrad": "rotary"}
 
 
 def works(
-    block: Block, body: Body, instruction: Instruction, shape: Shape, level: int = 0, inner: int = 1
+    block: Block,
+    body: Body,
+    instruction: Instruction,
+    shape: Shape,
+    level: int = 0,
+    inner: int = 1,
+    around: tuple[int, int] = (0, 1),
 ) -> tuple[Work, ...]:
     """The primitives of one instruction of `body`. `level` and `inner` say how the tensor group lies on the links (see
-    `Collective`)."""
+    `Collective`), `around` the same of the group that shares sequences."""
+    if instruction.lane == CONTEXT:
+        return (Collective(instruction.op, body.sizes[instruction.reads[0]], shape.context, *around),)
     if instruction.lane == TENSOR:
         whole = max(body.sizes[n] for n in instruction.reads + instruction.writes)
         return (Collective(instruction.op, whole, shape.tensor, level, inner),)

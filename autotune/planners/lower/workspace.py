@@ -236,4 +236,5 @@ def workspace(block: Block, instruction: Instruction, shape: Shape, sizes: Mappi
         return 0
     reads = tuple(sizes[name] for name in instruction.reads)
     made = tuple(sizes[name] for name in instruction.writes)
-    return rule(Call(block.nodes[instruction.part], shape, site, reads, made))
+    node = block.nodes[instruction.part]
+    return rule(Call(node, shape.core if node.op == "attention" else shape, site, reads, made))

@@ -59,7 +59,7 @@ def unsupported(
 
 def _heads(env: Env, node: Node, *flat: Tensor) -> list[Tensor]:
     """[tokens, heads * width] -> [batch, heads, sequence, width] views."""
-    shape = (env.batch, env.sequence, -1, node.attr("head_dim"))
+    shape = (env.batch, len(flat[0]) // env.batch, -1, node.attr("head_dim"))
     return [x.view(shape).transpose(1, 2) for x in flat]
 
 
@@ -68,10 +68,10 @@ def _flat(x: Tensor) -> Tensor:
     return x.transpose(1, 2).reshape(x.shape[0] * x.shape[2], -1)
 
 
-def _window(env: Env, node: Node) -> int:
-    """The sliding window where it hides anything, or may, else 0."""
+def _window(env: Env, node: Node, tokens: int) -> int:
+    """The sliding window where it hides anything of sequences of so many tokens given now, or may, else 0."""
     window = node.attr("window")
-    last = env.start + env.sequence if env.lengths is None or env.cache is None else env.cache.max_len
+    last = env.start + tokens if env.lengths is None or env.cache is None else env.cache.max_len
     return window if last > window else 0
 
 
@@ -82,7 +82,7 @@ def forward(env: Env, node: Node, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tens
     past the prefill no lse is computed (no backward follows) and an empty tensor stands in its place.
     """
     queries, keys, values = _heads(env, node, q, k, v)
-    window = _window(env, node)
+    window = _window(env, node, queries.shape[2])
     if env.cache is not None and env.lengths is not None:
         env.cache.append_at(env.layer, keys, values, env.positions)
     elif env.cache is not None:
@@ -96,5 +96,5 @@ def forward(env: Env, node: Node, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tens
 def dgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Gradient of o [tokens, heads * head_dim] and saved q, k, v, o, lse -> gradients of q, k and v."""
     g, q, k, v, o = _heads(env, node, grads[0], *saved[:4])
-    lse = saved[4].view(env.batch, env.sequence, -1).transpose(1, 2)
-    return tuple(map(_flat, BACKENDS[env.attention].backward(g, q, k, v, o, lse, _window(env, node))))
+    lse = saved[4].view(env.batch, g.shape[2], -1).transpose(1, 2)
+    return tuple(map(_flat, BACKENDS[env.attention].backward(g, q, k, v, o, lse, _window(env, node, g.shape[2]))))
