@@ -72,6 +72,7 @@ class Bounder:
             row_of(plan, self.predictor.workload),
             plan.tensor,
             plan.context,
+            plan.context_ring,
             plan.micro_batch,
             plan.recompute,
             plan.attention,

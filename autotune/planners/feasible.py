@@ -40,6 +40,7 @@ TRAINING_AXES = (
     "offload_window",
     "split",
     "context",
+    "context_ring",
 )
 TOGETHER = "1f1b"  # the schedule that a vocabulary whose passes all ranks do together has an order for
 OPTIMIZERS = ("barrier", "post-validated")
@@ -78,12 +79,19 @@ def _tensor(plan: Plan, model: ModelSpec, workload: Workload, ends: bool) -> lis
 
 def _context(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:
     """What is wrong with how ranks share sequences."""
-    if plan.context == 1:
-        return []
-    found = [_divides("context", plan.context, workload.sequence_length, "sequence_length")]
+    length, ring = workload.sequence_length, plan.context_ring
+    found = [_divides("context_ring", ring, plan.context, "context")]
+    if plan.context == 1 or found[0]:
+        return found
+    found.append(_divides("context", plan.context, length, "sequence_length"))
+    if ring > 1:
+        found.append(_divides("2 x context_ring", 2 * ring, length, "sequence_length"))
+        if 0 < model.window < length:
+            found.append(f"context_ring needs attention to all tokens before (found window {model.window}; nearest 1)")
+    what = "context / context_ring" if ring > 1 else "context"
     for whole, heads in (("heads", model.heads), ("kv_heads", model.kv_heads)):
         if heads % plan.tensor == 0:  # else refused as such
-            found.append(_divides("context", plan.context, heads // plan.tensor, f"{whole} of a tensor rank"))
+            found.append(_divides(what, plan.context // ring, heads // plan.tensor, f"{whole} of a tensor rank"))
     return found
 
 
@@ -283,7 +291,7 @@ def why_not(model: ModelSpec, workload: Workload, plan: Plan, devices: int | Non
     checks: list[str | None] = []
     if not model.dense:
         return f"{model.architecture} has experts or latent attention, which no plan of this version runs"
-    if min(plan.data, plan.context, plan.tensor, plan.pipeline, plan.micro_batch, plan.chunks) < 1:
+    if min(plan.data, plan.context, plan.context_ring, plan.tensor, plan.pipeline, plan.micro_batch, plan.chunks) < 1:
         return "every degree must be at least 1"
     if devices is not None and plan.world != devices:
         degrees = "data x context x tensor x pipeline" if plan.context > 1 else "data x tensor x pipeline"

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from autotune.planners.costs.body import BodyCosts, Cost, added
 from autotune.planners.costs.price import Pricer
 from autotune.planners.costs.step import StepCosts
+from autotune.planners.costs.works import Around
 from autotune.planners.feasible import why_not
 from autotune.planners.lower.train import lower_training
 from autotune.planners.resolve import resolve, uncollected
@@ -60,7 +61,7 @@ class Predictor:
     workload: Workload
     profile: Profile
     _pricers: dict[int, Pricer] = field(default_factory=dict)
-    _bodies: dict[tuple[int, int, int, tuple[int, int]], BodyCosts] = field(default_factory=dict)
+    _bodies: dict[tuple[int, int, int, Around], BodyCosts] = field(default_factory=dict)
     _rounds: dict[int, Predictor] = field(default_factory=dict)
 
     def ranks(self, world: int) -> int:
@@ -84,7 +85,8 @@ class Predictor:
     def bodies(self, plan: Plan) -> BodyCosts:
         pricer = self.pricer(plan.world)
         level, inner = pricer.spread(plan.tensor, 1)
-        around = pricer.spread(plan.context, plan.tensor)
+        exchange = pricer.spread(plan.context // plan.context_ring, plan.tensor)
+        around = Around(*exchange, pricer.level(plan.context * plan.tensor))
         key = (self.ranks(plan.world), level, inner, around)
         if key not in self._bodies:
             self._bodies[key] = BodyCosts(self.profile, pricer, level, inner, around)

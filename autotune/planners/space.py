@@ -171,7 +171,9 @@ class Enumeration:
     def meshes(self) -> list[Plan]:
         """The degrees that make the number of devices."""
         plans = (Plan().altered(**dict(zip(MESH, d, strict=True))) for d in product(*(self.values[n] for n in MESH)))
-        return [plan for plan in plans if plan.world == self.question.devices]
+        filled = [plan for plan in plans if plan.world == self.question.devices]
+        rings = self.question.axes.get("context_ring")
+        return [plan.altered(context_ring=ring) for plan in filled for ring in rings or divisors(plan.context)]
 
     @property
     def choices(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -50,16 +50,19 @@ class Call(NamedTuple):
 
 def _forward(block: Block, instruction: Instruction) -> Call:
     node, forward = block.nodes[instruction.part], OPERATIONS[instruction.op].forward
+    if hop := instruction.item:
+        return _call(instruction, lambda env, group, reads: forward(replace(env, hop=hop), node, *reads))
     return _call(instruction, lambda env, group, reads: forward(env, node, *reads))
 
 
 def _gradient(block: Block, instruction: Instruction, op: str, form: str) -> Call:
     node, rule = block.nodes[instruction.part], OPS[op]
     given = len(instruction.reads) - len(rule.dgrad if form == "dgrad" else rule.wgrad)
-    function = getattr(OPERATIONS[op], form)
+    function, hop = getattr(OPERATIONS[op], form), instruction.item
 
     def run(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
-        return function(env, node, reads[:given], reads[given:]) or ()
+        seen = replace(env, hop=hop) if hop else env
+        return function(seen, node, reads[:given], reads[given:]) or ()
 
     return _call(instruction, run)
 
@@ -103,6 +106,36 @@ def _all_to_all(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, 
     return received, dist.all_to_all_single(received, reads[0], group=group, async_op=True)
 
 
+class Several:
+    """Messages under way together; waited for once."""
+
+    def __init__(self, started: list[dist.Work], held: tuple[Tensor, ...]) -> None:
+        self.started, self.held = started, held  # what is sent stays until it has gone
+
+    def wait(self) -> None:
+        for work in self.started:
+            work.wait()
+        self.started, self.held = [], ()
+
+
+def _shifted(way: int) -> Callable[[Env, dist.ProcessGroup | None, tuple[Tensor, ...]], tuple[object, ...]]:
+    """Each operand to the rank `way` further in the ring, from the one as far before."""
+
+    def run(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
+        at, ranks = dist.get_rank(group), dist.get_world_size(group)
+        ahead, behind = ((at + step) % ranks for step in (way, -way))
+        sent = tuple(read.contiguous() for read in reads)
+        received = tuple(map(torch.empty_like, sent))
+        messages = [
+            dist.P2POp(act, tensor, group=group, tag=tag, group_peer=peer)
+            for act, tensors, peer in ((dist.isend, sent, ahead), (dist.irecv, received, behind))
+            for tag, tensor in enumerate(tensors)
+        ]
+        return *received, Several(dist.batch_isend_irecv(messages), sent)
+
+    return run
+
+
 _pause = 0.0
 
 
@@ -120,7 +153,7 @@ def unhurried(seconds: float = 5e-4) -> Iterator[None]:
         _pause = before
 
 
-def _end(work: dist.Work) -> None:
+def _end(work: dist.Work | Several) -> None:
     work.wait()
     if _pause:
         time.sleep(_pause)
@@ -132,6 +165,8 @@ COLLECTIVES = {
     "all_gather": _all_gather,
     "reduce_scatter": _reduce_scatter,
     "all_to_all": _all_to_all,
+    "shift": _shifted(1),
+    "shift_back": _shifted(-1),
 }
 
 
@@ -173,7 +208,7 @@ def run_body(
     calls: tuple[Call, ...], env: Env, values: Values, groups: Groups = ALONE, watch: Watch | None = None
 ) -> Values:
     """Runs the calls over `values`, which holds what the body is given and is left with what it does not free."""
-    pending: dict[str, dist.Work] = {}
+    pending: dict[str, dist.Work | Several] = {}
     for call in calls:
         if pending:
             for name in call.touches:
@@ -181,7 +216,7 @@ def run_body(
                     _end(pending.pop(name))
         made = call.run(env, groups.get(call.lane), tuple(values[name] for name in call.reads))
         if call.collective:
-            pending[call.writes[0]] = made[-1]  # type: ignore[assignment]
+            pending.update(dict.fromkeys(call.writes, made[-1]))  # type: ignore[arg-type]
             made = made[:-1]
         values.update(zip(call.writes, made, strict=True))  # type: ignore[arg-type]  # a loop's variable would keep one
         if watch is not None:

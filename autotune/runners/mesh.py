@@ -68,7 +68,13 @@ class Mesh:
     def build(cls, plan: Plan, programs: Sequence[Program], rank: int, device: torch.device) -> Mesh:
         """`programs` are expanded ones: each of their meetings names its members."""
         mesh = cls(plan, rank, device, *coordinates(plan, rank))
-        for axis, extent in (("tensor", plan.tensor), ("data", plan.replicas), ("context", plan.context)):
+        axes = {
+            "tensor": plan.tensor,
+            "data": plan.replicas,
+            "context": plan.context // plan.context_ring,
+            "ring": plan.context_ring,
+        }
+        for axis, extent in axes.items():
             mesh.axes[axis] = None
             for members in groups(plan, axis) if extent > 1 else ():
                 group = _group(members)

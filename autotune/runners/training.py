@@ -61,9 +61,18 @@ Batch = tuple[Tensor, Tensor]  # tokens and targets, int64 [sequences of this re
 
 
 def places(plan: Plan, workload: Workload, context: int) -> Tensor:
-    """int64 [tokens of a sequence here]: where in each sequence the tokens of this part of it stand."""
-    each = workload.sequence_length // plan.context
-    return torch.arange(context * each, (context + 1) * each)
+    """int64 [tokens of a sequence here]: where in each sequence the tokens of this part of it stand.
+
+    Of twice as many pieces as the ring has ranks, each rank has one from the front and one as far from the end; those
+    that exchange heads have the two in equal parts.
+    """
+    heads = plan.context // plan.context_ring
+    at, part = divmod(context, heads)
+    tokens = torch.arange(workload.sequence_length)
+    if plan.context_ring > 1:
+        pieces = tokens.view(2 * plan.context_ring, -1)
+        tokens = torch.cat((pieces[at], pieces[-1 - at]))
+    return tokens.view(heads, -1)[part]
 
 
 @dataclass
@@ -121,7 +130,9 @@ class Trainer:
             {},
             tensor_rank=mesh.tensor,
             tensor_size=plan.tensor,
-            context_size=plan.context,
+            context_size=plan.context // plan.context_ring,
+            ring_rank=mesh.context // (plan.context // plan.context_ring),
+            ring_size=plan.context_ring,
             all_reduce=mesh.all_reduce,
             attention=plan.attention,
             loss_scale=1.0 / workload.tokens,

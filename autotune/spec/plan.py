@@ -47,6 +47,7 @@ class Plan:
     offload_window: int = 2  # compute steps that a copy of them may take before it is waited for
     offload_choice: str = "selective"  # which chunk activations move: the longest waits | uniform (an even share)
     context: int = 1  # ranks that share each sequence (planners.lower.context)
+    context_ring: int = 1  # of them those that pass keys and values around; so many groups exchange heads for tokens
 
     @property
     def world(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from autotune.planners.costs.price import Pricer
-from autotune.planners.costs.works import works
+from autotune.planners.costs.works import TOGETHER, Around, works
 from autotune.planners.lower.body import Body
 from autotune.planners.lower.join import joined_body, together
 from autotune.planners.lower.shape import Shape
@@ -69,15 +69,15 @@ def added(costs: Iterable[Cost]) -> Cost:
 class BodyCosts:
     """Prices bodies for one profile at one number of concurrent ranks.
 
-    `level` and `inner` say how the tensor group lies on the links (see `Collective`), `around` the same of the group
-    that shares sequences.
+    `level` and `inner` say how the tensor group lies on the links (see `Collective`), `around` the same of those
+    that share sequences.
     """
 
     profile: Profile
     pricer: Pricer
     level: int = 0
     inner: int = 1
-    around: tuple[int, int] = (0, 1)
+    around: Around = TOGETHER
     _known: dict[tuple[Block, Shape, str, str, int], Cost] = field(default_factory=dict)
     _stages: dict[tuple[Runs, Shape, str, str, int], Cost] = field(default_factory=dict)
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from autotune.planners.lower.context import EXCHANGES, around_attention
+from autotune.planners.lower.context import EXCHANGES, around_attention, remade
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.shape import Shape
 from autotune.planners.lower.split import halve
@@ -108,6 +108,15 @@ def _producers(listing: list[Instruction]) -> dict[str, Instruction]:
     return producer
 
 
+def _changes(listing: list[Instruction]) -> dict[str, list[Instruction]]:
+    """What later changes each value in place: sums over ranks, and further parts of it."""
+    changes: dict[str, list[Instruction]] = {}
+    for instruction in listing:
+        if set(instruction.writes) <= set(instruction.reads):
+            changes.setdefault(instruction.writes[0], []).append(instruction)
+    return changes
+
+
 def _forward(block: Block, shape: Shape, values: _Values, train: bool) -> list[Instruction]:
     """The nodes in order, with the collectives of Megatron's tensor and sequence parallelism between them.
 
@@ -158,7 +167,9 @@ class _Backward:
     def __init__(self, block: Block, forward: list[Instruction], values: _Values, kept: set[str]) -> None:
         self.block, self.values, self.shape = block, values, values.shape
         self.available = set(kept)
-        self.producer = _producers(forward)
+        again, self.next = remade(forward)
+        self.producer = {**_producers(forward), **again}
+        self.changes = _changes(forward)
         self.out: list[Instruction] = []
         self.gradients: dict[str, list[str]] = {}
 
@@ -171,11 +182,10 @@ class _Backward:
             self.need(read)
         self.out.append(again)
         self.available.update(again.writes)
-        if again.op not in OPS:
-            return name
-        node = self.block.nodes[again.part]
-        if node.split in ("row", "vocab") and self.shape.tensor > 1 and not name.endswith(".part"):
-            self.out.append(_sum(name))
+        for change in self.changes.get(again.writes[0], ()):
+            for read in change.reads:
+                self.need(read)
+            self.out.append(change)
         return name
 
     def add(self, value: str, gradient: str) -> None:
@@ -225,10 +235,14 @@ class _Backward:
             saved = tuple(self.need(groups[where][i]) for where, i in rule.dgrad)
             inputs = instruction.reads[: rule.inputs]
             made = inputs if rule.inplace else tuple(self.put(r, serial) for r in inputs)
-            op = f"{instruction.op}.dgrad"
-            self.out.append(Instruction(op, part=instruction.part, reads=gradients + saved, writes=made))
+            for name in (following for value in inputs for following in self.next.get(value, ())):
+                self.need(name)
+            op, part, hop = f"{instruction.op}.dgrad", instruction.part, instruction.item
+            self.out.append(Instruction(op, item=hop, part=part, reads=gradients + saved, writes=made))
             for read, gradient in zip(inputs, made, strict=True):
                 self.add(read, gradient)
+                if rule.repeats:
+                    self.gradient(read)
             if node.split == "column" and self.shape.tensor > 1 and not instruction.reads[0].endswith(".full"):
                 self.out.append(_sum(made[0]))
         if node.weights:
@@ -269,6 +283,7 @@ def saved_values(block: Block, forward: list[Instruction], policy: str) -> set[s
     """What the backward needs and the policy does not make again. A block's input is always kept.
 
     A gathered copy is never kept: gathering again costs the link what keeping it costs in memory (2205.05198, 4.2.2).
+    Nor is what others passed on.
     """
     again = RECOMPUTE[policy if block.kind == "layer" else "none"]
     needed: list[str] = []
@@ -289,7 +304,7 @@ def saved_values(block: Block, forward: list[Instruction], policy: str) -> set[s
             saved.add(name)
             continue
         source = producer[made.reads[0]] if made.op == "reduce_scatter" else made
-        if source.op == "all_gather" or again(source.op):
+        if source.op in ("all_gather", "shift") or again(source.op):
             needed += made.reads
         else:
             saved.add(name)

@@ -4,7 +4,7 @@ Megatron-LM orders). A replica is a place along data and context together: its n
 from __future__ import annotations
 
 from autotune.spec.plan import Plan
-from autotune.spec.program import ALL_TENSOR, CONTEXT, DATA, TENSOR, Instruction, Program
+from autotune.spec.program import ALL_TENSOR, DATA, TENSOR, Instruction, Program
 
 Axes = dict[str, tuple[int, ...]]
 
@@ -22,14 +22,16 @@ def world_rank(plan: Plan, pipeline: int, replica: int, tensor: int) -> int:
 
 def groups(plan: Plan, axis: str) -> list[tuple[int, ...]]:
     """All groups of ranks that differ along one axis of the mesh alone: "data" (all replicas), "context" (those that
-    share sequences), "tensor" or "pipeline"."""
+    exchange heads for tokens), "ring" (those that pass keys around), "tensor" or "pipeline"."""
+    heads = plan.context // plan.context_ring
     found: dict[tuple[int, ...], list[int]] = {}
     for rank in range(plan.world):
         pipeline, replica, tensor = coordinates(plan, rank)
         outside = {
             "pipeline": (replica, tensor),
             "data": (pipeline, tensor),
-            "context": (pipeline, replica // plan.context, tensor),
+            "context": (pipeline, replica // heads, tensor),
+            "ring": (pipeline, replica // plan.context, replica % heads, tensor),
             "tensor": (pipeline, replica),
         }
         found.setdefault(outside[axis], []).append(rank)
@@ -41,11 +43,9 @@ def expand(program: Program, plan: Plan) -> Program:
     ranks, buffers = [], []
     for rank in range(plan.world):
         pipeline, replica, tensor = coordinates(plan, rank)
-        sharers = range(replica // plan.context * plan.context, (replica // plan.context + 1) * plan.context)
         # A lane named after an axis of the mesh, or after one and a dot, meets along that axis.
         members = {
             DATA: tuple(world_rank(plan, pipeline, r, tensor) for r in range(plan.replicas)),
-            CONTEXT: tuple(world_rank(plan, pipeline, r, tensor) for r in sharers),
             TENSOR: tuple(world_rank(plan, pipeline, replica, t) for t in range(plan.tensor)),
         }
 

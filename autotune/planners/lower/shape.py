@@ -21,6 +21,7 @@ class Shape:
     dtype: str = "bf16"
     attention: str = "sdpa"
     context: int = 1  # ranks that share each sequence
+    ring: int = 1  # of them those that pass keys and values around
 
     @property
     def tokens(self) -> int:
@@ -33,10 +34,11 @@ class Shape:
 
     @property
     def core(self) -> Shape:
-        """The shape that attention sees: where ranks share sequences it has whole ones of fewer heads."""
+        """The shape that attention sees at a time: where ranks share sequences, more tokens of fewer heads."""
         if self.context == 1:
             return self
-        return replace(self, queries=self.keys, tensor=self.tensor * self.context, context=1)
+        tokens, tensor = self.keys // self.ring, self.tensor * self.context // self.ring
+        return replace(self, queries=tokens, keys=tokens, tensor=tensor, context=1, ring=1)
 
     def rows(self, sharded: bool) -> int:
         """Tokens that this rank holds where `sharded` says the sequence is split over the tensor ranks."""
@@ -54,6 +56,7 @@ def training_shape(plan: Plan, workload: Workload) -> Shape:
         workload.precision,
         plan.attention,
         plan.context,
+        plan.context_ring,
     )
 
 
