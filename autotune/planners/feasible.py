@@ -50,6 +50,8 @@ def unsharded(model: ModelSpec, tensor: int, ends: bool = True) -> str | None:
     `ends`: the vocabulary is a layer's width like others; elsewhere its shards are padded.
     """
     widths = [("heads", model.heads), ("kv_heads", model.kv_heads), ("ffn", model.ffn)]
+    if model.experts:
+        widths += [("experts' ffn", model.experts.ffn), ("shared experts' ffn", model.experts.shared_ffn)]
     widths += [("vocabulary", model.vocab)] if ends else []
     return next((why for whole, of in widths if (why := _divides("tensor", tensor, of, whole))), None)
 
@@ -68,7 +70,7 @@ def _tensor(plan: Plan, model: ModelSpec, workload: Workload, ends: bool) -> lis
 def unfit(plan: Plan, model: ModelSpec, workload: Workload) -> str | None:
     """The first reason why no choice of a training plan's inner axes can make it run, or None: degrees that the model
     or the batch cannot be shared by, or that leave an axis without a meaning."""
-    if workload.kind != "train" or not model.dense:
+    if workload.kind != "train":
         return None
     checks = (*_tensor(plan, model, workload, ends=False), *_replicas(plan, workload))
     return next((reason for reason in checks if reason), None)
@@ -182,6 +184,8 @@ def _optimizer(plan: Plan, workload: Workload) -> str | None:
 
 def _generation(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:
     found = [_divides("data x micro_batch", plan.data * plan.micro_batch, workload.batch, "batch")]
+    if model.latent:
+        found.append(f"{model.architecture}'s latent attention has no key-value cache in this version: it trains only")
     if plan.pipeline > model.layers:
         found.append(f"pipeline must be at most layers {model.layers} (found {plan.pipeline})")
     for axis in TRAINING_AXES:
@@ -194,8 +198,6 @@ def _generation(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | 
 def why_not(model: ModelSpec, workload: Workload, plan: Plan, devices: int | None = None) -> str | None:
     """The first reason why `plan` cannot run, or None. `devices` must equal the plan's world when given."""
     checks: list[str | None] = []
-    if not model.dense:
-        return f"{model.architecture} has experts or latent attention, which no plan of this version runs"
     if min(plan.data, plan.tensor, plan.pipeline, plan.micro_batch, plan.chunks) < 1:
         return "every degree must be at least 1"
     if devices is not None and plan.world != devices:

@@ -1,7 +1,8 @@
 """Causal grouped-query attention as an operation of a block: training, prefill into a cache, decoding from it.
 
 What computes it is a key of BACKENDS; a plan names one. Every backend takes and gives [batch, heads, sequence, width]
-views of the two-dimensional activations, so that no layout is ever copied where the kernel reads strides.
+views of the two-dimensional activations, so that no layout is ever copied where the kernel reads strides. Its q, k and
+v are of one width: narrower values (latent attention) are padded with zeros to it, and the result cut.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from autotune.runners.ops import attention_aten as fused
 from autotune.runners.ops import attention_math as plain
@@ -57,10 +59,17 @@ def unsupported(
     return BACKENDS[name].supported(device, dtype, head_dim, sequence, window)
 
 
-def _heads(env: Env, node: Node, *flat: Tensor) -> list[Tensor]:
+def _heads(env: Env, width: int, *flat: Tensor) -> list[Tensor]:
     """[tokens, heads * width] -> [batch, heads, sequence, width] views."""
-    shape = (env.batch, env.sequence, -1, node.attr("head_dim"))
+    shape = (env.batch, env.sequence, -1, width)
     return [x.view(shape).transpose(1, 2) for x in flat]
+
+
+def _values(env: Env, node: Node, *flat: Tensor) -> list[Tensor]:
+    """As `_heads`, of what is as wide as values are: widened with zeros to the width of keys."""
+    narrow, width = node.attr("v_dim"), node.attr("head_dim")
+    heads = _heads(env, narrow, *flat)
+    return heads if narrow == width else [F.pad(x, (0, width - narrow)) for x in heads]
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -78,10 +87,13 @@ def _window(env: Env, node: Node) -> int:
 def forward(env: Env, node: Node, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     """q [tokens, heads * head_dim], k and v [tokens, kv_heads * head_dim] -> o like q, lse [tokens, heads].
 
+    v may be narrower, [tokens, kv_heads * v_dim], and so is o then: in training, not yet with a cache.
+
     With a cache, k and v are appended to it where the new tokens are, and the queries see everything before them too;
     past the prefill no lse is computed (no backward follows) and an empty tensor stands in its place.
     """
-    queries, keys, values = _heads(env, node, q, k, v)
+    queries, keys = _heads(env, node.attr("head_dim"), q, k)
+    (values,) = _values(env, node, v)
     window = _window(env, node)
     if env.cache is not None and env.lengths is not None:
         env.cache.append_at(env.layer, keys, values, env.positions)
@@ -90,11 +102,13 @@ def forward(env: Env, node: Node, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tens
     if env.lengths is not None or env.start:
         return _flat(over_cache(env, queries, window)), q.new_empty(0)
     o, lse = BACKENDS[env.attention].forward(queries, keys, values, window)
-    return _flat(o), _flat(lse)
+    return _flat(o[..., : node.attr("v_dim")]), _flat(lse)
 
 
 def dgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Gradient of o [tokens, heads * head_dim] and saved q, k, v, o, lse -> gradients of q, k and v."""
-    g, q, k, v, o = _heads(env, node, grads[0], *saved[:4])
+    q, k = _heads(env, node.attr("head_dim"), *saved[:2])
+    g, v, o = _values(env, node, grads[0], *saved[2:4])
     lse = saved[4].view(env.batch, env.sequence, -1).transpose(1, 2)
-    return tuple(map(_flat, BACKENDS[env.attention].backward(g, q, k, v, o, lse, _window(env, node))))
+    dq, dk, dv = BACKENDS[env.attention].backward(g, q, k, v, o, lse, _window(env, node))
+    return _flat(dq), _flat(dk), _flat(dv[..., : node.attr("v_dim")])
