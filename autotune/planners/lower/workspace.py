@@ -4,65 +4,21 @@ A body program says what is alive between instructions. What an instruction need
 computes it, so the rules are per kind of device; an operation without a rule takes nothing. The rules follow the code
 of `runners/ops` and are held against the allocator by `tests/test_workspace.py`.
 
-On accelerators only our own temporaries are here: the fused kernels' are small, and the allocator's peak on H200s was
-within 0.4 % of programs without any.
+On accelerators only our own temporaries are here, and those of experts and latent attention alone: the fused kernels'
+are small, and the allocator's peak on H200s was within 0.4 % of dense models' programs without any.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
+from autotune.planners.lower import workspace_mixed as mixed
+from autotune.planners.lower.call import BOOL, CHUNK_BYTES, INT, Call, Site
 from autotune.planners.lower.shape import Shape
-from autotune.spec.graph import Block, Node
+from autotune.spec.graph import Block
 from autotune.spec.program import Instruction
 
-CHUNK_BYTES = 64 * 2**20  # of the wide temporaries of losses and weight gradients (runners/ops)
-INT, BOOL = 8, 1  # bytes of an index and of a mask's element
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where a body runs: the kind of device, and on a CPU the threads of one worker."""
-
-    kind: str = "cuda"
-    threads: int = 1
-
-
-@dataclass(frozen=True)
-class Call:
-    """What a rule looks at: an instruction's node, its shape, and bytes of what it reads and makes."""
-
-    node: Node
-    shape: Shape
-    site: Site
-    reads: tuple[int, ...]
-    made: tuple[int, ...]
-
-    @property
-    def wide(self) -> int:
-        """Bytes of an element of a statistic or sum."""
-        return max(4, self.shape.width)
-
-    @property
-    def narrow(self) -> bool:
-        return self.shape.width < 4
-
-    def widened(self, size: int) -> int:
-        """The bytes of a tensor of `size` bytes as statistics are kept."""
-        return size // self.shape.width * self.wide
-
-    def heads(self, attribute: str) -> int:
-        return self.node.attr(attribute) // self.shape.tensor
-
-    def per_head(self, attribute: str) -> int:
-        """One wide number a token and head."""
-        return self.shape.tokens * self.heads(attribute) * self.wide
-
-    def values(self, attribute: str) -> int:
-        """A wide tensor of all heads' values."""
-        return self.per_head(attribute) * self.node.attr("head_dim")
-
+__all__ = ["CHUNK_BYTES", "Site", "staging", "workspace"]
 
 Rule = Callable[[Call], int]
 
@@ -204,13 +160,19 @@ CPU: Mapping[str, Rule] = {
     "rotary_norm": _rotary_norm,
     "rotary_norm.dgrad": _rotary_norm_dgrad,
     "rotary_norm.wgrad": _rotary_norm_wgrad,
-    "attention": _attention,
-    "attention.dgrad": _attention_dgrad,
     "cross_entropy": _loss,
     "cross_entropy.dgrad": _loss_dgrad,
+    **mixed.CPU,
+    "attention": mixed.padded(_attention),
+    "attention.dgrad": mixed.padded_dgrad(_attention_dgrad),
+}
+CUDA: Mapping[str, Rule] = {
+    "attention": mixed.padded(lambda c: 0),
+    "attention.dgrad": mixed.padded_dgrad(lambda c: 0),
+    **mixed.CUDA,
 }
 COLLECTIVES: Mapping[str, Mapping[str, float]] = {"cpu": {"all_gather": 1.0, "reduce_scatter": 1.0}}
-RULES: Mapping[str, Mapping[str, Rule]] = {"cpu": CPU}
+RULES: Mapping[str, Mapping[str, Rule]] = {"cpu": CPU, "cuda": CUDA}
 
 
 def staging(op: str, whole: int, site: Site) -> int:

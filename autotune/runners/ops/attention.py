@@ -68,8 +68,9 @@ def _heads(env: Env, width: int, *flat: Tensor) -> list[Tensor]:
 def _values(env: Env, node: Node, *flat: Tensor) -> list[Tensor]:
     """As `_heads`, of what is as wide as values are: widened with zeros to the width of keys."""
     narrow, width = node.attr("v_dim"), node.attr("head_dim")
-    heads = _heads(env, narrow, *flat)
-    return heads if narrow == width else [F.pad(x, (0, width - narrow)) for x in heads]
+    if narrow < width:
+        flat = tuple(F.pad(x.view(len(x), -1, narrow), (0, width - narrow)) for x in flat)
+    return _heads(env, width, *flat)
 
 
 def _flat(x: Tensor) -> Tensor:

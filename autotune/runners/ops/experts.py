@@ -43,7 +43,7 @@ def route(env: Env, node: Node, logits: Tensor) -> tuple[Tensor, ...]:
     ids = _allowed(node, choice).topk(node.attr("top_k"), -1).indices
     chosen = scores.gather(1, ids)
     if node.attr("normalise"):
-        chosen = chosen / (chosen.sum(-1, keepdim=True) + TINY)
+        chosen.div_(chosen.sum(-1, keepdim=True).add_(TINY))
     return chosen.mul_(node.number("scale")), ids
 
 
@@ -59,11 +59,11 @@ def route_dgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[Te
         total = chosen.sum(-1, keepdim=True).add_(TINY)
         g = g.sub_((g * chosen).sum(-1, keepdim=True).div_(total)).div_(total)
     if node.word("scoring") == "sigmoid":
-        result = torch.zeros_like(scores).scatter_(1, ids, g * chosen * (1 - chosen))
+        scores.zero_().scatter_(1, ids, g.mul_(chosen).mul_(1 - chosen))
     else:  # of a softmax s: s * (g - sum(g * s)), g being 0 where nothing was chosen
-        inner = (g * chosen).sum(-1, keepdim=True)
-        result = (scores * -inner).scatter_add_(1, ids, g * chosen)
-    return (result.to(logits.dtype),)
+        inner = g.mul_(chosen).sum(-1, keepdim=True).neg_()
+        scores.mul_(inner).scatter_add_(1, ids, g)
+    return (scores.to(logits.dtype),)
 
 
 def _added(rows: Tensor, place: Tensor, each: int) -> Tensor:
@@ -105,7 +105,7 @@ def weighted_swiglu_dgrad(
     rank has the part of its columns."""
     (g,), (gate_up, weights) = grads, saved
     (product,) = swiglu(env, node, gate_up)
-    of_weights = torch.linalg.vecdot(product.to(weights.dtype), g.to(weights.dtype))
+    of_weights = (product * g).sum(-1, dtype=weights.dtype)
     product.copy_(g).mul_(weights.unsqueeze(1))
     return (*swiglu_dgrad(env, node, (product,), (gate_up,)), of_weights)
 
