@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from autotune.planners.lower.body import lower_block
 from autotune.planners.lower.generate import inference_body
+from autotune.planners.lower.join import joined_body
 from autotune.planners.simulate import memory
 from autotune.runners.body import COLLECTIVES
 from autotune.runners.checkpoint import shard
@@ -105,8 +105,8 @@ def train(
 def _bodies_as_predicted(trainer: Trainer) -> None:
     """Every body ran in the program's order and held exactly the bytes that the simulator's walk says."""
     assert trainer.watch
-    for block, op, watch in trainer.watch:
-        body = lower_block(block, trainer.shape, trainer.plan.recompute)
+    for block, op, many, watch in trainer.watch:
+        body = joined_body(block, trainer.shape, trainer.plan.recompute, many)
         program = body.program(op)
         assert watch.order == [i.op for i in program.ranks[0]]
         predicted = memory(program, lambda r, i: 0)[0].get("device", [])

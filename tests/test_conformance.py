@@ -1,8 +1,9 @@
 """Every schedule of the table, with every pass that is legal on it, gives the serial loss and gradients.
 
 A schedule joins by being in the table: plans are drawn at random over ranks, micro-batches, chunks, uneven layers,
-recompute, offload, clipping, optimizer states on the host, replicas, what they share, and the schedule's own axes. Then
-every schedule with every way to cut the vocabulary's work over pipeline and tensor ranks.
+recompute, offload, clipping, optimizer states on the host, replicas, what they share and when they sum, backwards
+split or not, weight gradients joined or not, and the schedule's own axes. Then every schedule with every way to cut the
+vocabulary's work over pipeline and tensor ranks.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pytest
 
 from autotune.planners.feasible import why_not
 from autotune.planners.lower.traits import micro_batches, pipe_of, place_of
-from autotune.planners.schedules import SCHEDULES, Pipe
+from autotune.planners.schedules import SCHEDULES, Pipe, schedule_of
 from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
@@ -78,6 +79,18 @@ def draw_plan(draw: random.Random, name: str) -> tuple[ModelSpec, Plan, Workload
     if data > 1:
         zero = update.choice([plan.zero, 2, 3])
         plan = replace(plan, zero=zero, gathered=update.choice([0, 1, chunks]) if zero > 1 else 0)
+        once = plan.zero == 3 and not plan.gathered
+        plan = replace(plan, gather_each=update.choice(["step", "unit"]) if once else "step")
+    if plan.offload:
+        part = plan.offload < 100
+        plan = replace(plan, offload_choice=update.choice(["selective", "uniform"]) if part else "selective")
+        plan = replace(plan, offload_window=update.choice([1, 2, 3]))
+    late = replace(plan, sync=update.choice(["eager", "late", "late"]))
+    plan = late if why_not(model, work, late, late.world) is None else plan
+    whole = not entry.splits  # else the schedule's own backwards are split
+    plan = replace(plan, split=update.choice(["own", "own", "immediate", "fill", "end"]) if whole else "own")
+    splits = schedule_of(name, plan.split).splits
+    plan = replace(plan, weight_gradients=update.choice(["apart", "joined"]) if splits else "apart")
     plan = replace(plan, vocabulary=draw.choice(["ends", *VOCABULARIES]))
     plan = replace(plan, group=draw.choice(entry.groups(pipe)), limit=draw.choice(entry.limits(pipe)))
     return (model, plan, work) if why_not(model, work, plan, plan.world) is None else None

@@ -20,7 +20,6 @@ from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Question
 from autotune.spec.recipe_schema import AXES
-from autotune.spec.work import Copy
 from autotune.spec.workload import Workload
 
 MODEL = ModelSpec("wide", "LlamaForCausalLM", 1024, 8, 16, 16, 64, 2816, 32000)
@@ -44,10 +43,16 @@ def test_no_plan_undercuts_its_bounds(seed: int) -> None:
             attention="flash",
             zero=draw.choice((0, 1, 2, 3)),
             gathered=draw.choice((0, 0, 1, 2)),
-            offload=draw.choice((0, 30, 50, 100)),
+            offload=(away := draw.choice((0, 30, 50, 100))),
+            split=draw.choice(("own", "own", "immediate", "fill", "end")),
+            offload_choice=draw.choice(("selective", "uniform")) if 0 < away < 100 else "selective",
+            offload_window=draw.choice((1, 2, 5)) if away else 2,
             optimizer_offload=(moved := draw.choice((0, 50, 100))),
             optimizer_stride=draw.choice((0, 1, 2, 5)) if moved else 0,
             vocabulary=draw.choice(("ends", "vocab-1", "vocab-2")),
+            sync=draw.choice(("eager", "eager", "late")),
+            gather_each=draw.choice(("step", "step", "step", "unit")),
+            weight_gradients=draw.choice(("apart", "apart", "joined")),
         )
         if why_not(MODEL, WORK, plan):
             continue
@@ -69,11 +74,8 @@ def test_no_plan_undercuts_its_bounds(seed: int) -> None:
 
 def test_a_rank_alone_sees_copies_that_compute_waits_for() -> None:
     """Slow links to the host: the sums of a rank do not know that its copies hold up its compute, its list does."""
-    slow = tuple(
-        replace(s, seconds=30 * s.seconds) if isinstance(s.work, Copy) and s.work.direction != "d2d" else s
-        for s in H100.samples
-    )
-    predictor = Predictor(MODEL, WORK, replace(H100, samples=slow))
+    slow = {k: v / 30 if k.startswith("host_link") else v for k, v in H100.coefficients.items()}
+    predictor = Predictor(MODEL, WORK, replace(H100, coefficients=slow))
     bounder, plan = Bounder(predictor), Plan(pipeline=4, attention="flash", offload=100)
     close, step = alone(bounder, plan, 10**12), predictor.predict(plan).step_s
     assert isinstance(close, TooSlow) and 1.2 * bounder.time(plan) < close.seconds <= step

@@ -53,6 +53,7 @@ def test_every_schedule_equals_the_reference(pool: Pool, name: str, zero: int, g
         (TIED, Plan(2, zero=3), WORK),
         (TIED, Plan(4, zero=2), WORK),
         (TIED, Plan(2, 1, 2, 1, "zeropp", 2, zero=3, gathered=1), WORK),
+        (TIED, Plan(2, 1, 2, 1, "zeropp", 2, zero=3, group=2, gather_each="unit"), WORK),
         (TIED, Plan(2, 1, 2, 1, "bitpipe", 2, zero=2, gathered=1), WORK),
         (TIED, Plan(2, 1, 2, 1, "v-zb", 2, zero=3, gathered=1), replace(WORK, clip=0.1)),
         (TIED, Plan(4, 1, 1, 1, "breadth-first", 4, zero=3, gathered=1), WORK),
@@ -148,6 +149,39 @@ def test_zeropp_gathers_once_a_unit(pool: Pool, chunks: int, group: int) -> None
         assert pool.run("sharded_bytes", 4, plan=plan, model=OPEN, workload=work)[0] == sent
 
 
+@pytest.mark.parametrize("chunks", [1, 2, 4])
+@pytest.mark.parametrize("group", [1, 2, 4])
+def test_the_gathers_of_zeropp_in_closed_form(chunks: int, group: int) -> None:
+    """U units of v chunks a rank with room for r: v + (2U - 1)(v - r). Once a unit, as in the paper: units x stages."""
+    work = replace(WORK, global_batch=16, precision="fp32")
+    units = work.global_batch // 2 // group
+
+    def gathers(gathered: int, each: str = "step") -> int:
+        plan = Plan(2, 1, 2, 1, "zeropp", chunks, zero=3, gathered=gathered, group=group, gather_each=each)
+        assert why_not(OPEN, work, plan, 4) is None
+        return sum(i.op == "UNSHARD" for listing in lower_training(plan, OPEN, work).ranks for i in listing)
+
+    for room in range(1, chunks + 1):
+        assert gathers(room) == 2 * (chunks + (2 * units - 1) * (chunks - room))
+    assert gathers(0) == gathers(chunks) == 2 * chunks
+    assert gathers(0, "unit") == units * 2 * chunks
+    if chunks > 1:  # as many and one filling more, with half of the chunks whole
+        assert gathers(chunks // 2) == units * 2 * chunks + chunks
+
+
+def test_once_a_unit_trades_gathers_for_memory() -> None:
+    """Between one chunk whole at a time and all of them all along: in gathers and in time; and less memory than all."""
+    work = Workload(sequence_length=2048, global_batch=32)
+    predictor = Predictor(WIDE, work, H100)
+    plan = Plan(2, 1, 2, 1, "zeropp", 4, attention="flash", zero=3, group=4)
+    ways = [replace(plan, gathered=1), replace(plan, gather_each="unit"), plan]
+    counts = [sum(n for (op, _), n in traffic(p, WIDE, work)[0].items() if op == "UNSHARD") for p in ways]
+    one, each, all_ = (predictor.predict(p) for p in ways)
+    units = 4
+    assert counts == [2 * units * 3 + 1, units * 4, 4]
+    assert one.step_s > each.step_s > all_.step_s and max(each.peak_bytes) < 0.95 * max(all_.peak_bytes)
+
+
 @pytest.mark.parametrize("schedule", ["zeropp", "breadth-first", "interleaved-1f1b", "v-zb", "gis"])
 def test_with_room_for_all_each_stage_is_gathered_once(schedule: str) -> None:
     plan = Plan(2, 1, 2, 1, schedule, 2, zero=3, attention="math")
@@ -204,6 +238,9 @@ def test_the_peak_is_a_share_of_all_and_what_is_whole() -> None:
         (Plan(2, zero=1, gathered=1), "gathered needs zero 2 or 3 (found zero 1; nearest 2)"),
         (Plan(2, schedule="zeropp", chunks=2, zero=3, gathered=3),
          "gathered must be 0 to 2, the chunks of a rank (found 3; nearest 2)"),
+        (Plan(2, zero=3, gather_each="batch"), "gather_each 'batch' is unknown (nearest step)"),
+        (Plan(2, zero=2, gather_each="unit"),
+         "gather_each unit needs zero 3 and gathered 0 (found zero 2, gathered 0; nearest step)"),
         (Plan(2, zero=2, gathered=-1), "gathered must be 0 to 1, the chunks of a rank (found -1; nearest 0)"),
     ],
 )  # fmt: skip

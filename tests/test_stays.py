@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import pytest
 
-from autotune.planners.passes.stays import Stay, Use, stays
+from autotune.planners.passes.stays import Stay, Use, rounds, stays
 
 
 def drawn(seed: int) -> tuple[list[Use], int]:
@@ -68,6 +68,19 @@ def test_with_room_for_two_the_next_comes_while_one_is_used() -> None:
         (2, 2, 5),
         (3, 4, 7),
     ]
+
+
+def test_one_stay_a_round_each_brought_in_beside_another() -> None:
+    """A unit down two things and up again, and another: at the turn nothing leaves, between units all does."""
+    uses = [Use(position, thing) for position, thing in enumerate((0, 1, 1, 0, 0, 1, 1, 0))]
+    assert rounds(uses, (0, 0, 0, 0, 1, 1, 1, 1)) == [
+        Stay(0, 0, 0, 3),
+        Stay(1, 0, 1, 2),
+        Stay(0, 4, 4, 7),
+        Stay(1, 4, 5, 6),
+    ]
+    assert rounds([Use(2, 5), Use(3, 5), Use(6, 5)], (0, 0, 1)) == [Stay(5, 2, 2, 3), Stay(5, 6, 6, 6)]
+    assert rounds([], ()) == []
 
 
 def test_nothing_to_do() -> None:

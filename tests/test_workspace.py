@@ -198,6 +198,9 @@ def test_what_gloo_copies_through(pool: Pool, op: str) -> None:
         Plan(pipeline=2, micro_batch=1),
         Plan(pipeline=2, micro_batch=1, schedule="interleaved-1f1b", chunks=2),
         Plan(pipeline=2, micro_batch=2, schedule="gpipe"),
+        Plan(pipeline=2, micro_batch=1, schedule="2bp-gpipe"),
+        Plan(pipeline=2, micro_batch=1, schedule="2bp-gpipe", weight_gradients="joined"),
+        Plan(pipeline=2, micro_batch=2, schedule="2bp-1f1b", weight_gradients="joined", recompute="full"),
     ],
     ids=Plan.describe,
 )

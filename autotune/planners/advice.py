@@ -71,6 +71,19 @@ class PricedAdvice:
         moved = SUBGROUPS * sum(subgroup_bytes(each, precision)[0] for each in groups) // plan.pipeline
         return (100,) if moved * predictor.ranks(plan.world) <= NEAR * profile.host.memory_bytes else ()
 
+    def moved(self, plan: Plan) -> tuple[int, int]:
+        """All of the activations where a chunk's go to the host and back in the time that the chunk computes, else the
+        share that does (PipeOffload, 2503.01328, section 3: k = T_o / T_c, of which 100 / k percent are free); and a
+        window of twice what a copy takes, in compute steps, so that one copy may wait for another."""
+        costs, share, window = self.bounder.costs(plan), 100, Plan().offload_window
+        for stage in range(plan.stages):
+            copies = [costs.seconds(0, Instruction(op, stage)) for op in ("OFFLOAD", "RELOAD")]
+            steps = [costs.stage(stage, op).seconds for op in ("F", "BW")]
+            if sum(copies) > sum(steps):
+                share = min(share, int(100 * sum(steps) / sum(copies)))
+            window = max(window, ceil(2 * max(copies) * len(steps) / sum(steps)))
+        return share, window
+
     def stride(self, plan: Plan) -> int:
         """The stride that balances host and device on the rank's largest stage."""
         costs = self.bounder.costs(plan)
@@ -82,7 +95,7 @@ class PricedAdvice:
 
     def times(self, plan: Plan) -> str:
         """Durations of F, B, W of each stage and of a hop, relative to the mean forward."""
-        key = plan.altered(schedule="1f1b", zero=0, gathered=0, group=0, limit=0, times="", order="")
+        key = plan.altered(schedule="1f1b", split="own", zero=0, gathered=0, group=0, limit=0, times="", order="")
         if key not in self._times:
             self._times[key] = str(relative(self.bounder.costs(plan), plan))
         return self._times[key]

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from autotune.planners.costs.step import StepCosts
-from autotune.planners.family import Alive, Family, Stages, priced_stages
+from autotune.planners.family import Alive, Family, Stages, priced_stages, row_of
 from autotune.planners.lower.sharding import sharding
 from autotune.planners.lower.train import order_of, stage_bytes
 from autotune.planners.lower.traits import traits
-from autotune.planners.passes.offload import on_device
+from autotune.planners.passes.offload import Moves, on_device
 from autotune.planners.passes.subgroups import joined, moves
 from autotune.planners.predict import Predictor
-from autotune.planners.schedules import SCHEDULES
+from autotune.planners.schedules import schedule_of
 from autotune.spec.plan import Plan
 from autotune.spec.program import Instruction
 
@@ -29,10 +29,14 @@ from autotune.spec.program import Instruction
 APART = {
     "zero": 0,
     "gathered": 0,
+    "gather_each": "step",
     "offload": 0,
+    "offload_choice": "selective",
+    "offload_window": 2,
     "optimizer": "barrier",
     "optimizer_offload": 0,
     "optimizer_stride": 0,
+    "sync": "eager",
 }
 MOST_FAMILIES = 20_000  # that are kept: about 10 kB each
 
@@ -64,7 +68,8 @@ class Bounder:
             plan.layers,
             plan.vocabulary,
             plan.pipeline if plan.vocabulary != "ends" else 0,
-            SCHEDULES[plan.schedule].splits,
+            schedule_of(plan.schedule, plan.split).splits,
+            row_of(plan, self.predictor.workload),
             plan.tensor,
             plan.micro_batch,
             plan.recompute,
@@ -129,10 +134,12 @@ class Bounder:
         if not plan.offload and plan.vocabulary == "ends":
             return self.memory(plan)
         key = traits(plan, self.predictor.model, self.predictor.workload)
-        which = (key.schedule, key.pipe, key.vocabulary, key.product, plan.offload)
+        moves = Moves(plan.offload, plan.offload_choice, plan.offload_window)
+        which = (key.schedule, key.split, key.pipe, key.vocabulary, key.product, moves)
         if which not in self._alive:
-            self._alive[which] = [on_device(listing, plan.offload) for listing in order_of(key)]
-        return self.memory(plan, self._alive[which])
+            self._alive[which] = [on_device(listing, moves) for listing in order_of(key)]
+        # Its activations count until their B alone; a closed form knows of those that wait for W.
+        return max(self.memory(plan), self.memory(plan, self._alive[which]))
 
     def memory(self, plan: Plan, alive: Sequence[Alive] | None = None) -> int:
         """Bytes that the fullest rank allocates at least: its states, and the activations that its order keeps, as

@@ -12,10 +12,11 @@ from autotune.planners.costs.step import StepCosts
 from autotune.planners.lower.stage import Sizes
 from autotune.planners.lower.traits import micro_batches, pipe_of, stage_sizes
 from autotune.planners.predict import Predictor
-from autotune.planners.schedules import SCHEDULES, Place, held
+from autotune.planners.schedules import SCHEDULES, Place, held, schedule_of
 from autotune.planners.schedules.vocabulary import EMBED, EMBED_W, VOCABULARIES
 from autotune.spec.plan import Plan
 from autotune.spec.program import Instruction
+from autotune.spec.workload import Workload
 
 Alive = tuple[tuple[int, int], ...]  # of a rank: (chunk activations, inputs of chunks) on its device at once
 
@@ -38,7 +39,7 @@ class Stages(NamedTuple):
 
 def priced_stages(costs: StepCosts) -> Stages:
     """The stages of a plan by its costs; equal stages are asked for once."""
-    plan, splits = costs.plan, SCHEDULES[costs.plan.schedule].splits
+    plan, splits = costs.plan, schedule_of(costs.plan.schedule, costs.plan.split).splits
     first = {run: stage for stage, run in reversed(list(enumerate(costs.stages)))}
     seconds = {run: _stage_time(costs, stage, splits) for run, stage in first.items()}
     hop = costs.cost(Instruction("SEND", 0)).seconds if plan.stages > 1 else 0.0
@@ -46,11 +47,22 @@ def priced_stages(costs: StepCosts) -> Stages:
 
 
 def _stage_time(costs: StepCosts, stage: int, splits: bool) -> StageTime:
+    """W's that are joined may take less than one by one: how many are is known of some schedules alone."""
     whole, forward = costs.stage(stage, "BW").seconds, costs.stage(stage, "F").seconds
     if not splits:
         return StageTime(forward, whole, whole)
-    first = costs.stage(stage, "B").seconds
-    return StageTime(forward, min(whole, first + costs.stage(stage, "W").seconds), min(whole, first))
+    first, row = costs.stage(stage, "B").seconds, row_of(costs.plan, costs.workload)
+    second = costs.stage(stage, "W", row).seconds / row if row else 0.0
+    return StageTime(forward, min(whole, first + second), min(whole, first))
+
+
+def row_of(plan: Plan, workload: Workload) -> int:
+    """How many W's of a stage are always one; 0: nobody knows."""
+    if plan.weight_gradients == "apart":
+        return 1
+    row = schedule_of(plan.schedule, plan.split).row
+    # Passes over the vocabulary may come between them.
+    return row(pipe_of(plan, micro_batches(plan, workload))) if row and plan.vocabulary == "ends" else 0
 
 
 def _vocabulary(costs: StepCosts) -> tuple[float, float, float]:
@@ -96,7 +108,7 @@ class Family:
     @cached_property
     def peaks(self) -> list[int] | None:
         """Chunk activations alive at once on every rank, where the schedule's closed form says so."""
-        schedule = SCHEDULES[self.plan.schedule]
+        schedule = schedule_of(self.plan.schedule, self.plan.split)
         return schedule.peak(pipe_of(self.plan, self.items)) if schedule.peak else None
 
     @cached_property
@@ -146,7 +158,7 @@ class Family:
 
     def kept(self, alive: Sequence[Alive]) -> list[int]:
         """Bytes of every rank's activations, given how many are alive on it."""
-        splits = SCHEDULES[self.plan.schedule].splits
+        splits = schedule_of(self.plan.schedule, self.plan.split).splits
         parts = {size: _least(size, splits) for size in dict.fromkeys(self.sizes)}
         stages = [parts[size] for size in self.sizes]
         found = []

@@ -8,7 +8,7 @@ from autotune.planners.lower.stage import partition
 from autotune.planners.lower.subgroups import SUBGROUPS
 from autotune.planners.lower.traits import micro_batches, pipe_of
 from autotune.planners.lower.vocabulary import shard_rows, shards
-from autotune.planners.schedules import SCHEDULES, Pipe, held
+from autotune.planners.schedules import OWN, PLACEMENTS, SCHEDULES, Pipe, held, schedule_of
 from autotune.planners.schedules.times import parse_times
 from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.spec.errors import nearest_divisor, nearest_name
@@ -33,9 +33,19 @@ TRAINING_AXES = (
     "optimizer_offload",
     "optimizer_stride",
     "gathered",
+    "sync",
+    "weight_gradients",
+    "gather_each",
+    "offload_choice",
+    "offload_window",
+    "split",
 )
 TOGETHER = "1f1b"  # the schedule that a vocabulary whose passes all ranks do together has an order for
 OPTIMIZERS = ("barrier", "post-validated")
+SYNCS = ("eager", "late")
+PRODUCTS = ("apart", "joined")
+GATHERS = ("step", "unit")
+CHOICES = ("selective", "uniform")
 
 
 def _divides(what: str, value: int, of: int, whole: str) -> str | None:
@@ -121,7 +131,7 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
     if schedule is None:
         near = nearest_name(plan.schedule, SCHEDULES)
         return [*found, f"schedule {plan.schedule!r} is unknown (nearest {near or '1f1b'})"]
-    if reason := _texts(plan, model):
+    if reason := _texts(plan, model) or _split(plan):
         return [*found, reason]
     if found[0] is None:
         reason = schedule.refuse(pipe_of(plan, micro_batches(plan, workload)))
@@ -132,11 +142,12 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
         found.append(f"pipeline x chunks must be at most layers {model.layers} (found {plan.stages})")
     if plan.recompute not in RECOMPUTE:
         found.append(f"recompute {plan.recompute!r} is unknown (nearest {nearest_name(plan.recompute, RECOMPUTE)})")
-    if not 0 <= plan.offload <= 100:
-        found.append(f"offload must be a percentage (found {plan.offload}; nearest {min(100, max(0, plan.offload))})")
+    found.append(_moves(plan))
     found.append(_vocabulary(plan, model))
     found.append(_optimizer(plan, workload))
     found.append(_sharding(plan))
+    found.append(_sync(plan))
+    found.append(_weight_gradients(plan))
     return found
 
 
@@ -145,6 +156,12 @@ def _sharding(plan: Plan) -> str | None:
     if plan.zero not in LEVELS:
         nearest = min(LEVELS[-1], max(LEVELS[0], plan.zero))
         return f"zero must be {LEVELS[0]} to {LEVELS[-1]} (found {plan.zero}; nearest {nearest})"
+    if plan.gather_each not in GATHERS:
+        near = nearest_name(plan.gather_each, GATHERS)
+        return f"gather_each {plan.gather_each!r} is unknown (nearest {near or GATHERS[0]})"
+    if plan.gather_each != GATHERS[0] and (plan.zero != LEVELS[-1] or plan.gathered):
+        found = f"found zero {plan.zero}, gathered {plan.gathered}; nearest {GATHERS[0]}"
+        return f"gather_each {plan.gather_each} needs zero 3 and gathered 0 ({found})"
     if plan.zero < 2:
         return f"gathered needs zero 2 or 3 (found zero {plan.zero}; nearest 2)" if plan.gathered else None
     place = SCHEDULES[plan.schedule].place(Pipe(plan.pipeline, plan.pipeline * 2, plan.chunks))
@@ -152,6 +169,60 @@ def _sharding(plan: Plan) -> str | None:
     if not 0 <= plan.gathered <= most:
         nearest = min(most, max(0, plan.gathered))
         return f"gathered must be 0 to {most}, the chunks of a rank (found {plan.gathered}; nearest {nearest})"
+    return None
+
+
+def _split(plan: Plan) -> str | None:
+    """What is wrong with how the backwards are split."""
+    if plan.split not in (OWN, *PLACEMENTS):
+        return f"split {plan.split!r} is unknown (nearest {nearest_name(plan.split, (OWN, *PLACEMENTS)) or OWN})"
+    if plan.split != OWN and SCHEDULES[plan.schedule].splits:
+        return f"split {plan.split} needs a schedule of whole backwards (found {plan.schedule}; nearest split {OWN})"
+    return None
+
+
+def _moves(plan: Plan) -> str | None:
+    """What is wrong with which activations move to the host, and when."""
+    if not 0 <= plan.offload <= 100:
+        return f"offload must be a percentage (found {plan.offload}; nearest {min(100, max(0, plan.offload))})"
+    if plan.offload_choice not in CHOICES:
+        near = nearest_name(plan.offload_choice, CHOICES)
+        return f"offload_choice {plan.offload_choice!r} is unknown (nearest {near or CHOICES[0]})"
+    if plan.offload_choice != CHOICES[0] and not 0 < plan.offload < 100:
+        found = f"found {plan.offload}; nearest {min(99, max(1, plan.offload))}"
+        return f"offload_choice {plan.offload_choice} needs offload above 0 and below 100 ({found})"
+    if plan.offload_window < 1:
+        return f"offload_window must be at least 1 compute step (found {plan.offload_window}; nearest 1)"
+    if plan.offload_window != Plan().offload_window and not plan.offload:
+        return f"offload_window needs offload above 0 (found {plan.offload}; nearest window {Plan().offload_window})"
+    return None
+
+
+def _sync(plan: Plan) -> str | None:
+    """What is wrong with when gradients are summed over those that hold a stage."""
+    if plan.sync not in SYNCS:
+        near = nearest_name(plan.sync, SYNCS)
+        return f"sync {plan.sync!r} is unknown (nearest {near or SYNCS[0]})"
+    place = SCHEDULES[plan.schedule].place(Pipe(plan.pipeline, plan.pipeline * 2, plan.chunks))
+    summed = plan.data > 1 and plan.zero < 2  # beyond, every stage's gradients are summed as they come
+    if plan.sync == SYNCS[0] or summed or any(len(ranks) > 1 for ranks in place):
+        return None
+    whole = "gradients to sum at the end: data > 1 with zero 0 or 1, or a schedule of two directions"
+    return f"sync {plan.sync} needs {whole} (found data {plan.data}, zero {plan.zero}; nearest {SYNCS[0]})"
+
+
+def _weight_gradients(plan: Plan) -> str | None:
+    """What is wrong with how the weight gradients of a split backward are made."""
+    how = plan.weight_gradients
+    if how not in PRODUCTS:
+        return f"weight_gradients {how!r} is unknown (nearest {nearest_name(how, PRODUCTS) or PRODUCTS[0]})"
+    if how == PRODUCTS[0]:
+        return None
+    if not schedule_of(plan.schedule, plan.split).splits:
+        near = f"found {plan.schedule}; nearest 2bp-1f1b"
+        return f"weight_gradients {how} needs a schedule with a split backward ({near})"
+    if plan.sequence_parallel:
+        return f"weight_gradients {how} needs sequence_parallel false: shards of tokens are not joined (found true)"
     return None
 
 

@@ -23,7 +23,7 @@ from autotune.spec.program import COMPUTE, DEVICE
 from autotune.spec.timeline import Timeline
 from autotune.spec.workload import Workload
 
-COST_MODEL = "2"  # goes up whenever predictions may change: stored predictions of another version are not reused
+COST_MODEL = "3"  # goes up whenever predictions may change: stored predictions of another version are not reused
 
 CLASSES = {
     "w": "weights",

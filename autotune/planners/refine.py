@@ -13,6 +13,7 @@ from autotune.planners.costs.step import StepCosts
 from autotune.planners.costs.works import works
 from autotune.planners.lower.body import lower_block
 from autotune.planners.lower.generate import block_shape, inference_body, pass_lengths
+from autotune.planners.lower.join import joined_body, together
 from autotune.planners.lower.shape import generation_shape, training_shape
 from autotune.planners.lower.stage import canonical_stages, cut_of
 from autotune.planners.lower.train import lower_training
@@ -35,6 +36,12 @@ def step_works(predictor: Predictor, plan: Plan) -> set[Work]:
     program = lower_training(plan, predictor.model, predictor.workload)
     for op, stage in {(i.op, i.stage) for _, _, i in program}:
         found.update(costs.pieces(op, stage))
+    layout = canonical_stages(predictor.model, cut_of(plan, predictor.model))
+    for stage, many in {(i.stage, i.part) for _, _, i in program if i.op == "W" and i.part > 1}:
+        for block in dict.fromkeys(layout[stage]):
+            body, whole = joined_body(block, shape, plan.recompute, many), together(shape, many)
+            for instruction in body.weight_gradient.ranks[0]:
+                found.update(works(block, body, instruction, whole, bodies.level, bodies.inner))
     return found
 
 

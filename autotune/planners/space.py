@@ -15,7 +15,7 @@ from autotune.planners.feasible import unfit, unsharded, why_not
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.sharding import LEVELS
 from autotune.planners.lower.traits import pipe_of
-from autotune.planners.schedules import SCHEDULES, Place, held
+from autotune.planners.schedules import OWN, SCHEDULES, Place, held, schedule_of
 from autotune.spec.machine import Profile
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Question
@@ -53,6 +53,11 @@ def axis_values(question: Question) -> dict[str, Values]:
         # Moving activations only adds to a step: `relieved` tries it where a plan does not fit.
         "offload": MOVED if train and question.minimize == "peak_memory" else (0,),
         "optimizer": (DEFAULTS["optimizer"],),
+        "split": (DEFAULTS["split"],),
+        "offload_choice": (DEFAULTS["offload_choice"],),
+        "offload_window": (DEFAULTS["offload_window"],),
+        # Later sums only add waits: the recipe must want them (say, to measure both).
+        "sync": (DEFAULTS["sync"],),
         "sequence_parallel": (False, True) if train else (False,),
     }
     return {axis: tuple(question.axes.get(axis, choices)) for axis, choices in everything.items()}
@@ -63,6 +68,11 @@ def _vocabularies(plan: Plan) -> Values:
     the others and keeps least."""
     sharded = plan.pipeline > 1 and plan.optimizer == DEFAULTS["optimizer"]
     return ("ends", "vocab-2") if sharded else ("ends",)
+
+
+def _products(plan: Plan, row: int) -> Values:
+    """The `weight_gradients` values worth trying, where so many W's of a stage always stand side by side."""
+    return ("apart", "joined") if row > 1 and not plan.sequence_parallel else ("apart",)
 
 
 BY_CHUNK = ("breadth-first", "zeropp")  # orders for a rank that has its weights a chunk at a time
@@ -81,6 +91,8 @@ INNER = (
     "gathered",
     "optimizer_offload",
     "optimizer_stride",
+    "weight_gradients",
+    "gather_each",
 )
 
 
@@ -99,6 +111,9 @@ class Advice(Protocol):
     def stride(self, plan: Plan) -> int:
         """The `optimizer_stride` of a plan with optimizer states on the host."""
 
+    def moved(self, plan: Plan) -> tuple[int, int]:
+        """The `offload` whose copies take no longer than compute, and the `offload_window` that lets them."""
+
 
 class Plain:
     """No advice: the even cut, equal times."""
@@ -114,6 +129,9 @@ class Plain:
 
     def stride(self, plan: Plan) -> int:
         return 0
+
+    def moved(self, plan: Plan) -> tuple[int, int]:
+        return MOVED[-1], Plan().offload_window
 
 
 def canonical(plan: Plan) -> bool:
@@ -187,6 +205,11 @@ class Enumeration:
     def inner(self, plan: Plan) -> Iterator[Plan]:
         """The plan with every choice of its inner axes: the recipe's, or what its schedule and the advice offer."""
         given, schedule = self.question.axes, SCHEDULES.get(plan.schedule)
+        if schedule and plan.split != OWN and self.question.workload.kind == "train":
+            if schedule.splits:
+                yield plan  # refused
+                return
+            schedule = schedule_of(plan.schedule, plan.split)
         if schedule is None or self.question.workload.kind != "train":
             for choice in product(*map(self._given, INNER)):
                 yield plan.altered(**dict(zip(INNER, choice, strict=True)))
@@ -199,6 +222,7 @@ class Enumeration:
             if refused or unsharded(self.question.model, plan.tensor, ends=False):
                 yield chunked  # refused as it is: its inner choices would be, and some of them have no price
                 continue
+            products = given.get("weight_gradients", _products(chunked, schedule.row(pipe) if schedule.row else 1))
             groups, limits = given.get("group", schedule.groups(pipe)), given.get("limit", schedule.limits(pipe))
             vocabularies = given.get("vocabulary", _vocabularies(chunked))
             if "ends" in vocabularies and unsharded(self.question.model, plan.tensor):
@@ -206,10 +230,12 @@ class Enumeration:
                 vocabularies = tuple(where for where in vocabularies if where != "ends")
             for placed in self._placed(chunked, vocabularies):
                 times = given.get("times", (self.advice.times(placed),) if schedule.timed else ("",))
-                for group, limit, each, order in product(groups, limits, times, self._given("order")):
-                    ordered = placed.altered(group=group, limit=limit, times=each, order=order)
-                    for few in given.get("gathered", self._gathered(plan, schedule.place(pipe))):
-                        yield from self._states(ordered.altered(gathered=few))
+                for group, limit, each, order, how in product(groups, limits, times, self._given("order"), products):
+                    ordered = placed.altered(group=group, limit=limit, times=each, order=order, weight_gradients=how)
+                    rooms = given.get("gathered", self._gathered(plan, schedule.place(pipe)))
+                    # `eased` tries once a unit where a plan does not fit.
+                    for few, often in product(rooms, self._given("gather_each")):
+                        yield from self._states(ordered.altered(gathered=few, gather_each=often))
 
     def _placed(self, plan: Plan, vocabularies: Iterable[object]) -> Iterator[Plan]:
         """The plan with every place of its vocabulary and every cut of its layers."""
@@ -253,14 +279,26 @@ class Enumeration:
     def eased(self, plan: Plan) -> tuple[Plan, ...]:
         """What to try when all activations on the host do fit, or one chunk at a time: less of it. Where they do not,
         nothing less can."""
-        moved = self._moved(plan, MOVED[1:-1]) if plan.offload == MOVED[-1] else ()
+        if plan.offload != MOVED[-1]:
+            return self._roomier(plan)
+        moved = self._moved(plan, MOVED[1:-1])
+        if moved and self._open("offload_window"):
+            share, window = self.advice.moved(plan)
+            longer = {(percent, window) for percent in (share, MOVED[-1])} - {
+                (0, window),
+                (MOVED[-1], plan.offload_window),
+            }
+            moved += tuple(plan.altered(offload=p, offload_window=w) for p, w in sorted(longer))
+            self.structures += len(longer)
         return (*moved, *self._roomier(plan))
 
     def _roomier(self, plan: Plan) -> tuple[Plan, ...]:
         """Of a plan with one chunk whole at a time: with room for more, and with whole weights."""
         if (plan.zero, plan.gathered) != (LEVELS[-1], FEW[0]) or not self._sharable:
             return ()
-        more = (plan.altered(gathered=count) for count in (*FEW[1:], 0) if count < plan.chunks)
+        more = [plan.altered(gathered=count) for count in (*FEW[1:], 0) if count < plan.chunks]
+        if plan.schedule in BY_CHUNK and self._open("gather_each"):
+            more.append(plan.altered(gathered=0, gather_each="unit"))
         found = (*more, plan.altered(zero=LEVELS[-2]))
         self.structures += len(found)
         return found

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -69,6 +70,10 @@ def _accumulate(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, 
     return (reads[1].add_(reads[0]),)
 
 
+def _concat(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
+    return (torch.cat(reads),)
+
+
 def _all_reduce(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
     return reads[0], dist.all_reduce(reads[0], group=group, async_op=True)
 
@@ -108,6 +113,7 @@ def _end(work: dist.Work) -> None:
         time.sleep(_pause)
 
 
+LOCAL = {"accumulate": _accumulate, "concat": _concat}  # of no node
 COLLECTIVES = {"all_reduce": _all_reduce, "all_gather": _all_gather, "reduce_scatter": _reduce_scatter}
 
 
@@ -120,8 +126,8 @@ def compile_body(block: Block, program: Program) -> tuple[Call, ...]:
             calls.append(_call(instruction, COLLECTIVES[op], collective=True))
         elif form:
             calls.append(_gradient(block, instruction, op, form))
-        elif op == "accumulate":
-            calls.append(_call(instruction, _accumulate))
+        elif op in LOCAL:
+            calls.append(_call(instruction, LOCAL[op]))
         else:
             calls.append(_forward(block, instruction))
     return tuple(calls)

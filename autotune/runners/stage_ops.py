@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from autotune.planners.lower.body import lower_block
+from autotune.planners.lower.join import part_of
 from autotune.runners.body import Values
 from autotune.spec.graph import Block
 from autotune.spec.program import Instruction
@@ -103,17 +104,22 @@ def input_gradient(trainer: Trainer, instruction: Instruction, values: Store) ->
 
 
 def weight_gradient(trainer: Trainer, instruction: Instruction, values: Store) -> Made:
-    """The gradients of every block's weights, from what the forward and B left for them."""
-    state = trainer.states[instruction.stage]
-    late, made = (values[f"{n}.{instruction.stage}.{instruction.item}"] for n in "kb")
-    source = _source(trainer, instruction, values)
+    """The gradients of every block's weights, from what the forward and B left for them; of several micro-batches
+    together where the instruction names several."""
+    stage, state = instruction.stage, trainer.states[instruction.stage]
+    items = [int(name.rpartition(".")[2]) for name in instruction.reads if name.startswith("k.")]
+    sources = [_source(trainer, instruction._replace(item=m), values) for m in items]
     for number, block in reversed(list(enumerate(state.blocks))):
         body = lower_block(block, trainer.shape, trainer.plan.recompute)
-        given = {**late.pop(), **made.pop(0)}
-        given.setdefault(block.nodes[0].reads[0], source)
-        if body.late_gradient and number == len(state.blocks) - 1:
-            given[f"d.{body.output}"] = values[f"d.{instruction.stage}.{instruction.item}"]
-        trainer.run(block, "W", instruction.stage, given).clear()
+        given: Values = {}
+        for place, (m, source) in enumerate(zip(items, sources, strict=True)):
+            own = {**values[f"k.{stage}.{m}"].pop(), **values[f"b.{stage}.{m}"].pop(0)}
+            own.setdefault(block.nodes[0].reads[0], source)
+            if body.late_gradient and number == len(state.blocks) - 1:
+                own[f"d.{body.output}"] = values[f"d.{stage}.{m}"]
+            given |= own if len(items) == 1 else {part_of(name, place): value for name, value in own.items()}
+        own = {}
+        trainer.run(block, "W", stage, given, len(items)).clear()
     return _pick(instruction, {}, values)
 
 

@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from autotune.planners.lower.body import PROGRAMS, lower_block
+from autotune.planners.lower.body import PROGRAMS
 from autotune.planners.lower.expand import expand
+from autotune.planners.lower.join import joined_body, part_of
 from autotune.planners.lower.shape import Shape, training_shape
 from autotune.planners.lower.sharding import sharding
 from autotune.planners.lower.stage import cut_of, stage_blocks
@@ -71,9 +72,9 @@ class Trainer:
     program: Program
     env: Env
     shape: Shape
-    calls: dict[tuple[Block, str], tuple[Call, ...]] = field(default_factory=dict)
+    calls: dict[tuple[Block, str, int], tuple[Call, ...]] = field(default_factory=dict)
     interpreter: Interpreter = field(init=False)
-    watch: list[tuple[Block, str, Watch]] | None = None
+    watch: list[tuple[Block, str, int, Watch]] | None = None
 
     @classmethod
     def build(
@@ -96,9 +97,12 @@ class Trainer:
         )
         shared = partial(sharding, plan.zero, stages=plan.stages)
         states = {s: build(stages[s], load, shared=shared(s)) for s in held(place, mesh.pipeline)}
-        used = {i.op for i in program.ranks[rank]} & set(PROGRAMS)
-        bodies = {b: lower_block(b, shape, plan.recompute) for state in states.values() for b in state.blocks}
-        calls = {(b, op): compile_body(b, body.program(op)) for b, body in bodies.items() for op in used}
+        used = {(i.stage, i.op, max(1, i.part)) for i in program.ranks[rank] if i.op in PROGRAMS}
+        calls = {
+            (block, op, many): compile_body(block, joined_body(block, shape, plan.recompute, many).program(op))
+            for stage, op, many in used
+            for block in states[stage].blocks
+        }
         if plan.vocabulary != "ends":
             rows = loaded_rows(load, model, shard_of(plan, mesh.pipeline, mesh.tensor))
             states[plan.stages] = build(vocabulary_blocks(model, shards(plan)), rows, shared=shared(plan.stages))
@@ -177,14 +181,17 @@ class Trainer:
         dist.all_gather_into_tensor(gathered, share, group=self.mesh.axes["data"])
         return state.views(gathered)
 
-    def run(self, block: Block, op: str, stage: int, given: Values) -> Values:
-        """The block's program for an outer instruction; gives what it leaves."""
+    def run(self, block: Block, op: str, stage: int, given: Values, many: int = 1) -> Values:
+        """The block's program for an outer instruction, of `many` micro-batches together; gives what it leaves."""
         watch = None
         if self.watch is not None:
-            watch = Watch(outside=frozenset({block.nodes[0].reads[0], "targets"}))
-            self.watch.append((block, op, watch))
-        group = self.mesh.axes["tensor"]
-        return run_body(self.calls[block, op], self.block_env(stage, block), given, group, watch)
+            source = block.nodes[0].reads[0]
+            parts = {part_of(source, number) for number in range(many)} if many > 1 else {source}
+            watch = Watch(outside=frozenset({*parts, "targets"}))
+            self.watch.append((block, op, many, watch))
+        group, env = self.mesh.axes["tensor"], self.block_env(stage, block)
+        env = replace(env, batch=many * env.batch) if many > 1 else env
+        return run_body(self.calls[block, op, many], env, given, group, watch)
 
     @property
     def rates(self) -> Rates:

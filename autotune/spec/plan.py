@@ -39,6 +39,12 @@ class Plan:
     )
     gathered: int = 0  # chunks whose whole weights (zero 3), or gradients (2, 3), a rank holds at once; 0: all it has
     times: str = ""  # relative durations "F,B,W,hop" that a schedule was made for (planners.schedules.times); "": equal
+    sync: str = "eager"  # gradient sums over replicas: eager (after the stage's last backward) | late (the rank's last)
+    weight_gradients: str = "apart"  # of a split backward: a product a micro-batch | "joined": one for all W in a row
+    gather_each: str = "step"  # whole weights of zero 3, with room for all: once a step | unit (passes.shard)
+    split: str = "own"  # backwards in two halves: as the schedule has them | immediate | fill | end (schedules.split)
+    offload_window: int = 2  # compute steps that a copy of them may take before it is waited for
+    offload_choice: str = "selective"  # which chunk activations move: the longest waits | uniform (an even share)
 
     @property
     def world(self) -> int:

@@ -29,6 +29,11 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "zero": (0, 1, 2, 3),
     "vocabulary": ("ends", "naive", "interlaced", "vocab-1", "vocab-2"),
     "optimizer": ("barrier", "post-validated"),
+    "sync": ("eager", "late"),
+    "split": ("own", "immediate", "fill", "end"),
+    "offload_choice": ("selective", "uniform"),
+    "gather_each": ("step", "unit"),
+    "weight_gradients": ("apart", "joined"),
     "attention": ("sdpa", "flash", "cudnn", "efficient", "math"),
 }
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from autotune.planners.costs.price import Pricer
 from autotune.planners.costs.works import works
-from autotune.planners.lower.body import Body, lower_block
+from autotune.planners.lower.body import Body
+from autotune.planners.lower.join import joined_body, together
 from autotune.planners.lower.shape import Shape
 from autotune.planners.lower.stage import Runs
 from autotune.planners.lower.workspace import Site, workspace
@@ -75,24 +76,25 @@ class BodyCosts:
     pricer: Pricer
     level: int = 0
     inner: int = 1
-    _known: dict[tuple[Block, Shape, str, str], Cost] = field(default_factory=dict)
-    _stages: dict[tuple[Runs, Shape, str, str], Cost] = field(default_factory=dict)
+    _known: dict[tuple[Block, Shape, str, str, int], Cost] = field(default_factory=dict)
+    _stages: dict[tuple[Runs, Shape, str, str, int], Cost] = field(default_factory=dict)
 
-    def of(self, block: Block, shape: Shape, policy: str, op: str) -> Cost:
-        """What one block does in an F, BW, B or W; a block without names (see lower.stage.canonical) is priced once."""
-        key = (block, shape, policy, op)
+    def of(self, block: Block, shape: Shape, policy: str, op: str, joined: int = 1) -> Cost:
+        """What one block does in an F, BW, B or W, or in the W's of so many micro-batches that are joined; a block
+        without names (see lower.stage.canonical) is priced once."""
+        key = (block, shape, policy, op, joined)
         if key not in self._known:
-            body = lower_block(block, shape, policy)
-            self._known[key] = self.price(block, body, body.program(op), shape)
+            body = joined_body(block, shape, policy, joined)
+            self._known[key] = self.price(block, body, body.program(op), together(shape, joined))
         return self._known[key]
 
-    def stage(self, runs: Runs, shape: Shape, policy: str, op: str) -> Cost:
+    def stage(self, runs: Runs, shape: Shape, policy: str, op: str, joined: int = 1) -> Cost:
         """What a stage's blocks do in an F, BW, B or W, one after another."""
-        key = (runs, shape, policy, op)
+        key = (runs, shape, policy, op, joined)
         if key not in self._stages:
             total = NOTHING
             for block, count in runs:
-                total += self.of(block, shape, policy, op).times(count)
+                total += self.of(block, shape, policy, op, joined).times(count)
             self._stages[key] = total
         return self._stages[key]
 

@@ -13,7 +13,7 @@ from autotune.planners.costs.vocabulary import VOCABULARY_WORKS, ShardSizes
 from autotune.planners.lower.body import PROGRAMS
 from autotune.planners.lower.shape import training_shape
 from autotune.planners.lower.sharding import sharding
-from autotune.planners.lower.stage import Sizes, cut_of, stage_blocks, stage_runs
+from autotune.planners.lower.stage import Sizes, cut_of, stage_blocks, stage_runs, weight_transient
 from autotune.planners.lower.subgroups import split, subgroup_bytes, wide
 from autotune.planners.lower.train import StageBytes, stage_bytes, state_bytes
 from autotune.planners.lower.traits import micro_batches, partial_weights, place_of, stage_sizes
@@ -39,7 +39,7 @@ class StepCosts:
     workload: Workload
     profile: Profile
     bodies: BodyCosts
-    _known: dict[tuple[str, int], Cost] = field(default_factory=dict)
+    _known: dict[tuple[str, int, int], Cost] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.shape = training_shape(self.plan, self.workload)
@@ -63,10 +63,11 @@ class StepCosts:
         return self.bodies.pricer
 
     def cost(self, instruction: Instruction) -> Cost:
-        key = (instruction.op, instruction.stage)
+        key = (instruction.op, instruction.stage, instruction.part)
         if key not in self._known:
-            op, stage = key
-            self._known[key] = self.stage(stage, op) if op in PROGRAMS else self.piece(*self.pieces(op, stage))
+            op, stage, part = key
+            inside = op in PROGRAMS
+            self._known[key] = self.stage(stage, op, max(1, part)) if inside else self.piece(*self.pieces(op, stage))
         return self._known[key]
 
     def seconds(self, rank: int, instruction: Instruction) -> float:
@@ -77,15 +78,19 @@ class StepCosts:
 
     def transient(self, rank: int, instruction: Instruction) -> int:
         op, stage = instruction.op, instruction.stage
+        if op == "W" and instruction.part > 1:
+            runs, policy = self.stages[stage], self.plan.recompute
+            return weight_transient(runs, self.shape, policy, self.bodies.site, instruction.part)
         if op in PROGRAMS:
             return int(getattr(self.sizes[stage], PROGRAMS[op]))
         if op == "SUM_PARTIAL":
             return self.partial(stage).size  # they are summed as one flat copy
         return sum(staging(w.op, w.size, self.bodies.site) for w in self.pieces(op, stage) if isinstance(w, Collective))
 
-    def stage(self, stage: int, op: str) -> Cost:
-        """The bodies of a stage's blocks for one F, BW, B or W, one after another."""
-        return self.bodies.stage(self.stages[stage], self.shape, self.plan.recompute, op)
+    def stage(self, stage: int, op: str, joined: int = 1) -> Cost:
+        """The bodies of a stage's blocks for one F, BW, B or W, one after another; `joined`: of so many micro-batches
+        whose W is one."""
+        return self.bodies.stage(self.stages[stage], self.shape, self.plan.recompute, op, joined)
 
     def block(self, block: Block) -> float:
         """Seconds of one block's forward and backward."""

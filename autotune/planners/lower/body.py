@@ -310,7 +310,7 @@ def saved_values(block: Block, forward: list[Instruction], policy: str) -> set[s
     return saved
 
 
-def _program(listing: tuple[Instruction, ...], size: Mapping[str, int], given: set[str], live: set[str]) -> Program:
+def as_program(listing: tuple[Instruction, ...], size: Mapping[str, int], given: set[str], live: set[str]) -> Program:
     """A one-rank program. What it is `given` lives outside and is counted there; `live` values it takes over."""
     names = dict.fromkeys(n for i in listing for n in i.reads + i.writes)
     buffers = {n: Buffer(0 if n in given else size[n], persistent=n in given) for n in (*names, *(live - given))}
@@ -326,7 +326,7 @@ def _lower(block: Block, shape: Shape, policy: str, loss: bool, train: bool) -> 
     source, output = block.nodes[0].reads[0], block.nodes[-1 if loss else -2 if block.kind == "head" else -1].writes[0]
     given = {source, "targets", "tokens"}
     if not train:
-        forward = _program(with_frees(listing, given | {output}), values.size, given, set())
+        forward = as_program(with_frees(listing, given | {output}), values.size, given, set())
         nothing = Program(((),), ({},))
         return Body(
             forward, nothing, nothing, nothing, (), 0, output, values.size[output], dict(values.size), gradient=""
@@ -340,10 +340,10 @@ def _lower(block: Block, shape: Shape, policy: str, loss: bool, train: bool) -> 
         (writer.node if instruction.op in OPS else writer.collective)(instruction, serial)
     last = writer.gradient(source) if source != "tokens" else None
     kept = tuple(sorted(saved - given))
-    forward = _program(with_frees(listing, saved | given | {output}), values.size, given, set())
+    forward = as_program(with_frees(listing, saved | given | {output}), values.size, given, set())
     result = {last} if last else set()
     coming = {f"d.{output}"} if output != "loss" else set()
-    backward = _program(with_frees(writer.out, given | result), values.size, given, saved | coming)
+    backward = as_program(with_frees(writer.out, given | result), values.size, given, saved | coming)
     halves = halve(writer.out, last, f"d.{output}", saved - given)
     between = halves.kept | halves.made | (coming if halves.gradient else set())
     first = with_frees(list(halves.inputs), given | result | between)
@@ -351,8 +351,8 @@ def _lower(block: Block, shape: Shape, policy: str, loss: bool, train: bool) -> 
     return Body(
         forward,
         backward,
-        _program(first, values.size, given, saved | coming),
-        _program(second, values.size, given, set(between)),
+        as_program(first, values.size, given, saved | coming),
+        as_program(second, values.size, given, set(between)),
         kept,
         sum(values.size[n] for n in kept),
         output,

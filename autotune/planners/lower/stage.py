@@ -8,6 +8,7 @@ from functools import lru_cache
 from itertools import groupby
 
 from autotune.planners.lower.body import PROGRAMS, Body, lower_block
+from autotune.planners.lower.join import joined_body, together
 from autotune.planners.lower.shape import Shape
 from autotune.planners.lower.workspace import Site, workspace
 from autotune.planners.simulate import memory
@@ -138,14 +139,21 @@ def _elements(block: Block, tensor: int) -> int:
 
 @lru_cache(maxsize=8192)
 def body_peaks(block: Block, shape: Shape, policy: str, site: Site) -> Mapping[str, int]:
-    """The most bytes alive inside each of a block's programs (by outer operation), its input left out."""
+    """The most bytes alive inside each of a block's programs (by outer operation) but W, its input left out."""
     body = lower_block(block, shape, policy)
+    return {op: _peak(block, body, body.program(op), shape, site) for op in PROGRAMS if op != "W"}
 
-    def peak(program: Program) -> int:
-        held = memory(program, lambda rank, i: workspace(block, i, shape, body.sizes, site))
-        return max(held[0].get("device", ()), default=0)
 
-    return {op: peak(body.program(op)) for op in PROGRAMS}
+def _peak(block: Block, body: Body, program: Program, shape: Shape, site: Site) -> int:
+    held = memory(program, lambda rank, i: workspace(block, i, shape, body.sizes, site))
+    return max(held[0].get("device", ()), default=0)
+
+
+@lru_cache(maxsize=8192)
+def _weight_peak(block: Block, shape: Shape, policy: str, site: Site, count: int, lent: bool) -> int:
+    """As `body_peaks`, of the W of `count` micro-batches (see lower.join)."""
+    body = joined_body(block, shape, policy, count, lent)
+    return _peak(block, body, body.weight_gradient, together(shape, count), site)
 
 
 def sizes(model: ModelSpec, cut: Cut, shape: Shape, policy: str, site: Site) -> tuple[Sizes, ...]:
@@ -174,8 +182,8 @@ def _sizes(runs: Runs, shape: Shape, policy: str, site: Site) -> Sizes:
         body.bytes_of(body.made) + (size if waits else 0)
         for body, size, waits in zip(bodies, [*inner, 0], late, strict=True)
     ]
-    forward = backward = first = second = 0
-    earlier, before = 0, 0  # whole blocks before this one; of them, what W needs
+    forward = backward = first = 0
+    earlier = 0  # whole blocks before this one
     later = sum(kept) + sum(inner) + sum(made)  # what W needs of the blocks after this one
     for peak, whole, needed, new, between in zip(
         peaks, (body.saved_bytes for body in bodies), kept, made, [*inner, 0], strict=True
@@ -185,11 +193,8 @@ def _sizes(runs: Runs, shape: Shape, policy: str, site: Site) -> Sizes:
         backward = max(backward, earlier + peak["BW"])
         # B: blocks after this one have left what W needs, with the inputs between them; those before wait whole.
         first = max(first, earlier + later + peak["B"])
-        # W goes from the last block to the first as B does.
-        second = max(second, before + peak["W"])
-        earlier, before, later = earlier + whole + between, before + needed + new + between, later - between
+        earlier, later = earlier + whole + between, later - between
     started = resident + output + inputs
-    given = output if late[-1] else 0
     return Sizes(
         0,
         resident,
@@ -200,6 +205,25 @@ def _sizes(runs: Runs, shape: Shape, policy: str, site: Site) -> Sizes:
         sum(kept) + sum(inner),
         sum(made),
         first - started - sum(made),
-        max(0, second - sum(kept) - sum(inner) - sum(made) - given),
+        weight_transient(runs, shape, policy, site, 1),
         late[-1],
     )
+
+
+@lru_cache(maxsize=8192)
+def weight_transient(runs: Runs, shape: Shape, policy: str, site: Site, count: int) -> int:
+    """Transient bytes of a stage's W of `count` micro-batches together, beyond what they have left for it.
+
+    W goes from the last block to the first as B does, and gives back what it has used; but for the gradient of the
+    stage's output, which is there until the end.
+    """
+    blocks = [block for block, n in runs for _ in range(n)]
+    bodies = [lower_block(block, shape, policy) for block in blocks]
+    inner = [*(body.output_bytes for body in bodies[:-1]), 0]
+    before = most = 0
+    for number, (block, body, between) in enumerate(zip(blocks, bodies, inner, strict=True)):
+        lent = body.late_gradient and number == len(blocks) - 1
+        most = max(most, count * before + _weight_peak(block, shape, policy, site, count, lent))
+        before += body.bytes_of(body.kept) + between
+        before += body.bytes_of(body.made) + (between if body.late_gradient else 0)
+    return max(0, most - count * before)

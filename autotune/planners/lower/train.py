@@ -18,7 +18,7 @@ from autotune.planners.passes import OWN, PASSES
 from autotune.planners.passes.clip import CARRIED, NORM, WHOLE
 from autotune.planners.passes.compute import compute
 from autotune.planners.resolve import Shared, uncollected
-from autotune.planners.schedules import SCHEDULES, Order, Pipe, Place, Step
+from autotune.planners.schedules import Order, Pipe, Place, Step, schedule_of
 from autotune.planners.schedules.insertion import insert
 from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.spec.model import ModelSpec
@@ -27,7 +27,7 @@ from autotune.spec.program import HOST, Buffer, Instruction, Program
 from autotune.spec.work import BYTES
 from autotune.spec.workload import Workload
 
-TEMPORARY = "xakbdhtyzufrep"  # first letters of the buffers that live within a step
+TEMPORARY = "xakbdhtyzufrepq"  # first letters of the buffers that live within a step
 
 
 def state_bytes(parameters: int, precision: str, shards: int) -> tuple[int, int, int]:
@@ -104,6 +104,7 @@ def kinds_of(plan: Plan, model: ModelSpec, w: Workload) -> Mapping[str, Buffer]:
         kinds |= {f"r.{s}": Buffer(), f"e.{s}": Buffer()}
         kinds |= {f"{n}.{s}": Buffer(b, persistent=True) for n, b in zip("wgo", own, strict=False)}
         kinds |= {f"fw.{s}": Buffer(own.whole_weights), f"fg.{s}": Buffer(own.whole_gradients), f"p.{s}": Buffer()}
+        kinds |= {f"q.{s}": Buffer()}
         if s == plan.stages:  # a rank's rows of the vocabulary: no stage's
             continue
         early, late = size.saved - size.kept, size.kept
@@ -166,16 +167,16 @@ def completed(order: Order, key: Traits) -> Program:
 
 
 @lru_cache(maxsize=32)
-def _order(schedule: str, pipe: Pipe, vocabulary: str, product: float) -> Order:
+def _order(schedule: str, split: str, pipe: Pipe, vocabulary: str, product: float) -> Order:
     """The schedule's order with the passes over a sharded vocabulary in it."""
-    entry = SCHEDULES[schedule]
+    entry = schedule_of(schedule, split)
     order = entry.order(pipe)
     return order if vocabulary == "ends" else insert(order, pipe, entry.place(pipe), VOCABULARIES[vocabulary], product)
 
 
 def order_of(key: Traits) -> Order:
     """The compute steps of every rank, before the passes over programs."""
-    return _order(key.schedule, key.pipe, key.vocabulary, key.product)
+    return _order(key.schedule, key.split, key.pipe, key.vocabulary, key.product)
 
 
 def _ways(steps: list[Step], key: Traits) -> list[Step]:

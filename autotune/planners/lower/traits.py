@@ -39,6 +39,12 @@ class Traits:
     stride: int = 0  # every so manieth subgroup is updated by the device
     shares: bool = False  # whether tensor ranks share the tokens between stages, of which a shard needs all
     gathered: int = 0  # see spec.plan
+    sync: str = "eager"  # when gradients are summed: after the stage's last backward, or the rank's
+    gather_each: str = "step"  # see spec.plan
+    split: str = "own"  # see spec.plan
+    offload_window: int = 2  # compute steps that a copy of them may take
+    offload_choice: str = "selective"  # which of them move
+    joined: bool = False  # whether W's of a stage in a row are one
 
     @property
     def place(self) -> Place:
@@ -133,4 +139,10 @@ def traits(plan: Plan, model: ModelSpec, workload: Workload) -> Traits:
         plan.optimizer_stride,
         plan.sequence_parallel and plan.vocabulary != "ends",
         plan.gathered,
+        plan.sync,
+        plan.gather_each,
+        plan.split,
+        plan.offload_window,
+        plan.offload_choice,
+        plan.weight_gradients == "joined",
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from autotune.planners.lower.traits import Traits
 from autotune.planners.passes.communicate import communicate
+from autotune.planners.passes.join import join
 from autotune.planners.passes.offload import offload
 from autotune.planners.passes.settle import settle
 from autotune.planners.passes.shard import shard
@@ -17,6 +18,7 @@ Pass = Callable[[Program, Traits], Program]
 
 PASSES: dict[str, Pass] = {
     "offload": offload,
+    "join": join,
     "vocabulary": meet,
     "communicate": lambda program, traits: communicate(program),
     "shard": shard,
@@ -26,4 +28,4 @@ PASSES: dict[str, Pass] = {
 
 # Those that look at one rank's list at a time (the vocabulary's also at who has the ends of the pipeline). The others
 # only add instructions, whatever they find.
-OWN = ("offload", "vocabulary", "shard", "update")
+OWN = ("offload", "join", "vocabulary", "shard", "update")

@@ -1,10 +1,11 @@
 """The offload pass: activations that wait long for their backward are moved to the host and back.
 
-PipeOffload (2503.01328): of every rank's chunk activations, the plan's share is moved, those first that the order
-keeps longest. A move out (OFFLOAD, on the lane d2h) starts when the forward has ended; RELEASE gives the memory back
-once the copy is out, `WINDOW` compute steps later, so that a copy longer than those steps costs no memory unseen:
-it costs time instead. A move back (RELOAD, on the lane h2d) starts `WINDOW` steps before the backward: a token that
-compute writes there (MARK) says when. Where a forward and its backward are closer than twice that, nothing moves.
+PipeOffload (2503.01328): of every rank's chunk activations, the plan's share is moved, first those of the stages whose
+activations the order keeps longest (selective; uniform: of each stage the same share). A move out (OFFLOAD, on the lane
+d2h) starts when the forward has ended; RELEASE gives the memory back once the copy is out, a window of compute steps
+later, so that a copy longer than those steps costs no memory unseen: it costs time instead. A move back (RELOAD, on the
+lane h2d) starts a window before the backward: a token that compute writes there (MARK) says when. Where a forward and
+its backward are closer than two windows, nothing moves.
 """
 
 from __future__ import annotations
@@ -16,8 +17,21 @@ from typing import NamedTuple, Protocol
 from autotune.planners.lower.traits import Traits
 from autotune.spec.program import COMPUTE, D2H, H2D, Instruction, Program
 
-WINDOW = 2  # compute steps that a copy may take before it is waited for
+SELECTIVE, UNIFORM = "selective", "uniform"
 MOVED = "ak"  # first letters of the buffers that a move takes along; a host copy's name begins with "h"
+
+
+class Moves(NamedTuple):
+    """What of a rank's chunk activations moves, and the compute steps that a copy may take before it is waited for."""
+
+    percent: int
+    choice: str = SELECTIVE
+    window: int = 2
+
+    @property
+    def shortest(self) -> int:
+        """Compute steps that an activation must wait longer than to be moved."""
+        return 2 * self.window
 
 
 class Wait(NamedTuple):
@@ -56,32 +70,41 @@ def waits(listing: Iterable[Timed]) -> list[Wait]:
     return found
 
 
-def chosen(listing: Sequence[Timed], percent: int) -> list[Wait]:
-    """The share of a rank's chunk activations that moves: the longest waits, and of equal ones an even spread, so that
-    whenever the rank holds many, the same share of them is away."""
-    by_span: dict[int, list[Wait]] = {}
+def chosen(listing: Sequence[Timed], moves: Moves) -> list[Wait]:
+    """The share of a rank's chunk activations that moves: those of the stages whose activations wait longest, or of
+    each stage the same share (uniform). Of a stage that moves in part an even spread, so that whenever the rank holds
+    many, the same share of them is away. What waits too short a time stays."""
+    of_stage: dict[int, list[Wait]] = {}
     for wait in waits(listing):
-        by_span.setdefault(wait.span, []).append(wait)
-    left = sum(map(len, by_span.values())) * percent // 100
+        of_stage.setdefault(wait.stage, []).append(wait)
+    if moves.choice == UNIFORM:
+        found = [w for own in of_stage.values() for w in _spread(own, len(own) * moves.percent // 100)]
+        return [wait for wait in found if wait.span > moves.shortest]
+    left = sum(map(len, of_stage.values())) * moves.percent // 100
     found = []
-    for span in sorted((s for s in by_span if s > 2 * WINDOW), reverse=True):
-        alike = by_span[span]
-        take, count = min(left, len(alike)), len(alike)
-        found += [wait for i, wait in enumerate(alike) if (i + 1) * take // count > i * take // count]
+    for own in sorted(of_stage.values(), key=lambda own: -sum(wait.span for wait in own) / len(own)):
+        long = [wait for wait in own if wait.span > moves.shortest]
+        found += _spread(long, take := min(left, len(long)))
         left -= take
     return found
 
 
-def on_device(listing: Sequence[Timed], percent: int) -> tuple[tuple[int, int], ...]:
+def _spread(alike: Sequence[Wait], take: int) -> list[Wait]:
+    """`take` of them, evenly."""
+    count = len(alike)
+    return [wait for i, wait in enumerate(alike) if (i + 1) * take // count > i * take // count]
+
+
+def on_device(listing: Sequence[Timed], moves: Moves) -> tuple[tuple[int, int], ...]:
     """(chunk activations, inputs of chunks) that are on a rank's device at once whatever its copies take, where no
     other moment has more of both. An activation is there if it stays, has not had time to leave, or is being read;
     an input stays."""
-    moved = set(chosen(listing, percent))
-    activations, inputs = [0] * (len(listing) + WINDOW + 2), [0] * (len(listing) + 2)
+    moved = set(chosen(listing, moves))
+    activations, inputs = [0] * (len(listing) + moves.window + 2), [0] * (len(listing) + 2)
     for wait in waits(listing):
         stays = [(wait.forward, wait.backward)]
         if wait in moved:
-            stays = [(wait.forward, wait.forward + WINDOW), (wait.backward, wait.backward)]
+            stays = [(wait.forward, wait.forward + moves.window), (wait.backward, wait.backward)]
         for first, last in stays:
             activations[first] += 1
             activations[last + 1] -= 1
@@ -95,21 +118,21 @@ def offload(program: Program, traits: Traits) -> Program:
     """Adds OFFLOAD, RELEASE and RELOAD. It runs before messages are added: every position is a compute step."""
     if not traits.offload:
         return program
-    ranks = []
+    moves, ranks = Moves(traits.offload, traits.offload_choice, traits.offload_window), []
     for listing in program.ranks:
         after: dict[int, list[Instruction]] = {}  # behind the step at this position
         before: dict[int, list[Instruction]] = {}
-        for wait in chosen(listing, traits.offload):
+        for wait in chosen(listing, moves):
             s, m = wait.stage, wait.item
             device = tuple(f"{letter}.{s}.{m}" for letter in MOVED)
             host = tuple(f"h{name}" for name in device)
             after.setdefault(wait.forward, []).append(Instruction("OFFLOAD", s, m, lane=D2H, reads=device, writes=host))
             release = Instruction("RELEASE", s, m, lane=COMPUTE, reads=host, frees=device)
-            after.setdefault(wait.forward + WINDOW, []).append(release)
+            after.setdefault(wait.forward + moves.window, []).append(release)
             token = f"t.{s}.{m}"
             mark = Instruction("MARK", s, m, writes=(token,))
             reload = Instruction("RELOAD", s, m, lane=H2D, reads=(*host, token), writes=device, frees=(*host, token))
-            before.setdefault(wait.backward - WINDOW, []).extend((mark, reload))
+            before.setdefault(wait.backward - moves.window, []).extend((mark, reload))
         out: list[Instruction] = []
         for position, instruction in enumerate(listing):
             out += before.get(position, ())

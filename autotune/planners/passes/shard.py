@@ -9,7 +9,12 @@ and RELEASE gives them back when that is done.
 How many stages a rank holds whole at once is `traits.gathered`, and that one number says the rest (see passes.stays):
 weights are gathered ahead as far as there is room for them, and dropped when the room is needed; with room for all,
 each is gathered once a step. What is there is never gathered again: where a unit ends with the chunk that the next one
-begins with, one gather serves both.
+begins with, one gather serves both. So of v chunks and room for r of them, U units of ZeroPP take v + (2U - 1)(v - r)
+gathers a rank: the first way down all, each later way what is not there from the turn. With r = v / 2 that is the
+paper's U v and v / 2 more.
+
+With `traits.gather_each` "unit" it is the paper's own rule: whole weights from a stage's first forward to the last
+backward before its next forward, which is units x stages gathers, and whole gradients one stage at a time.
 
 Buffers of stage s: w.s and g.s are this rank's shares, fw.s and fg.s the whole, p.s.n the token of the n-th gather.
 """
@@ -19,7 +24,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 
 from autotune.planners.lower.traits import Traits
-from autotune.planners.passes.stays import Stay, Use, stays
+from autotune.planners.passes.stays import Stay, Use, rounds, stays
 from autotune.spec.program import DATA, Buffer, Instruction, Program
 
 GATHER_LANE, SCATTER_LANE = f"{DATA}.gather", f"{DATA}.scatter"
@@ -42,11 +47,13 @@ def _sharded(listing: tuple[Instruction, ...], traits: Traits) -> tuple[Instruct
     after: dict[int, list[Instruction]] = defaultdict(list)
     drops: dict[int, str] = {}  # the step that uses whole weights last
     weights, gradients = _users(listing, traits)
-    sums = _numbered(stays(gradients, traits.gathered, early=False))
-    for (stay, number), done in zip(sums, _released([stay for stay, _ in sums], traits.gathered), strict=True):
+    each, room = traits.gather_each == "unit", traits.gathered
+    sums = _numbered(stays(gradients, 1 if each else room, early=False))
+    for (stay, number), done in zip(sums, _released([s for s, _ in sums], 1 if each else room), strict=True):
         before[len(listing) if done is None else done].append(_release(stay, number))
         after[stay.last].append(_scatter(stay, number))
-    for stay, number in _numbered(stays(weights, traits.gathered, early=True)):
+    whole = rounds(weights, _units(listing, weights)) if each else stays(weights, room, early=True)
+    for stay, number in _numbered(whole):
         before[stay.begin] += _gather(stay, number)
         drops[stay.last] = f"fw.{stay.thing}"
     for stay, number in sums:
@@ -76,6 +83,18 @@ def _users(listing: tuple[Instruction, ...], traits: Traits) -> tuple[list[Use],
         if of_gradients.get(s) in writes:
             gradients.append(Use(position, s))
     return weights, gradients
+
+
+def _units(listing: tuple[Instruction, ...], uses: list[Use]) -> list[int]:
+    """For each use of whole weights the number of its stage's unit: one begins where a forward follows a backward."""
+    unit, back = Counter[int](), dict[int, bool]()
+    found = []
+    for position, stage in uses:
+        forward = listing[position].op == "F"
+        unit[stage] += forward and back.get(stage, False)
+        back[stage] = not forward
+        found.append(unit[stage])
+    return found
 
 
 def _gather(stay: Stay, number: int) -> list[Instruction]:

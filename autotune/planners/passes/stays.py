@@ -53,6 +53,25 @@ def stays(uses: Sequence[Use], room: int, early: bool) -> list[Stay]:
     ]
 
 
+def rounds(uses: Sequence[Use], number: Sequence[int]) -> list[Stay]:
+    """The stays of all things, one for each of a thing's rounds (`number`, of each use), whatever room they take.
+
+    Each is brought in while another is in use, so that it is there in time.
+    """
+    found: dict[tuple[int, int], Stay] = {}
+    earlier = None  # the run of uses before this one
+    for (thing, one), group in groupby(zip(uses, number, strict=True), key=lambda pair: (pair[0].thing, pair[1])):
+        positions = [use.position for use, _ in group]
+        run = Stay(thing, positions[0], positions[0], positions[-1])
+        if (thing, one) in found:
+            found[thing, one] = found[thing, one]._replace(last=run.last)
+        else:
+            ahead = earlier.first if earlier is not None and earlier.thing != thing else run.first
+            found[thing, one] = run._replace(begin=ahead)
+        earlier = run
+    return list(found.values())
+
+
 def _spans(runs: Sequence[_Run], room: int) -> list[tuple[int, int]]:
     """The first and last run of each stay, by the first, where each begins when it is needed."""
     here: dict[int, int] = {}  # what is there -> the next run that needs it

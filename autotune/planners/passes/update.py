@@ -1,11 +1,17 @@
 """The update pass: gradients are summed over whoever holds a part of them, and every stage takes its optimizer step.
 
-A sum starts as soon as the stage's last backward on this rank is issued, so that it hides behind what is left to do
-(eager synchronisation: BitPipe, 2410.19367; Chimera, 2107.06925, section 3.2). What depends on another rank's progress
-comes at the end instead: a host that waits for it would keep this rank from the work that the other one waits for.
+Eager synchronisation (BitPipe, 2410.19367; Chimera, 2107.06925, section 3.2): a sum starts as soon as the stage's last
+backward on this rank is issued, so that it hides behind what is left to do. Late: none starts before the last backward
+of the rank, which a token says (MARK); the sums of each lane are the same ones in the same order, so that nothing is
+ever earlier than with eager ones. What depends on another rank's progress comes at the end either way: a host that
+waits for it would keep this rank from the work that the other one waits for.
+
+Buffers of stage s: q.s the token that lets its late sum begin.
 """
 
 from __future__ import annotations
+
+from collections import defaultdict
 
 from autotune.planners.lower.traits import Traits
 from autotune.planners.passes.clip import NORM, POST_VALIDATED, norms
@@ -21,20 +27,26 @@ def update(program: Program, traits: Traits) -> Program:
     for rank, listing in enumerate(program.ranks):
         stages = traits.held(rank)
         last = {name: at for at, i in enumerate(listing) for name in i.writes if name[0] == "g"}
-        eager: dict[int, list[Instruction]] = {}
+        sums: dict[int, list[Instruction]] = defaultdict(list)  # behind the step at this position
         tail: list[Instruction] = []
-        for stage in stages:
+        shared: dict[tuple[int, ...], int] = {}  # ranks that share stages -> where their last sum stands
+        for stage in reversed(stages):  # the order in which gradients come, which all that share stages must agree on
             owners = place[stage] if stage < len(place) else (rank,)
             waits = len(owners) > 1 or (bool(ends) and stage in (0, len(place) - 1))
             early = _sums(stage, owners, traits)
             data = _over_data(stage, traits)
-            eager[last.get(f"g.{stage}", len(listing) - 1)] = early + ([] if waits else data)
-            tail += data if waits else []
+            at = last.get(f"g.{stage}", len(listing) - 1)
+            if len(peers := tuple(sorted(owners))) > 1:
+                at = shared[peers] = max(at, shared.get(peers, 0))
+            sums[at] += early + ([] if waits else data)
+            tail = (data if waits else []) + tail
+        if traits.sync == "late":
+            sums, tail = _late(sums, tail, len(listing) - 1)
         tie = _tie(stages, ends, len(place) - 1, traits) if ends else []
         out: list[Instruction] = []
         for at, instruction in enumerate(listing):
             out.append(instruction)
-            out += eager.get(at, ())
+            out += sums.get(at, ())
         out += tie + tail
         out += norms(rank, traits) if traits.clip else []
         complete = traits.optimizer != POST_VALIDATED or rank == len(program.ranks) - 1
@@ -50,16 +62,38 @@ def update(program: Program, traits: Traits) -> Program:
 
 
 def _sums(stage: int, owners: tuple[int, ...], traits: Traits) -> list[Instruction]:
-    """Over tensor ranks, and over the stage's replicas: each stage on a lane of its own, since the two ranks may finish
-    their stages in another order."""
+    """Over tensor ranks, and over the stage's replicas: all that the same ranks share on one lane, as they share its
+    link."""
     g = (f"g.{stage}",)
     found = []
     if traits.partial[stage]:
         found.append(Instruction("SUM_PARTIAL", stage, lane=TENSOR, reads=g, writes=g))
     if len(owners) > 1:
-        lane, meet, peers = f"replica:{stage}", f"sync.{stage}", tuple(sorted(owners))
+        peers = tuple(sorted(owners))
+        lane, meet = f"replica:{'+'.join(map(str, peers))}", f"sync.{stage}"
         found.append(Instruction("SYNC", stage, lane=lane, reads=g, writes=g, meet=meet, peers=peers))
     return found
+
+
+def _late(
+    sums: dict[int, list[Instruction]], tail: list[Instruction], end: int
+) -> tuple[dict[int, list[Instruction]], list[Instruction]]:
+    """The same sums, all behind the rank's last step, and the first of each stage behind a token too: lanes beside
+    compute look at buffers alone."""
+    every = [i for at in sorted(sums) for i in sums[at]]
+    tokens: dict[int, str] = {}
+
+    def gated(instruction: Instruction) -> Instruction:
+        if instruction.stage in tokens:
+            return instruction
+        token = tokens[instruction.stage] = f"q.{instruction.stage}"
+        return instruction._replace(reads=(*instruction.reads, token), frees=(token,))
+
+    every, tail = list(map(gated, every)), list(map(gated, tail))
+    if not tokens:
+        return {}, tail
+    mark = Instruction("MARK", min(tokens), writes=tuple(tokens.values()))
+    return {end: [mark, *every]}, tail
 
 
 def _over_data(stage: int, traits: Traits) -> list[Instruction]:

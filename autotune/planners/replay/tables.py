@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotune.planners.replay import controllable_memory, megatron, vocabulary, zero_bubble
+from autotune.planners.replay import controllable_memory, megatron, megatron_clusters, vocabulary, zero_bubble
 from autotune.planners.replay.row import Table
 
 TABLES: dict[str, Table] = {
@@ -10,4 +10,5 @@ TABLES: dict[str, Table] = {
     "vocabulary": vocabulary.TABLE,
     "controllable-memory": controllable_memory.TABLE,
     "megatron": megatron.TABLE,
+    "megatron-clusters": megatron_clusters.TABLE,
 }

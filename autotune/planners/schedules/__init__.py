@@ -23,6 +23,7 @@ from autotune.planners.schedules import (
 )
 from autotune.planners.schedules import controllable_memory as v
 from autotune.planners.schedules.schedule import Order, Pipe, Place, Schedule, Step, held, linear, wave
+from autotune.planners.schedules.split import PLACEMENTS
 
 SCHEDULES: dict[str, Schedule] = {
     "given": text.SCHEDULE,
@@ -53,4 +54,26 @@ SCHEDULES: dict[str, Schedule] = {
     "solved": solved.SCHEDULE,
 }
 
-__all__ = ["SCHEDULES", "Order", "Pipe", "Place", "Schedule", "Step", "held", "linear", "wave"]
+OWN = "own"  # the `split` of a plan whose schedule says how backwards are split
+
+
+def schedule_of(name: str, split: str = OWN) -> Schedule:
+    """The entry of a schedule, with whole backwards split where that is asked for. It must have such."""
+    entry = SCHEDULES[name]
+    return entry if split == OWN else two_stage.in_two_stages(entry, PLACEMENTS[split])
+
+
+__all__ = [
+    "OWN",
+    "PLACEMENTS",
+    "SCHEDULES",
+    "Order",
+    "Pipe",
+    "Place",
+    "Schedule",
+    "Step",
+    "held",
+    "linear",
+    "schedule_of",
+    "wave",
+]

@@ -100,6 +100,7 @@ class Schedule:
     makespan: Callable[[Pipe], float | None] | None = None
     peak: Callable[[Pipe], list[int] | None] | None = None
     splits: bool = False  # whether the order has B and W in the place of BW
+    row: Callable[[Pipe], int] | None = None  # how many W of a stage stand side by side, where always so many
     chunks: tuple[int, ...] = (1,)  # what the search tries
     groups: Callable[[Pipe], tuple[int, ...]] = lambda pipe: (0,)  # the `group` values that the search tries
     limits: Callable[[Pipe], tuple[int, ...]] = lambda pipe: (0,)  # the `limit` values that the search tries

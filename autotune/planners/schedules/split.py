@@ -1,8 +1,8 @@
 """Splits every full backward of an order into its input gradient B and its weight gradient W, and places the W.
 
-2BP (2405.18047) does so to any schedule: the stage before waits for B alone, which shortens the way back. Where W goes
-is the choice: right after its B, in the waits of its rank, or after the rank's last B, stage by stage, where the
-products of all micro-batches can be one. What a W still needs is held until then.
+2BP (2405.18047) does so to any schedule (the axis `split`): the stage before waits for B alone, which shortens the way
+back. Where W goes is the choice: right after its B, in the waits of its rank, or after the rank's last B, stage by
+stage, where the products of all micro-batches can be one. What a W still needs is held until then.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from autotune.planners.schedules.schedule import Order, Pipe, Step
 from autotune.planners.schedules.timing import timed
 
 Placement = Literal["immediate", "fill", "end"]
+PLACEMENTS: dict[str, Placement] = {"immediate": "immediate", "fill": "fill", "end": "end"}
 
 
 def split(order: Order, placement: Placement, pipe: Pipe) -> Order:

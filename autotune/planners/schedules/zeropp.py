@@ -1,9 +1,10 @@
 """ZeroPP's order (2402.03791): units of u micro-batches that run F, B and W by blocks, one block being u of a chunk.
 
 Within a unit each stage's forwards are one block and its backwards another, so sharded weights are gathered once a unit
-for each: units x stages gathers a direction, which a pass adds where `units` says. W needs no weights: each rank keeps
-back as many W's of a unit as the next one has idle slots in its warm-up, which closes the bubbles between units from
-u = p on. `pipe.group` is u, 0 meaning p. A larger u gathers less often and holds more: u v + 2(p-1) chunk activations.
+for each: a pass adds the gathers, units x stages of them where the plan says so (see passes.shard). W needs no weights:
+each rank keeps back as many W's of a unit as the next one has idle slots in its warm-up, which closes the bubbles
+between units from u = p on. `pipe.group` is u, 0 meaning p. A larger u gathers less often and holds more:
+u v + 2(p-1) chunk activations.
 The units are the paper's; where W's go is derived here.
 """
 
