@@ -147,7 +147,7 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
     found.append(_optimizer(plan, workload))
     found.append(_sharding(plan))
     found.append(_sync(plan))
-    found.append(_weight_gradients(plan))
+    found.append(_weight_gradients(plan, model))
     return found
 
 
@@ -211,7 +211,7 @@ def _sync(plan: Plan) -> str | None:
     return f"sync {plan.sync} needs {whole} (found data {plan.data}, zero {plan.zero}; nearest {SYNCS[0]})"
 
 
-def _weight_gradients(plan: Plan) -> str | None:
+def _weight_gradients(plan: Plan, model: ModelSpec) -> str | None:
     """What is wrong with how the weight gradients of a split backward are made."""
     how = plan.weight_gradients
     if how not in PRODUCTS:
@@ -221,6 +221,8 @@ def _weight_gradients(plan: Plan) -> str | None:
     if not schedule_of(plan.schedule, plan.split).splits:
         near = f"found {plan.schedule}; nearest 2bp-1f1b"
         return f"weight_gradients {how} needs a schedule with a split backward ({near})"
+    if model.experts:
+        return f"weight_gradients {how} needs a model without experts: their rows are sorted by micro-batch"
     if plan.sequence_parallel:
         return f"weight_gradients {how} needs sequence_parallel false: shards of tokens are not joined (found true)"
     return None

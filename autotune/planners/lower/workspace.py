@@ -92,11 +92,19 @@ def _scores(c: Call) -> int:
     return c.per_head("heads") * c.shape.keys
 
 
+def _unfolded(c: Call) -> int:
+    """Of what math takes, the queries where none share keys: they need no folding. A narrow one is widened all the
+    same."""
+    return 0 if c.narrow or c.heads("heads") > c.heads("kv_heads") else c.values("heads")
+
+
 def _attention(c: Call) -> int:
-    """math: the scores and their exponentials. Else each thread's block of scores, its rows' statistics and output;
-    the log-sum-exp is laid out anew at the end."""
+    """math: the scores and their exponentials, and folded queries until o is there; or the exponentials with the values
+    laid out anew. Else each thread's block of scores, its rows' statistics and output; the log-sum-exp is laid out anew
+    at the end."""
     if c.shape.attention == "math":
-        return 2 * _scores(c) + c.per_head("heads") + (c.values("heads") // 2 if c.narrow else 0)
+        widened, less = c.values("heads") // 2 if c.narrow else 0, _unfolded(c)
+        return max(2 * _scores(c) + c.per_head("heads") + widened - less, (_scores(c) + less) if less else 0)
     rows, columns = _blocks(c)
     block = rows * (columns + 2 + c.node.attr("head_dim")) * c.wide + (rows * columns * c.shape.width) * c.narrow
     return _mask(c) + max(c.site.threads * block, c.per_head("heads"))
@@ -105,7 +113,7 @@ def _attention(c: Call) -> int:
 def _attention_dgrad(c: Call) -> int:
     """math: the probabilities and their gradient, q and o's gradient folded, a row's sums. Else blocks of both."""
     if c.shape.attention == "math":
-        return 2 * _scores(c) + (4 if c.narrow else 2) * c.values("heads") + c.per_head("heads")
+        return 2 * _scores(c) + (4 if c.narrow else 2) * c.values("heads") + c.per_head("heads") - _unfolded(c)
     rows, columns = _blocks(c)
     return _mask(c) + c.site.threads * 2 * rows * columns * (c.wide + c.shape.width * c.narrow) + rows * c.wide
 
@@ -118,8 +126,8 @@ def _row_chunk(c: Call) -> int:
 
 
 def _loss(c: Call) -> int:
-    """The chunk, and a few numbers a token: the target's column and whether it is here, its logit, maxima, sums."""
-    rows = c.wide if c.narrow else INT + BOOL + (4 if c.shape.tensor > 1 else 3) * c.wide
+    """The chunk, and two numbers a token: its maximum and the sum of its exponentials."""
+    rows = (1 if c.narrow else 2) * c.wide
     return _row_chunk(c) + c.shape.tokens * rows
 
 

@@ -23,7 +23,7 @@ def _route(c: Call) -> int:
         best = groups * min(c.node.attr("group_best"), experts // groups)
         masked = w * experts + groups * (w + 2 * BOOL) - made
         token = max(token, scores + w * experts, scores + best * (w + INT) - made, scores + masked)
-    return c.shape.tokens * token
+    return c.made[1] // (INT * each) * token
 
 
 def _route_dgrad(c: Call) -> int:
@@ -35,7 +35,7 @@ def _route_dgrad(c: Call) -> int:
     if c.narrow:
         experts = c.node.attr("experts")
         token = max(w * experts + 2 * w * each + sums, (w - c.shape.width) * experts + token)
-    return c.shape.tokens * token
+    return c.reads[0] // (w * each) * token
 
 
 def _dispatch(c: Call) -> int:
@@ -109,9 +109,15 @@ def _latent_rotary_dgrad(c: Call) -> int:
     return max(0, _turned(c, c.heads("heads"), c.node.attr("rope_dim")) - c.made[1])
 
 
+def _rows(c: Call) -> int:
+    """Tokens of a latent's gradient, or of the latent itself, with its key: fewer where they are sharded."""
+    both = c.node.attr("width") + c.node.attr("rope_dim")
+    return (c.reads[0] if len(c.reads) == 1 else c.reads[0] + c.reads[1]) // (both * c.shape.width)
+
+
 def _latent(c: Call) -> int:
     """A wide latent."""
-    return c.shape.tokens * c.node.attr("width") * c.wide
+    return _rows(c) * c.node.attr("width") * c.wide
 
 
 def _latent_norm(c: Call) -> int:
@@ -121,7 +127,7 @@ def _latent_norm(c: Call) -> int:
 
 def _latent_norm_dgrad(c: Call) -> int:
     """The normalised latent, the weighted gradient, their product, and its mean a token."""
-    return 3 * _latent(c) + c.shape.tokens * c.wide
+    return 3 * _latent(c) + _rows(c) * c.wide
 
 
 def _latent_norm_wgrad(c: Call) -> int:
