@@ -136,6 +136,7 @@ PLANS = {
     "mistral": (1, ()),
     "qwen2": (2, ("--pin", "pipeline=2")),
     "qwen3": (2, ("--pin", "tensor=2")),
+    "mixtral": (2, ("--pin", "tensor=2")),
 }
 
 

@@ -22,15 +22,24 @@ ALIGNED = 8  # bf16 elements of 16 bytes: what the kernel's loads start at
 HOPPER = 9  # compute capability
 
 
-def one_kernel(x: Tensor, *widths: int) -> bool:
-    """Whether the library has a kernel for all groups of such rows and weights at once."""
-    return (
-        KERNEL is not None
-        and x.is_cuda
-        and x.dtype == torch.bfloat16
-        and not any(width % ALIGNED for width in widths)
-        and torch.cuda.get_device_capability(x.device)[0] >= HOPPER
-    )
+def unsupported(device: torch.device, dtype: torch.dtype, *widths: int) -> str | None:
+    """Why the library has no kernel for all groups of rows and weights of such widths at once, or None."""
+    if device.type != "cuda":
+        return f"needs a CUDA device, not {device.type}"
+    if KERNEL is None:
+        return f"needs a torch with grouped_mm, not {torch.__version__}"
+    if dtype != torch.bfloat16:
+        return f"needs {torch.bfloat16}, not {dtype}"
+    if odd := [width for width in widths if width % ALIGNED]:
+        return f"needs widths that are multiples of {ALIGNED}, not {odd[0]}"
+    major, minor = torch.cuda.get_device_capability(device)
+    return None if major >= HOPPER else f"needs compute capability {HOPPER}.0 or newer, not {major}.{minor}"
+
+
+def widths(node: Node, tensor: int) -> tuple[int, int]:
+    """(inputs, outputs) of an expert's product on one of `tensor` ranks."""
+    inputs, outputs = node.attr("inputs"), node.attr("outputs")
+    return inputs // (tensor if node.split == "inner" else 1), outputs // (tensor if node.split == "heads" else 1)
 
 
 def _stacked(env: Env, node: Node, which: Tensor) -> Tensor:
@@ -49,7 +58,7 @@ def _groups(ends: Tensor) -> Iterator[tuple[int, slice]]:
 
 def _product(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     """x [rows, k] by weights [experts, k, n] -> [rows, n]."""
-    if one_kernel(x, *weights.shape[1:]):
+    if unsupported(x.device, x.dtype, *weights.shape[1:]) is None:
         made: Tensor = KERNEL(x, weights, offs=ends)
         return made
     result = x.new_empty(len(x), weights.shape[2])
@@ -73,7 +82,7 @@ def wgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[Tensor, 
     """Adds each group's gradient^T x to its expert's accumulator; an expert without rows gets nothing."""
     (g,), (x, ends) = grads, saved
     totals = _stacked(env, node, env.grads[node.weights[0].name])
-    if one_kernel(x, x.shape[1], g.shape[1]):
+    if unsupported(x.device, x.dtype, x.shape[1], g.shape[1]) is None:
         product = KERNEL(g.t(), x, offs=ends)
         empty = ends == F.pad(ends, (1, -1))  # no kernel wrote theirs
         totals.add_(product.masked_fill_(empty.view(-1, 1, 1), 0))
