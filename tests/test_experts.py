@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from autotune.planners.feasible import why_not
 from autotune.planners.lower.body import lower_block
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.shape import Shape
+from autotune.planners.search import search
+from autotune.profiles_db.profile_file import MACHINES, load_profile
 from autotune.runners import reference, rope
 from autotune.runners.body import compile_body, run_body
 from autotune.runners.ops import OPERATIONS
+from autotune.spec.families import load_model
 from autotune.spec.graph import Block, blocks
 from autotune.spec.model import ModelSpec
+from autotune.spec.plan import Plan
+from autotune.spec.prediction import Question
+from autotune.spec.workload import Workload
 from tests.operands import BATCH, MIXED, MODELS, SEQUENCE, close, make_env, random
 
 LATENT = replace(MODELS["latent"], experts=MIXED["mixtral"].experts)
@@ -105,3 +113,55 @@ def test_narrow_experts_add_their_gradients_up_in_fp32() -> None:
     wgrad(env, node, (g,), (x, ends))
     wanted = [g[a:b].double().t() @ x[a:b].double() + 1 for a, b in ((0, 3), (3, 3), (3, 9), (9, 10))]
     close(total.double(), torch.cat(wanted), 2e-2)
+
+
+TRAIN = Workload(sequence_length=8, global_batch=4)
+GENERATE = Workload("generate", 8, 4, batch=4, prompt_length=4, new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("model", "work", "plan", "reason"),
+    [
+        (
+            MIXED["qwen3"],
+            TRAIN,
+            Plan(tensor=4),
+            "tensor must divide kv_heads 2 (found 4; nearest 2)",
+        ),
+        (
+            replace(MIXED["mixtral"], kv_heads=4, ffn=16, vocab=32),
+            TRAIN,
+            Plan(tensor=4),
+            "tensor must divide experts' ffn 6 (found 4; nearest 3)",
+        ),
+        (
+            LATENT,
+            GENERATE,
+            Plan(),
+            "DeepseekV2ForCausalLM's latent attention has no key-value cache in this version: it trains only",
+        ),
+        (
+            MIXED["qwen3"],
+            TRAIN,
+            Plan(pipeline=2, schedule="2bp-1f1b", weight_gradients="joined"),
+            "weight_gradients joined needs a model without experts: their rows are sorted by micro-batch",
+        ),
+    ],
+    ids=["key heads", "expert width", "no cache", "joined"],
+)
+def test_what_cannot_run_says_why(model: ModelSpec, work: Workload, plan: Plan, reason: str) -> None:
+    assert why_not(model, work, plan) == reason
+
+
+@pytest.mark.parametrize(("name", "devices"), [("Qwen--Qwen3-30B-A3B", 8), ("mistralai--Mixtral-8x7B-v0.1", 32)])
+def test_published_experts_are_searched(name: str, devices: int) -> None:
+    """On a datasheet's H100s: some plan fits, and none is faster than the bound."""
+    model = load_model(Path(__file__).parent.parent / "recipes" / "models" / f"{name}.json")
+    work = Workload(sequence_length=4096, global_batch=32)
+    axes: dict[str, tuple[object, ...]] = {"schedule": ("1f1b",), "tensor": (1,), "micro_batch": (1,)}
+    axes |= {"vocabulary": ("ends",), "zero": (0, 3), "data": (1, 4), "recompute": ("none", "full")}
+    profile = load_profile(MACHINES / "h100-sxm.json")
+    found = search(Question(model, work, profile, devices, axes, seconds=60))
+    best = found.ranking[0]
+    assert max(best.peak_bytes) <= 0.92 * profile.device.memory_bytes
+    assert found.bound.step_s <= best.step_s
