@@ -16,20 +16,22 @@ from autotune.planners.schedules import SCHEDULES
 from autotune.planners.search import search
 from autotune.planners.space import Enumeration
 from autotune.profiles_db.profile_file import MACHINES, load_profile
-from autotune.spec.model import ModelSpec
+from autotune.spec.model import Experts, ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Question
 from autotune.spec.recipe_schema import AXES
 from autotune.spec.workload import Workload
 
 MODEL = ModelSpec("wide", "LlamaForCausalLM", 1024, 8, 16, 16, 64, 2816, 32000)
+EXPERTS = replace(MODEL, architecture="Qwen3MoeForCausalLM", experts=Experts(16, 2, 704))
 WORK = Workload(sequence_length=2048, global_batch=16)
 H100 = load_profile(MACHINES / "h100-sxm.json")
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_no_plan_undercuts_its_bounds(seed: int) -> None:
-    draw, predictor = random.Random(seed), Predictor(MODEL, WORK, H100)
+    model = EXPERTS if seed in (2, 5) else MODEL
+    draw, predictor = random.Random(seed), Predictor(model, WORK, H100)
     bounder, names, seen = Bounder(predictor), [n for n in SCHEDULES if n not in ("given", "solved")], 0
     while seen < 12:
         plan = Plan(
@@ -54,7 +56,7 @@ def test_no_plan_undercuts_its_bounds(seed: int) -> None:
             gather_each=draw.choice(("step", "step", "step", "unit")),
             weight_gradients=draw.choice(("apart", "apart", "joined")),
         )
-        if why_not(MODEL, WORK, plan):
+        if why_not(model, WORK, plan):
             continue
         seen += 1
         found = predictor.predict(plan)

@@ -20,7 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from autotune.profiles_db.heap import keep_heap
-from autotune.runners.checkpoint import open_checkpoint, shard
+from autotune.runners.checkpoint import kept, open_checkpoint, shard
 from autotune.runners.job import Job
 from autotune.runners.reference import init_weight
 from autotune.runners.seats import backend_for, exchange, seat_here
@@ -74,12 +74,14 @@ def loader(job: Job, rank: int, device: torch.device) -> Loader:
     if not job.checkpoint:
         # A checked run starts from what the reference draws on a CPU; others draw where it is fast.
         where = torch.device("cpu") if job.check else device
-        return lambda index, weight: shard(weight, init_weight(weight, job.seed, dtype, where), tensor, plan.tensor)
+        return lambda index, weight: shard(
+            weight, init_weight(weight, job.seed, kept(weight, dtype), where), tensor, plan.tensor
+        )
     checkpoint = open_checkpoint(job.checkpoint)
-    checkpoint.verify(weight for block in blocks(job.model) for weight in block.weights())
+    checkpoint.verify(weight for block in blocks(job.model) for weight in block.tensors())
 
     def load(index: int, weight: Weight) -> torch.Tensor:
-        return checkpoint.load(weight, tensor, plan.tensor, dtype, device)
+        return checkpoint.load(weight, tensor, plan.tensor, kept(weight, dtype), device)
 
     return load
 

@@ -100,7 +100,7 @@ def canonical(block: Block) -> Block:
         return replace(weight, parts=())
 
     def plain(node: Node) -> Node:
-        return replace(node, weights=tuple(map(bare, node.weights)))
+        return replace(node, weights=tuple(map(bare, node.weights)), constants=tuple(map(bare, node.constants)))
 
     made = replace(block, index=0, nodes=tuple(map(plain, block.nodes)))
     return _ONE.setdefault(made, made)
