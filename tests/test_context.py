@@ -195,17 +195,18 @@ def test_windows_do_not_go_around() -> None:
 
 
 def test_long_sequences_are_shared_unasked() -> None:
-    """And others where the recipe says so."""
+    """And others where the recipe says so. As many of the ranks exchange heads as there are heads, or none."""
     for length, axes, expected in (
         (4096, {}, {1}),
         (8192, {}, {1, 2, 4}),
         (4096, {"context": (2,)}, {2}),
+        (4096, {"context": (4,), "context_ring": (2,)}, {4}),
         (8192, {"context": (1,)}, {1}),
     ):
         work = replace(WORK, sequence_length=length, precision="bf16")
         listed = list(Enumeration(Question(LLAMA, work, bare(), 4, axes)))
         assert {plan.context for plan in listed} == expected
         assert {(plan.context, plan.context_ring) for plan in listed} == {
-            (context, ring) for context in expected for ring in (1, 2, 4) if context % ring == 0
+            (context, ring) for context in expected for ring in axes.get("context_ring", (1, context))
         }
         assert all(plan.world == 4 for plan in listed)

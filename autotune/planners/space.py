@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from functools import cached_property
 from itertools import product
-from math import prod
+from math import gcd, prod
 from typing import Protocol
 
 from autotune.planners.feasible import unfit, unsharded, why_not
@@ -172,8 +172,13 @@ class Enumeration:
         """The degrees that make the number of devices."""
         plans = (Plan().altered(**dict(zip(MESH, d, strict=True))) for d in product(*(self.values[n] for n in MESH)))
         filled = [plan for plan in plans if plan.world == self.question.devices]
-        rings = self.question.axes.get("context_ring")
-        return [plan.altered(context_ring=ring) for plan in filled for ring in rings or divisors(plan.context)]
+        return [plan.altered(context_ring=ring) for plan in filled for ring in self._rings(plan)]
+
+    def _rings(self, plan: Plan) -> Values:
+        """The `context_ring` values worth trying: as many ranks as can exchange heads, and none."""
+        heads = gcd(self.question.model.heads, self.question.model.kv_heads) // plan.tensor
+        least = plan.context // gcd(plan.context, max(1, heads))
+        return self.question.axes.get("context_ring", tuple(dict.fromkeys((least, plan.context))))
 
     @property
     def choices(self) -> int:

@@ -297,10 +297,14 @@ def saved_values(block: Block, forward: list[Instruction], policy: str) -> set[s
         needed += [groups[where][i] for where, i in rule.wgrad if node.weights]
     producer = _producers(forward)
     saved: set[str] = set()
+    seen: set[str] = set()
     while needed:
         name = needed.pop()
+        if name in seen:
+            continue
+        seen.add(name)
         made = producer.get(name)
-        if made is None or name in saved:
+        if made is None:
             saved.add(name)
             continue
         source = producer[made.reads[0]] if made.op == "reduce_scatter" else made
