@@ -67,15 +67,28 @@ def _attention(form: str) -> Rule:
     return rule
 
 
+def _attention_more(form: str) -> Rule:
+    """A block that others passed on: half the queries over all its keys, or all over half, which are as many pairs as
+    the causal half. Then the merging into o, or gradients put into their places among zeros."""
+    pairs = _attention(form)
+
+    def rule(node: Node, shape: Shape) -> tuple[Work, ...]:
+        core = shape.core
+        queries, keys = (node.attr(name) // core.tensor * node.attr("head_dim") for name in ("heads", "kv_heads"))
+        moved = 3 * queries if form == "fwd" else 3 * queries + 2 * 2 * keys
+        return *pairs(node, shape), Memory("add", core.tokens * moved * core.width, core.dtype)
+
+    return rule
+
+
 WORKS: dict[str, Rule] = {
     "linear": _linear,
     "linear.dgrad": _linear_dgrad,
     "linear.wgrad": _linear_wgrad,
     "attention": _attention("fwd"),
     "attention.dgrad": _attention("bwd"),
-    # All pairs of half the queries and the keys, or of the queries and half the keys: those of the causal half of all.
-    "attention_more": _attention("fwd"),
-    "attention_more.dgrad": _attention("bwd"),
+    "attention_more": _attention_more("fwd"),
+    "attention_more.dgrad": _attention_more("bwd"),
 }
 
 
