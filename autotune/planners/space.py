@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from functools import cached_property
 from itertools import product
-from math import gcd, prod
+from math import prod
 from typing import Protocol
 
-from autotune.planners.feasible import unfit, unsharded, why_not
+from autotune.planners.feasible import least_ring, unfit, unsharded, why_not
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.sharding import LEVELS
 from autotune.planners.lower.traits import pipe_of
@@ -176,9 +176,8 @@ class Enumeration:
 
     def _rings(self, plan: Plan) -> Values:
         """The `context_ring` values worth trying: as many ranks as can exchange heads, and none."""
-        heads = gcd(self.question.model.heads, self.question.model.kv_heads) // plan.tensor
-        least = plan.context // gcd(plan.context, max(1, heads))
-        return self.question.axes.get("context_ring", tuple(dict.fromkeys((least, plan.context))))
+        choices = dict.fromkeys((least_ring(plan, self.question.model), plan.context))
+        return self.question.axes.get("context_ring", tuple(choices))
 
     @property
     def choices(self) -> int:
