@@ -188,6 +188,11 @@ class _Backward:
             self.out.append(change)
         return name
 
+    def prepare(self, values: tuple[str, ...]) -> None:
+        """Starts what will be needed once the gradients of these values are there."""
+        for name in (following for value in values for following in self.next.get(value, ())):
+            self.need(name)
+
     def add(self, value: str, gradient: str) -> None:
         self.gradients.setdefault(value, []).append(gradient)
 
@@ -215,6 +220,7 @@ class _Backward:
             return
         gradients = tuple(g for g in map(self.gradient, instruction.writes) if g is not None)
         if gradients:
+            self.prepare(instruction.reads)
             made = tuple(self.put(read, serial) for read in instruction.reads)
             back = Instruction(reverse, part=NO_NODE, lane=instruction.lane, reads=gradients, writes=made)
             self.out.append(back)
@@ -235,8 +241,7 @@ class _Backward:
             saved = tuple(self.need(groups[where][i]) for where, i in rule.dgrad)
             inputs = instruction.reads[: rule.inputs]
             made = inputs if rule.inplace else tuple(self.put(r, serial) for r in inputs)
-            for name in (following for value in inputs for following in self.next.get(value, ())):
-                self.need(name)
+            self.prepare(inputs)
             op, part, hop = f"{instruction.op}.dgrad", instruction.part, instruction.item
             self.out.append(Instruction(op, item=hop, part=part, reads=gradients + saved, writes=made))
             for read, gradient in zip(inputs, made, strict=True):
