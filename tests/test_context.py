@@ -159,19 +159,19 @@ def test_ranks_that_share_sequences_lie_inside_a_replica() -> None:
 
 REFUSED = [
     (Plan(context=3), "context must divide sequence_length 8 (found 3; nearest 2)"),
-    (Plan(context=8), "context must divide heads of a tensor rank 4 (found 8; nearest 4)"),
-    (Plan(context=4, tensor=2), "context must divide heads of a tensor rank 2 (found 4; nearest 2)"),
+    (Plan(context=8), "context must divide heads of a tensor rank 4 (found 8; nearest 4, or context_ring 2)"),
+    (Plan(context=4, tensor=2), "context must divide heads of a tensor rank 2 (found 4; nearest 2, or context_ring 2)"),
     (Plan(context_ring=2), "context_ring must divide context 1 (found 2; nearest 1)"),
     (Plan(context=4, context_ring=3), "context_ring must divide context 4 (found 3; nearest 2)"),
     (Plan(context=8, context_ring=8), "2 x context_ring must divide sequence_length 8 (found 16; nearest 8)"),
     (
         Plan(context=4, context_ring=2, tensor=4),
-        "context / context_ring must divide heads of a tensor rank 1 (found 2; nearest 1)",
+        "context / context_ring must divide heads of a tensor rank 1 (found 2; nearest 1, or context_ring 4)",
     ),
     (Plan(context=0), "every degree must be at least 1"),
     (
         Plan(context=4, tensor=2, sequence_parallel=True, micro_batch=8),
-        "context must divide heads of a tensor rank 2 (found 4; nearest 2)",
+        "context must divide heads of a tensor rank 2 (found 4; nearest 2, or context_ring 2)",
     ),
 ]
 
@@ -195,17 +195,18 @@ def test_windows_do_not_go_around() -> None:
 
 
 def test_long_sequences_are_shared_unasked() -> None:
-    """And others where the recipe says so."""
+    """And others where the recipe says so. As many of the ranks exchange heads as there are heads, or none."""
     for length, axes, expected in (
         (4096, {}, {1}),
         (8192, {}, {1, 2, 4}),
         (4096, {"context": (2,)}, {2}),
+        (4096, {"context": (4,), "context_ring": (2,)}, {4}),
         (8192, {"context": (1,)}, {1}),
     ):
         work = replace(WORK, sequence_length=length, precision="bf16")
         listed = list(Enumeration(Question(LLAMA, work, bare(), 4, axes)))
         assert {plan.context for plan in listed} == expected
         assert {(plan.context, plan.context_ring) for plan in listed} == {
-            (context, ring) for context in expected for ring in (1, 2, 4) if context % ring == 0
+            (context, ring) for context in expected for ring in axes.get("context_ring", (1, context))
         }
         assert all(plan.world == 4 for plan in listed)

@@ -56,6 +56,8 @@ def test_no_plan_undercuts_its_bounds(seed: int) -> None:
             gather_each=draw.choice(("step", "step", "step", "unit")),
             weight_gradients=draw.choice(("apart", "apart", "joined")),
         )
+        shares = random.Random(plan.digest).choice(((1, 1), (1, 1), (2, 1), (2, 2), (4, 2)))  # drawn apart
+        plan = replace(plan, context=shares[0], context_ring=shares[1])
         if why_not(model, WORK, plan):
             continue
         seen += 1

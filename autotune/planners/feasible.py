@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import gcd
+
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.sharding import LEVELS
 from autotune.planners.lower.stage import partition
@@ -79,6 +81,12 @@ def _tensor(plan: Plan, model: ModelSpec, workload: Workload, ends: bool) -> lis
     return found
 
 
+def least_ring(plan: Plan, model: ModelSpec) -> int:
+    """The smallest `context_ring` that leaves no more ranks to exchange heads than there are heads for."""
+    heads = gcd(model.heads, model.kv_heads) // plan.tensor
+    return plan.context // gcd(plan.context, max(1, heads))
+
+
 def _context(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:
     """What is wrong with how ranks share sequences."""
     length, ring = workload.sequence_length, plan.context_ring
@@ -95,7 +103,8 @@ def _context(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | Non
     what = "context / context_ring" if ring > 1 else "context"
     for whole, heads in (("heads", model.heads), ("kv_heads", model.kv_heads)):
         if heads % plan.tensor == 0:  # else refused as such
-            found.append(_divides(what, plan.context // ring, heads // plan.tensor, f"{whole} of a tensor rank"))
+            reason = _divides(what, plan.context // ring, heads // plan.tensor, f"{whole} of a tensor rank")
+            found.append(reason and f"{reason[:-1]}, or context_ring {least_ring(plan, model)})")
     return found
 
 

@@ -11,7 +11,7 @@ from itertools import product
 from math import prod
 from typing import Protocol
 
-from autotune.planners.feasible import unfit, unsharded, why_not
+from autotune.planners.feasible import least_ring, unfit, unsharded, why_not
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.sharding import LEVELS
 from autotune.planners.lower.traits import pipe_of
@@ -172,8 +172,12 @@ class Enumeration:
         """The degrees that make the number of devices."""
         plans = (Plan().altered(**dict(zip(MESH, d, strict=True))) for d in product(*(self.values[n] for n in MESH)))
         filled = [plan for plan in plans if plan.world == self.question.devices]
-        rings = self.question.axes.get("context_ring")
-        return [plan.altered(context_ring=ring) for plan in filled for ring in rings or divisors(plan.context)]
+        return [plan.altered(context_ring=ring) for plan in filled for ring in self._rings(plan)]
+
+    def _rings(self, plan: Plan) -> Values:
+        """The `context_ring` values worth trying: as many ranks as can exchange heads, and none."""
+        choices = dict.fromkeys((least_ring(plan, self.question.model), plan.context))
+        return self.question.axes.get("context_ring", tuple(choices))
 
     @property
     def choices(self) -> int:

@@ -69,6 +69,20 @@ def _attention(form: str) -> Rule:
     return rule
 
 
+def _attention_more(form: str) -> Rule:
+    """A block that others passed on: half the queries over all its keys, or all over half, which are as many pairs as
+    the causal half. Then the merging into o, or gradients put into their places among zeros."""
+    pairs = _attention(form)
+
+    def rule(node: Node, shape: Shape) -> tuple[Work, ...]:
+        core = shape.core
+        queries, keys = (node.attr(name) // core.tensor * node.attr("head_dim") for name in ("heads", "kv_heads"))
+        moved = 3 * queries if form == "fwd" else 3 * queries + 2 * 2 * keys
+        return *pairs(node, shape), Memory("add", core.tokens * moved * core.width, core.dtype)
+
+    return rule
+
+
 def _groups(node: Node, shape: Shape) -> list[tuple[int, int]]:
     """(experts, rows of each) where the router is in balance: as even as whole rows can be, those without rows left
     out."""
@@ -115,9 +129,8 @@ WORKS: dict[str, Rule] = {
     "linear.wgrad": _linear_wgrad,
     "attention": _attention("fwd"),
     "attention.dgrad": _attention("bwd"),
-    # All pairs of half the queries and the keys, or of the queries and half the keys: those of the causal half of all.
-    "attention_more": _attention("fwd"),
-    "attention_more.dgrad": _attention("bwd"),
+    "attention_more": _attention_more("fwd"),
+    "attention_more.dgrad": _attention_more("bwd"),
 }
 
 

@@ -210,6 +210,11 @@ class _Backward:
             self.out.append(change)
         return name
 
+    def prepare(self, values: tuple[str, ...]) -> None:
+        """Starts what will be needed once the gradients of these values are there."""
+        for name in (following for value in values for following in self.next.get(value, ())):
+            self.need(name)
+
     def add(self, value: str, gradient: str) -> None:
         self.gradients.setdefault(value, []).append(gradient)
 
@@ -237,6 +242,7 @@ class _Backward:
             return
         gradients = tuple(g for g in map(self.gradient, instruction.writes) if g is not None)
         if gradients:
+            self.prepare(instruction.reads)
             made = tuple(self.put(read, serial) for read in instruction.reads)
             back = Instruction(reverse, part=NO_NODE, lane=instruction.lane, reads=gradients, writes=made)
             self.out.append(back)
@@ -257,8 +263,7 @@ class _Backward:
             saved = tuple(self.need(groups[where][i]) for where, i in rule.dgrad)
             inputs = instruction.reads[: rule.inputs]
             made = inputs if rule.inplace else tuple(self.put(r, serial) for r in inputs)
-            for name in (following for value in inputs for following in self.next.get(value, ())):
-                self.need(name)
+            self.prepare(inputs)
             op, part, hop = f"{instruction.op}.dgrad", instruction.part, instruction.item
             self.out.append(Instruction(op, item=hop, part=part, reads=gradients + saved, writes=made))
             for read, gradient in zip(inputs, made, strict=True):
@@ -319,10 +324,14 @@ def saved_values(block: Block, forward: list[Instruction], policy: str) -> set[s
         needed += [groups[where][i] for where, i in rule.wgrad if node.weights]
     producer = _producers(forward)
     saved: set[str] = set()
+    seen: set[str] = set()
     while needed:
         name = needed.pop()
+        if name in seen:
+            continue
+        seen.add(name)
         made = producer.get(name)
-        if made is None or name in saved:
+        if made is None:
             saved.add(name)
             continue
         source = producer[made.reads[0]] if made.op == "reduce_scatter" else made

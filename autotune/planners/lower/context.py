@@ -86,7 +86,8 @@ def _ring(attention: Instruction, shape: Shape, size: dict[str, int]) -> list[In
 
 def remade(forward: Sequence[Instruction]) -> tuple[Mapping[str, Instruction], Mapping[str, tuple[str, ...]]]:
     """How a backward has the keys again that went around: those that came furthest are one rank away the other way, and
-    the others follow. And of each block the one that is needed next."""
+    the others follow. And what is needed after a value: after each block the next, the first after attention's output,
+    so that each is under way while something is computed."""
     shifts = [i for i in forward if i.op == "shift"]
     sources = [i.writes for i in shifts[1:]] + [i.reads for i in shifts[:1]]
     again = {
@@ -94,4 +95,6 @@ def remade(forward: Sequence[Instruction]) -> tuple[Mapping[str, Instruction], M
         for i, source in zip(shifts, sources, strict=True)
         for name in i.writes
     }
-    return again, {name: before.writes for before, i in pairwise(shifts) for name in i.writes}
+    after = {name: before.writes for before, i in pairwise(shifts) for name in i.writes}
+    outputs = [i.writes[0] for i in forward if i.op == "attention_more"]
+    return again, after | dict.fromkeys(outputs, shifts[-1].writes if shifts else ())
