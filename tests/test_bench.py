@@ -13,10 +13,10 @@ from autotune.planners.lower.shape import Shape
 from autotune.planners.lower.stage import canonical
 from autotune.planners.refine import refined
 from autotune.profiles_db.profile_file import load_profile
-from autotune.runners.bench import Piece, time_pieces, trimmed
+from autotune.runners.bench import Piece, time_pieces, told_apart, trimmed
 from autotune.spec.graph import blocks
 from autotune.spec.model import ModelSpec
-from autotune.spec.work import Collective, Memory
+from autotune.spec.work import Collective, Matmul, Memory
 
 MODEL = ModelSpec("tiny", "LlamaForCausalLM", 32, 1, 4, 2, 8, 48, 64)
 SHIPPED = Path(__file__).parent.parent / "autotune" / "profiles_db" / "machines" / "h200-sxm.json"
@@ -25,6 +25,24 @@ SHIPPED = Path(__file__).parent.parent / "autotune" / "profiles_db" / "machines"
 def test_hiccups_do_not_count() -> None:
     assert trimmed([1.0, 2.0, 3.0, 1e6]) == 2.5
     assert trimmed([5.0]) == 5.0
+
+
+def test_a_narrow_weight_gradient_is_what_its_sum_leaves() -> None:
+    product, total = Matmul(64, 16, 32, "bf16", "wgrad"), Memory("accumulate", 10240, "bf16")
+    assert told_apart((product,), 3.0, None) == (product, 3.0)
+    assert told_apart((product, total), 3.0, None) is None
+    assert told_apart((product, total), 3.0, {total: 1.0}.__getitem__) == (product, 2.0)
+    assert told_apart((product, total), 3.0, {total: 4.0}.__getitem__) is None
+    assert told_apart((total, total), 3.0, {total: 1.0}.__getitem__) is None
+
+
+def test_weight_gradients_are_timed_in_bf16() -> None:
+    shape = Shape(2, 16, 16, 1, False, "bf16")
+    piece = Piece(canonical(next(b for b in blocks(MODEL) if b.kind == "layer")), shape, "none")
+    names = {
+        s.work.form for s in time_pieces(MODEL, [piece], 1, "cpu", known=lambda work: 0.0) if s.work.kind == "matmul"
+    }
+    assert names == {"fwd", "dgrad", "wgrad"}
 
 
 @pytest.mark.parametrize("split", [False, True])

@@ -143,10 +143,6 @@ def test_generation_from_recipe_to_pictures(home: Home) -> None:
 
 PINS = {
     "pp2": ("--pin", "pipeline=2", "--pin", "micro_batch=2"),
-    "dp2-shared": (
-        *("--pin", "data=2", "--pin", "zero=3", "--pin", "gathered=1", "--pin", "micro_batch=2"),
-        *("--pin", "schedule=zeropp", "--pin", "chunks=2", "--pin", "group=1"),
-    ),
     "dp2-zero": ("--pin", "data=2", "--pin", "zero=1", "--pin", "micro_batch=2"),
 }
 

@@ -40,6 +40,9 @@ from autotune.spec.machine import Sample
 from autotune.spec.model import ModelSpec
 from autotune.spec.work import Work
 
+Works = tuple[Work, ...]
+Known = Callable[[Work], float]  # seconds of a work, as far as a profile tells
+
 COPIES = 4  # sets of weights that follow one another as a model's layers do, so that everything comes cold
 TRIM = 0.25  # of the times at either end is left out: a step adds up means, but not the machine's hiccups
 GLOO_S = 60.0  # a collective that takes longer is stuck
@@ -182,28 +185,41 @@ class _Bench:
         """From the first mark of the first round to the last of the last."""
         return self.clock.between(rounds[0][0][1][0], rounds[-1][-1][1][-1])
 
-    def times(self, rounds: Sequence[Stamps]) -> dict[Work, list[float]]:
-        """Seconds of every instruction that is one piece of work."""
-        seen: dict[Work, list[float]] = defaultdict(list)
+    def times(self, rounds: Sequence[Stamps]) -> dict[Works, list[float]]:
+        """Seconds of every instruction that is work at all."""
+        seen: dict[Works, list[float]] = defaultdict(list)
         for program, marks in (one for stamps in rounds for one in stamps):
             for i, instruction in enumerate(program.ranks[0]):
                 # What an operation sends is left out when it runs here alone: the rest of it is what is timed.
-                made = list(works(self.piece.block, self.body, instruction, self.piece.shape))
-                made = made if self.group is not None else [work for work in made if work.kind != "collective"]
-                if len(made) == 1:
-                    seen[made[0]].append(self.clock.between(marks[i], marks[i + 1]))
+                made = works(self.piece.block, self.body, instruction, self.piece.shape)
+                if self.group is None:
+                    made = tuple(work for work in made if work.kind != "collective")
+                if made:
+                    seen[made].append(self.clock.between(marks[i], marks[i + 1]))
         return seen
 
 
-def time_piece(model: ModelSpec, piece: Piece, device: torch.device, group: Any = None) -> dict[Work, float]:
-    """Seconds of every instruction of a body that is one piece of work; `group`: the tensor ranks, where they meet.
+def time_piece(model: ModelSpec, piece: Piece, device: torch.device, group: Any = None) -> dict[Works, float]:
+    """Seconds of every instruction of a body, by the works that it is; `group`: the tensor ranks, where they meet.
 
     On a CPU the copies of a block are passed forwards one after another and then backwards, as a stage's layers are;
     on accelerators, whose caches are small, one at a time, which takes less memory.
     """
     bench = _Bench(model, piece, device, group)
     rounds = hot_rounds(bench) if device.type == "cuda" else []
-    return {work: trimmed(times) for work, times in bench.times(rounds or held_rounds(bench)).items()}
+    return {made: trimmed(times) for made, times in bench.times(rounds or held_rounds(bench)).items()}
+
+
+def told_apart(made: Works, seconds: float, known: Known | None) -> tuple[Work, float] | None:
+    """Of an instruction that is several works, its product and what is left for it when the others take what is known
+    of them (a narrow weight gradient is added to its wide sum). None where that cannot be said."""
+    if len(made) == 1:
+        return made[0], seconds
+    products = [work for work in made if work.kind == "matmul"]
+    if known is None or len(products) != 1:
+        return None
+    left = seconds - sum(known(work) for work in made if work is not products[0])
+    return (products[0], left) if left > 0 else None
 
 
 def trimmed(times: Sequence[float]) -> float:
@@ -222,7 +238,7 @@ def _worker(rank: int, ranks: int, device: str, model: ModelSpec, pieces: Sequen
         where = torch.device(device, rank)
         torch.cuda.set_device(where)
         crew, ranks = Crew(device), 1
-    found: list[dict[Work, float]] = []
+    found: list[dict[Works, float]] = []
     told: list[str] = []
     for piece in pieces:
         group = crew.block(piece.shape.tensor) if 1 < piece.shape.tensor <= ranks else None
@@ -248,8 +264,9 @@ def time_pieces(
     ranks: int,
     device: str,
     progress: Callable[[str], None] = lambda text: None,
+    known: Known | None = None,
 ) -> list[Sample]:
-    """Samples of the operations of `pieces`, while `ranks` workers run the same at once.
+    """Samples of the operations of `pieces`, while `ranks` workers run the same at once. `known`: see `told_apart`.
 
     On CUDA one worker runs them on each device, and the slowest device's count: devices of one kind differ by several
     percent, and whichever rank has the slowest sets the pace.
@@ -257,7 +274,7 @@ def time_pieces(
     workers = ranks if device == "cpu" else torch.cuda.device_count()
     context = get_context("spawn")
     out = context.SimpleQueue()
-    answers: dict[int, list[dict[Work, float]]] = {}
+    answers: dict[int, list[dict[Works, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="autotune-bench-") as folder:
         arguments = (workers, device, model, tuple(pieces), (Path(folder) / "store").as_uri(), out)
         processes = [context.Process(target=_worker, args=(rank, *arguments), daemon=True) for rank in range(workers)]
@@ -277,16 +294,16 @@ def time_pieces(
     counted = list(answers.values()) if device == "cpu" or not answers else [_slowest(answers, progress)]
     merged: dict[Work, list[float]] = defaultdict(list)
     for found in counted:
-        for piece in found:
-            for work, seconds in piece.items():
-                merged[work].append(seconds)
+        for sample in (told_apart(made, seconds, known) for piece in found for made, seconds in piece.items()):
+            if sample is not None:
+                merged[sample[0]].append(sample[1])
     ranks = ranks if device == "cpu" else 1
     return [Sample(work, statistics.fmean(times), ranks, ROUNDS) for work, times in merged.items()]
 
 
 def _slowest(
-    answers: Mapping[int, Sequence[dict[Work, float]]], progress: Callable[[str], None]
-) -> Sequence[dict[Work, float]]:
+    answers: Mapping[int, Sequence[dict[Works, float]]], progress: Callable[[str], None]
+) -> Sequence[dict[Works, float]]:
     """Of the devices that timed most, the one that took longest over all of it."""
     sums = {rank: (len(found), sum(sum(p.values()) for p in found)) for rank, found in answers.items()}
     slowest, fastest = max(sums, key=sums.__getitem__), min(sums, key=sums.__getitem__)

@@ -106,7 +106,8 @@ def _bodies(question: Question, plans: Sequence[Plan], progress: Callable[[str],
     for ranks, pieces in wanted.items():
         many = counted(len(pieces), "body", "bodies")
         progress(f"timing the operations of {many} of the best plans with {counted(ranks, 'worker')}")
-        samples = time_pieces(question.model, list(pieces.values()), ranks, "cpu" if cpu else "cuda", progress)
+        known, device = predictor.pricer(ranks).seconds, "cpu" if cpu else "cuda"
+        samples = time_pieces(question.model, list(pieces.values()), ranks, device, progress, known)
         if samples:
             profile = refined(profile, samples)
             profile = replace(profile, sources={**profile.sources, **dict.fromkeys(pieces, IN_PLACE)})

@@ -43,6 +43,8 @@ def join(where: str) -> tuple[int, torch.device]:
     store = _meeting(rank, world)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     if where == "cuda":
+        # A lane that waits for a peer must not hold up another that shares its hardware queue: one each, up to 32.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
         local, count = int(os.environ.get("LOCAL_RANK", rank)), torch.cuda.device_count()
         device = torch.device("cuda", local % count)
         torch.cuda.set_device(device)

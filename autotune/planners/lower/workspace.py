@@ -118,17 +118,23 @@ def _attention_dgrad(c: Call) -> int:
     return _mask(c) + c.site.threads * 2 * rows * columns * (c.wide + c.shape.width * c.narrow) + rows * c.wide
 
 
+def _rows(c: Call) -> tuple[int, int]:
+    """(rows of the logits that go through at once, bytes of one in the type that sums are kept in)."""
+    columns = c.widened(c.reads[0]) // c.shape.tokens
+    return min(c.shape.tokens, max(1, CHUNK_BYTES // columns)), columns
+
+
 def _row_chunk(c: Call) -> int:
     """The wide buffer of a chunk of the logits' rows; a narrow chunk is also widened into one more."""
-    logits = c.widened(c.reads[0])
-    columns = logits // c.shape.tokens
-    return min(c.shape.tokens, max(1, CHUNK_BYTES // columns)) * columns * (2 if c.narrow else 1)
+    rows, columns = _rows(c)
+    return rows * columns * (2 if c.narrow else 1)
 
 
 def _loss(c: Call) -> int:
-    """The chunk, and two numbers a token: its maximum and the sum of its exponentials."""
-    rows = (1 if c.narrow else 2) * c.wide
-    return _row_chunk(c) + c.shape.tokens * rows
+    """First the chunk, with its rows' maxima and sums; then a few numbers a token: the target's column, whether it is
+    here, its logit, its loss, and between tensor ranks maxima and sums."""
+    first = _row_chunk(c) + (c.shape.tokens * c.wide if c.narrow else _rows(c)[0] * 2 * c.wide)
+    return max(first, c.shape.tokens * (INT + BOOL + (4 if c.shape.tensor > 1 else 3) * c.wide))
 
 
 def _loss_dgrad(c: Call) -> int:
