@@ -86,6 +86,8 @@ MIXED = [
     (DEEPSEEK, Plan(data=2, attention="math", zero=2)),
     (DEEPSEEK, Plan(tensor=2, pipeline=2, schedule="zb-h1")),
     (DEEPSEEK, Plan(tensor=2, sequence_parallel=True, recompute="full")),
+    (DEEPSEEK, Plan(context=2, attention="math", zero=1)),
+    (MIXTRAL, Plan(context=4, context_ring=2, recompute="selective")),
 ]
 
 

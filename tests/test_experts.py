@@ -60,11 +60,11 @@ def test_dispatch_equals_dense_masked_computation(name: str, policy: str) -> Non
         grads = {w.name: torch.zeros(w.shape, dtype=torch.float64) for w in block.weights()}
         env = make_env(model, weights, grads=grads)
         with torch.no_grad():
-            values = run_body(compile_body(block, body.forward), env, {"x": x}, None)
+            values = run_body(compile_body(block, body.forward), env, {"x": x})
             found = [values.pop("y").clone()]
             values["d.y"] = g
             for part in parts:
-                values = run_body(compile_body(block, body.program(part)), env, values, None)
+                values = run_body(compile_body(block, body.program(part)), env, values)
                 if part != "W":
                     found.append(values[body.gradient].clone())
         found += [grads[w.name] for w in block.weights()]

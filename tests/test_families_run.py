@@ -100,7 +100,7 @@ def our_logits(folder: Path, tokens: Tensor, attention: str) -> Tensor:
             model, batch, length, torch.arange(length), tables(model, length), state.of(block)[0], attention=attention
         )
         values = {block.nodes[0].reads[0]: x}
-        x = run_body(compile_body(block, body.forward), env, values, None)[body.output]
+        x = run_body(compile_body(block, body.forward), env, values)[body.output]
     return x.view(batch, length, model.vocab)
 
 

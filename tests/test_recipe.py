@@ -185,7 +185,7 @@ maximize = "tokens_per_s"
 limits = { memory_fraction = 1.5 }
 [search]
 pipline = 2
-context = 2
+expert = 2
 budget = { secs = 3 }
 """
     found = refused(tmp_path, text)
@@ -193,7 +193,7 @@ budget = { secs = 3 }
         "version", "nam", "model.config", "model.hidden_size", "machine.devices", "machine.gpus",
         "workload.seq_length", "workload.sequence_length", "workload.global_batch", "workload.tensor",
         "objective.minimize", "objective.maximize", "objective.limits.memory_fraction",
-        "search.pipline", "search.context", "search.budget.secs",
+        "search.pipline", "search.expert", "search.budget.secs",
     }  # fmt: skip
     assert "newer autotune" in found["version"]
     assert "nearest: name" in found["nam"]
@@ -201,12 +201,12 @@ budget = { secs = 3 }
     assert "nearest: search.tensor" in found["workload.tensor"]
     assert "nearest: step_time" in found["objective.minimize"]
     assert "nearest: pipeline" in found["search.pipline"]
-    assert "not yet searchable in this version" in found["search.context"]
+    assert "not yet searchable in this version" in found["search.expert"]
     assert "nearest: seconds" in found["search.budget.secs"]
     assert all(str(tmp_path / "r.toml") in text for text in found.values())
 
 
-@pytest.mark.parametrize("axis", ["context", "expert", "decoding"])
+@pytest.mark.parametrize("axis", ["expert", "decoding"])
 def test_later_axes(tmp_path: Path, axis: str) -> None:
     found = refused(tmp_path, TRAIN + f"[search]\n{axis} = 2\n")
     said = found[f"search.{axis}"]

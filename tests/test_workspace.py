@@ -25,6 +25,7 @@ from autotune.runners.state import DTYPES, local_shape
 from autotune.spec.graph import blocks
 from autotune.spec.model import Experts, LatentAttention, ModelSpec
 from autotune.spec.plan import Plan
+from autotune.spec.program import CONTEXT, RING
 from autotune.spec.workload import Workload
 from tests.pool import Pool
 
@@ -104,6 +105,9 @@ def instructions(model: ModelSpec, shape: Shape) -> Iterator[Seen]:
             weights,
             grads,
             tensor_size=shape.tensor,
+            context_size=shape.context // shape.ring,
+            ring_rank=shape.ring - 1,
+            ring_size=shape.ring,
             all_reduce=lambda tensor, how: tensor,
             attention=shape.attention,
         )
@@ -115,9 +119,11 @@ def instructions(model: ModelSpec, shape: Shape) -> Iterator[Seen]:
         for program in (body.forward, body.backward):
             for call, instruction in zip(compile_body(block, program), program.ranks[0], strict=True):
                 operands = tuple(values[name] for name in call.reads)
-                if call.collective:
+                if call.lane in (CONTEXT, RING):
+                    made: object = tuple(operand.clone() for operand in operands)
+                elif call.collective:
                     size = body.sizes[instruction.writes[0]] // operands[0].element_size() // operands[0].shape[1]
-                    made: object = (operands[0].repeat(shape.tensor, 1)[:size].clone(),)
+                    made = (operands[0].repeat(shape.tensor, 1)[:size].clone(),)
                 else:
                     made, left, peak = inside(lambda c=call, e=env, o=operands: c.run(e, None, o))
                     said = workspace(block, instruction, shape, body.sizes, site)
@@ -135,6 +141,9 @@ SHAPES = [
     for name, (batch, queries), (tensor, split), dtype, attention in product(
         MODELS, ((2, 256), (3, 64)), ((1, False), (2, False), (2, True)), ("fp32", "fp64"), ("sdpa", "math")
     )
+] + [
+    (name, Shape(2, 256, 512, 1, False, "fp32", attention, 2, ring))
+    for name, ring, attention in product(("llama", "qwen"), (1, 2), ("sdpa", "math"))
 ]
 
 

@@ -234,7 +234,7 @@ def report_of(run: str, target: Target, predicted: Prediction | None, results: S
     }
     error: dict[str, Any] = {"step_s": None, "peak_bytes": None}
     if predicted:
-        peers = target.plan.tensor * target.plan.data  # ranks of one pipeline position, alike in the prediction
+        peers = target.plan.tensor * target.plan.replicas  # ranks of one pipeline position, alike in the prediction
         expected = [predicted.peak_bytes[min(r // peers, len(predicted.peak_bytes) - 1)] for r in range(len(peaks))]
         error = {
             "step_s": ratio(predicted.step_s, step_s),

@@ -189,9 +189,10 @@ def pinned(pins: Sequence[str], devices: int) -> Plan:
         raise UsageError("cannot read the pinned plan", problems=problems)
     plan = Plan.from_dict(raw, "--pin")
     if "data" not in raw:
-        rest = plan.tensor * plan.pipeline
+        rest = plan.context * plan.tensor * plan.pipeline
         if devices % rest:
-            found = f"tensor x pipeline = {rest}"
+            names = "context x tensor x pipeline" if plan.context > 1 else "tensor x pipeline"
+            found = f"{names} = {rest}"
             problem = Problem("--pin", "", found, f"a divisor of {devices} devices, or data pinned as well")
             raise UsageError("cannot fill the devices", problems=[problem])
         plan = replace(plan, data=devices // rest)

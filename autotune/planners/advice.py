@@ -66,7 +66,7 @@ class PricedAdvice:
         profile, precision = predictor.profile, predictor.workload.precision
         if profile.inline:
             return ()
-        shards = plan.data if plan.zero else 1
+        shards = plan.replicas if plan.zero else 1
         groups = (split(size.parameters, shards, 100)[1] for size in self.bounder.family(plan).sizes)
         moved = SUBGROUPS * sum(subgroup_bytes(each, precision)[0] for each in groups) // plan.pipeline
         return (100,) if moved * predictor.ranks(plan.world) <= NEAR * profile.host.memory_bytes else ()
@@ -88,7 +88,7 @@ class PricedAdvice:
         """The stride that balances host and device on the rank's largest stage."""
         predictor = self.bounder.predictor
         parameters = max([size.parameters for size in self.bounder.family(plan).sizes])
-        key = (parameters, plan.data if plan.zero else 1, plan.optimizer_offload, predictor.ranks(plan.world))
+        key = (parameters, plan.replicas if plan.zero else 1, plan.optimizer_offload, predictor.ranks(plan.world))
         if key not in self._strides:
             self._strides[key] = best_stride(SUBGROUPS, subgroup_times(self.bounder.costs(plan)))
         return self._strides[key]

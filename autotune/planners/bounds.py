@@ -71,6 +71,8 @@ class Bounder:
             schedule_of(plan.schedule, plan.split).splits,
             row_of(plan, self.predictor.workload),
             plan.tensor,
+            plan.context,
+            plan.context_ring,
             plan.micro_batch,
             plan.recompute,
             plan.attention,
@@ -116,7 +118,7 @@ class Bounder:
 
     def updates(self, plan: Plan) -> list[tuple[float, float, float]]:
         """(collectives over the replicas, optimizer, the busiest lane of states on the host) seconds of each stage."""
-        axes = (plan.data, plan.tensor, plan.zero, plan.optimizer_offload, plan.optimizer_stride, plan.world)
+        axes = (plan.replicas, plan.tensor, plan.zero, plan.optimizer_offload, plan.optimizer_stride, plan.world)
         costs: StepCosts | None = None
         found = []
         for stage, size in enumerate(self.family(plan).sizes):
@@ -157,7 +159,7 @@ class Bounder:
     def _states_of(self, plan: Plan, stage: int, parameters: int) -> tuple[int, int]:
         """Bytes of a stage's weights, gradients, and optimizer states on the device; of its whole weights where they
         are not among these."""
-        key = (parameters, stage == plan.stages, plan.data if plan.zero else 1, plan.zero, plan.optimizer_offload)
+        key = (parameters, stage == plan.stages, plan.replicas if plan.zero else 1, plan.zero, plan.optimizer_offload)
         if key not in self._stage_states:
             own = stage_bytes(plan, stage, parameters, self.predictor.workload.precision)
             gathered = own.whole_weights if sharding(plan.zero, stage, plan.stages).weights else 0
@@ -168,7 +170,7 @@ class Bounder:
 def _update(costs: StepCosts, stage: int) -> tuple[float, float, float]:
     """See `Bounder.updates`."""
     plan, wait = costs.plan, 0.0
-    if plan.data > 1:
+    if plan.replicas > 1:
         shared = sharding(plan.zero, stage, plan.stages)
         ops = (*(("SCATTER",) if shared.gradients else shared.sums), *shared.spreads)
         wait = sum(costs.seconds(0, Instruction(op, stage)) for op in ops)

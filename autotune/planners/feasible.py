@@ -39,6 +39,8 @@ TRAINING_AXES = (
     "offload_choice",
     "offload_window",
     "split",
+    "context",
+    "context_ring",
 )
 TOGETHER = "1f1b"  # the schedule that a vocabulary whose passes all ranks do together has an order for
 OPTIMIZERS = ("barrier", "post-validated")
@@ -72,8 +74,28 @@ def _tensor(plan: Plan, model: ModelSpec, workload: Workload, ends: bool) -> lis
         if plan.tensor == 1:
             found.append("sequence_parallel needs tensor > 1 (found 1; nearest 2)")
         if workload.kind == "train":
-            tokens = plan.micro_batch * workload.sequence_length
+            tokens = plan.micro_batch * (workload.sequence_length // plan.context)
             found.append(_divides("tensor", plan.tensor, tokens, "tokens of a micro-batch"))
+    return found
+
+
+def _context(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:
+    """What is wrong with how ranks share sequences."""
+    length, ring = workload.sequence_length, plan.context_ring
+    found = [_divides("context_ring", ring, plan.context, "context")]
+    if plan.context == 1 or found[0]:
+        return found
+    found.append(_divides("context", plan.context, length, "sequence_length"))
+    if ring > 1:
+        found.append(_divides("2 x context_ring", 2 * ring, length, "sequence_length"))
+        if 0 < model.window < length:
+            found.append(f"context_ring needs attention to all tokens before (found window {model.window}; nearest 1)")
+        if model.latent:
+            found.append("context_ring needs values as wide as keys (found latent attention; nearest 1)")
+    what = "context / context_ring" if ring > 1 else "context"
+    for whole, heads in (("heads", model.heads), ("kv_heads", model.kv_heads)):
+        if heads % plan.tensor == 0:  # else refused as such
+            found.append(_divides(what, plan.context // ring, heads // plan.tensor, f"{whole} of a tensor rank"))
     return found
 
 
@@ -82,14 +104,18 @@ def unfit(plan: Plan, model: ModelSpec, workload: Workload) -> str | None:
     or the batch cannot be shared by, or that leave an axis without a meaning."""
     if workload.kind != "train":
         return None
-    checks = (*_tensor(plan, model, workload, ends=False), *_replicas(plan, workload))
+    checks = (
+        *_context(plan, model, workload),
+        *_tensor(plan, model, workload, ends=False),
+        *_replicas(plan, workload),
+    )
     return next((reason for reason in checks if reason), None)
 
 
 def _replicas(plan: Plan, workload: Workload) -> tuple[str | None, str | None]:
     """What is wrong with the number of replicas."""
     shared = _divides("data x micro_batch", plan.data * plan.micro_batch, workload.global_batch, "global_batch")
-    return shared, "zero needs data > 1 (found 1; nearest 2)" if plan.zero and plan.data == 1 else None
+    return shared, "zero needs data > 1 (found 1; nearest 2)" if plan.zero and plan.replicas == 1 else None
 
 
 def _texts(plan: Plan, model: ModelSpec) -> str | None:
@@ -204,7 +230,7 @@ def _sync(plan: Plan) -> str | None:
         near = nearest_name(plan.sync, SYNCS)
         return f"sync {plan.sync!r} is unknown (nearest {near or SYNCS[0]})"
     place = SCHEDULES[plan.schedule].place(Pipe(plan.pipeline, plan.pipeline * 2, plan.chunks))
-    summed = plan.data > 1 and plan.zero < 2  # beyond, every stage's gradients are summed as they come
+    summed = plan.replicas > 1 and plan.zero < 2  # beyond, every stage's gradients are summed as they come
     if plan.sync == SYNCS[0] or summed or any(len(ranks) > 1 for ranks in place):
         return None
     whole = "gradients to sum at the end: data > 1 with zero 0 or 1, or a schedule of two directions"
@@ -271,10 +297,12 @@ def _generation(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | 
 def why_not(model: ModelSpec, workload: Workload, plan: Plan, devices: int | None = None) -> str | None:
     """The first reason why `plan` cannot run, or None. `devices` must equal the plan's world when given."""
     checks: list[str | None] = []
-    if min(plan.data, plan.tensor, plan.pipeline, plan.micro_batch, plan.chunks) < 1:
+    if min(plan.data, plan.context, plan.context_ring, plan.tensor, plan.pipeline, plan.micro_batch, plan.chunks) < 1:
         return "every degree must be at least 1"
     if devices is not None and plan.world != devices:
-        checks.append(f"data x tensor x pipeline must equal devices {devices} (found {plan.world})")
+        degrees = "data x context x tensor x pipeline" if plan.context > 1 else "data x tensor x pipeline"
+        checks.append(f"{degrees} must equal devices {devices} (found {plan.world})")
+    checks += _context(plan, model, workload) if workload.kind == "train" else []
     checks += _tensor(plan, model, workload, plan.vocabulary == "ends")
     checks += (_training if workload.kind == "train" else _generation)(plan, model, workload)
     return next((reason for reason in checks if reason), None)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from autotune.planners.costs.body import BodyCosts, Cost, added
 from autotune.planners.costs.price import Pricer
 from autotune.planners.costs.step import StepCosts
+from autotune.planners.costs.works import Around
 from autotune.planners.feasible import why_not
 from autotune.planners.lower.train import lower_training
 from autotune.planners.resolve import resolve, uncollected
@@ -62,7 +63,7 @@ class Predictor:
     workload: Workload
     profile: Profile
     _pricers: dict[int, Pricer] = field(default_factory=dict)
-    _bodies: dict[tuple[int, int, int], BodyCosts] = field(default_factory=dict)
+    _bodies: dict[tuple[int, int, int, Around], BodyCosts] = field(default_factory=dict)
     _rounds: dict[int, Predictor] = field(default_factory=dict)
 
     def ranks(self, world: int) -> int:
@@ -72,9 +73,9 @@ class Predictor:
         return min(most, self.profile.device.cores) if self.profile.inline and self.profile.device.cores else most
 
     def capacity(self, plan: Plan) -> float | None:
-        """How many pipeline ranks, with all their data and tensor peers, can compute at once at full speed."""
+        """How many pipeline ranks, with all their replicas and tensor peers, can compute at once at full speed."""
         cores = self.profile.device.cores
-        return cores / (plan.data * plan.tensor) if self.profile.inline and cores and plan.world > cores else None
+        return cores / (plan.replicas * plan.tensor) if self.profile.inline and cores and plan.world > cores else None
 
     def pricer(self, world: int) -> Pricer:
         """Prices at the number of workers that share a node."""
@@ -86,9 +87,11 @@ class Predictor:
     def bodies(self, plan: Plan) -> BodyCosts:
         pricer = self.pricer(plan.world)
         level, inner = pricer.spread(plan.tensor, 1)
-        key = (self.ranks(plan.world), level, inner)
+        exchange = pricer.spread(plan.context // plan.context_ring, plan.tensor)
+        around = Around(*exchange, pricer.level(plan.context * plan.tensor))
+        key = (self.ranks(plan.world), level, inner, around)
         if key not in self._bodies:
-            self._bodies[key] = BodyCosts(self.profile, pricer, level, inner)
+            self._bodies[key] = BodyCosts(self.profile, pricer, level, inner, around)
         return self._bodies[key]
 
     def predict(self, plan: Plan, timeline: bool = True) -> Prediction:

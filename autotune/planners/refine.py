@@ -31,7 +31,7 @@ def step_works(predictor: Predictor, plan: Plan) -> set[Work]:
     for block in {b for stage in canonical_stages(predictor.model, cut_of(plan, predictor.model)) for b in stage}:
         body = lower_block(block, shape, plan.recompute)
         for instruction in (*body.forward.ranks[0], *body.backward.ranks[0]):
-            found.update(works(block, body, instruction, shape, bodies.level, bodies.inner))
+            found.update(works(block, body, instruction, shape, bodies.level, bodies.inner, bodies.around))
     costs = StepCosts(plan, predictor.model, predictor.workload, predictor.profile, bodies)
     program = lower_training(plan, predictor.model, predictor.workload)
     for op, stage in {(i.op, i.stage) for _, _, i in program}:
@@ -41,7 +41,7 @@ def step_works(predictor: Predictor, plan: Plan) -> set[Work]:
         for block in dict.fromkeys(layout[stage]):
             body, whole = joined_body(block, shape, plan.recompute, many), together(shape, many)
             for instruction in body.weight_gradient.ranks[0]:
-                found.update(works(block, body, instruction, whole, bodies.level, bodies.inner))
+                found.update(works(block, body, instruction, whole, bodies.level, bodies.inner, bodies.around))
     return found
 
 
@@ -56,7 +56,7 @@ def pass_works(predictor: Predictor, plan: Plan) -> set[Work]:
             shape = block_shape(block, whole)
             body = inference_body(block, whole)
             for instruction in body.forward.ranks[0]:
-                found.update(works(block, body, instruction, shape, bodies.level, bodies.inner))
+                found.update(works(block, body, instruction, shape, bodies.level, bodies.inner, bodies.around))
     return found
 
 

@@ -44,6 +44,7 @@ def axis_values(question: Question) -> dict[str, Values]:
         "data": degrees,
         "tensor": degrees,
         "pipeline": degrees,
+        "context": degrees if train and workload.sequence_length >= LONG else (DEFAULTS["context"],),
         "micro_batch": tuple(d for d in divisors(sequences) if not train or d & (d - 1) == 0),
         "schedule": SEARCHED if train else (DEFAULTS["schedule"],),
         "recompute": tuple(RECOMPUTE) if train else ("none",),
@@ -78,7 +79,8 @@ def _products(plan: Plan, row: int) -> Values:
 BY_CHUNK = ("breadth-first", "zeropp")  # orders for a rank that has its weights a chunk at a time
 FEW = (1, 2)  # chunks that a search lets a rank hold whole: no gather runs beside work with one, and one with two
 MOVED = (0, 50, 100)  # percent of the activations on the host that a search tries
-MESH = ("data", "tensor", "pipeline")
+MESH = ("data", "tensor", "pipeline", "context")
+LONG = 8192  # tokens of a sequence from which on ranks share it unasked
 # Axes whose choices hang on the plan so far.
 INNER = (
     "chunks",
@@ -168,9 +170,10 @@ class Enumeration:
     @cached_property
     def meshes(self) -> list[Plan]:
         """The degrees that make the number of devices."""
-        degrees = product(*(self.values[n] for n in MESH))
-        plans = (Plan(int(str(data)), int(str(tensor)), int(str(pipe))) for data, tensor, pipe in degrees)
-        return [plan for plan in plans if plan.world == self.question.devices]
+        plans = (Plan().altered(**dict(zip(MESH, d, strict=True))) for d in product(*(self.values[n] for n in MESH)))
+        filled = [plan for plan in plans if plan.world == self.question.devices]
+        rings = self.question.axes.get("context_ring")
+        return [plan.altered(context_ring=ring) for plan in filled for ring in rings or divisors(plan.context)]
 
     @property
     def choices(self) -> int:

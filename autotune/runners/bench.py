@@ -38,6 +38,7 @@ from autotune.runners.state import DTYPES, local_shape
 from autotune.spec.graph import Block
 from autotune.spec.machine import Sample
 from autotune.spec.model import ModelSpec
+from autotune.spec.program import CONTEXT, RING, TENSOR
 from autotune.spec.work import Work
 
 Works = tuple[Work, ...]
@@ -73,6 +74,8 @@ def _run(calls: tuple[Call, ...], env: Env, values: Values, group: Any, clock: C
         operands = tuple(values[name] for name in call.reads)
         if not call.collective:
             made = call.run(env, None, operands)
+        elif call.lane != TENSOR:  # what is exchanged or passed on is as large as what comes
+            made = operands
         elif group is None:
             made = (stand_in(call.label, env.tensor_size)(operands[0]),)
         else:
@@ -125,6 +128,8 @@ def _copies(model: ModelSpec, piece: Piece, device: torch.device, group: Any) ->
             grads,
             tensor_rank=dist.get_rank(group) if group is not None else 0,
             tensor_size=shape.tensor,
+            context_size=shape.context // shape.ring,
+            ring_size=shape.ring,
             all_reduce=reduce,
             attention=shape.attention,
         )
@@ -192,7 +197,7 @@ class _Bench:
             for i, instruction in enumerate(program.ranks[0]):
                 # What an operation sends is left out when it runs here alone: the rest of it is what is timed.
                 made = works(self.piece.block, self.body, instruction, self.piece.shape)
-                if self.group is None:
+                if self.group is None or instruction.lane in (CONTEXT, RING):
                     made = tuple(work for work in made if work.kind != "collective")
                 if made:
                     seen[made].append(self.clock.between(marks[i], marks[i + 1]))

@@ -32,6 +32,7 @@ from autotune.runners.state import DTYPES, local_shape
 from autotune.spec.graph import Block
 from autotune.spec.machine import Sample
 from autotune.spec.model import ModelSpec
+from autotune.spec.program import COMPUTE
 from autotune.spec.work import Memory, Work
 
 COLD_BYTES = 256 * 2**20  # of weights that follow one another, so that none is left in a cache when it comes again
@@ -148,12 +149,12 @@ def stages(body: Body, calls: tuple[Call, ...], piece: PassPiece) -> list[tuple[
         call = calls[many]
         made = [work for work in works(block, body, instruction, shape) if work.kind != "collective"]
         if instruction.op == "attention":
-            copies = Call(_append, call.reads, (), (), call.reads, False, "append")
+            copies = Call(_append, call.reads, (), (), call.reads, COMPUTE, "append")
             each = Memory("append", 2 * body.sizes[call.reads[1]], shape.dtype)  # keys are as large as values
             found.append(((*calls[:many], copies), (each, each)))
         found.append((calls[: many + 1], tuple(made) if len(made) == 1 and not call.collective else ()))
     if block.kind == "head":
-        last = Call(_pick, (body.output,), ("token", "column"), (), (body.output,), False, "pick")
+        last = Call(_pick, (body.output,), ("token", "column"), (), (body.output,), COMPUTE, "pick")
         found.append(((*calls, last), (Memory("pick", body.sizes[body.output], shape.dtype),)))
     return found
 

@@ -1,27 +1,31 @@
 """Runs the body of one block, instruction by instruction: what the simulator priced, in the order it was priced.
 
-A body program is compiled once into a list of steps. Collectives of the tensor lane are issued without waiting; the
+A body program is compiled once into a list of steps. Collectives are issued without waiting; the
 next instruction that touches their buffer waits for them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from autotune.runners.layouts import LAYOUTS
 from autotune.runners.ops import OPERATIONS, Env
 from autotune.spec.graph import Block
 from autotune.spec.opset import OPS
-from autotune.spec.program import TENSOR, Instruction, Program
+from autotune.spec.program import COMPUTE, Instruction, Program
 
 Values = dict[str, Tensor]
+Groups = Mapping[str, dist.ProcessGroup | None]  # by lane: whom this rank meets there
+ALONE: Groups = {}
 
 # torch 2.13 renames these two; the versions before know only the old names.
 GATHER: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -36,22 +40,29 @@ class Call(NamedTuple):
     writes: tuple[str, ...]
     frees: tuple[str, ...]
     touches: tuple[str, ...]
-    collective: bool
+    lane: str
     label: str
+
+    @property
+    def collective(self) -> bool:
+        return self.lane != COMPUTE
 
 
 def _forward(block: Block, instruction: Instruction) -> Call:
     node, forward = block.nodes[instruction.part], OPERATIONS[instruction.op].forward
+    if hop := instruction.item:
+        return _call(instruction, lambda env, group, reads: forward(replace(env, hop=hop), node, *reads))
     return _call(instruction, lambda env, group, reads: forward(env, node, *reads))
 
 
 def _gradient(block: Block, instruction: Instruction, op: str, form: str) -> Call:
     node, rule = block.nodes[instruction.part], OPS[op]
     given = len(instruction.reads) - len(rule.dgrad if form == "dgrad" else rule.wgrad)
-    function = getattr(OPERATIONS[op], form)
+    function, hop = getattr(OPERATIONS[op], form), instruction.item
 
     def run(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
-        return function(env, node, reads[:given], reads[given:]) or ()
+        seen = replace(env, hop=hop) if hop else env
+        return function(seen, node, reads[:given], reads[given:]) or ()
 
     return _call(instruction, run)
 
@@ -59,11 +70,10 @@ def _gradient(block: Block, instruction: Instruction, op: str, form: str) -> Cal
 def _call(
     instruction: Instruction,
     run: Callable[[Env, dist.ProcessGroup | None, tuple[Tensor, ...]], tuple[object, ...]],
-    collective: bool = False,
 ) -> Call:
     i = instruction
     touches = tuple(dict.fromkeys(i.reads + i.writes))
-    return Call(run, i.reads, i.writes, i.frees, touches, collective, i.op)
+    return Call(run, i.reads, i.writes, i.frees, touches, i.lane, i.op)
 
 
 def _accumulate(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
@@ -90,6 +100,42 @@ def _reduce_scatter(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tens
     return part, SCATTER(part, whole, group=group, async_op=True)
 
 
+def _all_to_all(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
+    """[ranks, ...] by who gets it -> [ranks, ...] by whose it was."""
+    received = torch.empty_like(reads[0])
+    return received, dist.all_to_all_single(received, reads[0], group=group, async_op=True)
+
+
+class Several:
+    """Messages under way together; waited for once."""
+
+    def __init__(self, started: list[dist.Work], held: tuple[Tensor, ...]) -> None:
+        self.started, self.held = started, held  # what is sent stays until it has gone
+
+    def wait(self) -> None:
+        for work in self.started:
+            work.wait()
+        self.started, self.held = [], ()
+
+
+def _shifted(way: int) -> Callable[[Env, dist.ProcessGroup | None, tuple[Tensor, ...]], tuple[object, ...]]:
+    """Each operand to the rank `way` further in the ring, from the one as far before."""
+
+    def run(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
+        at, ranks = dist.get_rank(group), dist.get_world_size(group)
+        ahead, behind = ((at + step) % ranks for step in (way, -way))
+        sent = tuple(read.contiguous() for read in reads)
+        received = tuple(map(torch.empty_like, sent))
+        messages = [
+            dist.P2POp(act, tensor, group=group, tag=tag, group_peer=peer)
+            for act, tensors, peer in ((dist.isend, sent, ahead), (dist.irecv, received, behind))
+            for tag, tensor in enumerate(tensors)
+        ]
+        return *received, Several(dist.batch_isend_irecv(messages), sent)
+
+    return run
+
+
 _pause = 0.0
 
 
@@ -107,14 +153,21 @@ def unhurried(seconds: float = 5e-4) -> Iterator[None]:
         _pause = before
 
 
-def _end(work: dist.Work) -> None:
+def _end(work: dist.Work | Several) -> None:
     work.wait()
     if _pause:
         time.sleep(_pause)
 
 
 LOCAL = {"accumulate": _accumulate, "concat": _concat}  # of no node
-COLLECTIVES = {"all_reduce": _all_reduce, "all_gather": _all_gather, "reduce_scatter": _reduce_scatter}
+COLLECTIVES = {
+    "all_reduce": _all_reduce,
+    "all_gather": _all_gather,
+    "reduce_scatter": _reduce_scatter,
+    "all_to_all": _all_to_all,
+    "shift": _shifted(1),
+    "shift_back": _shifted(-1),
+}
 
 
 def compile_body(block: Block, program: Program) -> tuple[Call, ...]:
@@ -122,10 +175,13 @@ def compile_body(block: Block, program: Program) -> tuple[Call, ...]:
     calls = []
     for instruction in program.ranks[0]:
         op, _, form = instruction.op.partition(".")
-        if instruction.lane == TENSOR:
-            calls.append(_call(instruction, COLLECTIVES[op], collective=True))
+        if instruction.lane != COMPUTE:
+            calls.append(_call(instruction, COLLECTIVES[op]))
         elif form:
             calls.append(_gradient(block, instruction, op, form))
+        elif op in LAYOUTS:
+            shares = tuple(program.buffers[0][name].size for name in instruction.writes)
+            calls.append(_call(instruction, partial(LAYOUTS[op], shares)))
         elif op in LOCAL:
             calls.append(_call(instruction, LOCAL[op]))
         else:
@@ -149,18 +205,18 @@ class Watch:
 
 
 def run_body(
-    calls: tuple[Call, ...], env: Env, values: Values, group: dist.ProcessGroup | None, watch: Watch | None = None
+    calls: tuple[Call, ...], env: Env, values: Values, groups: Groups = ALONE, watch: Watch | None = None
 ) -> Values:
     """Runs the calls over `values`, which holds what the body is given and is left with what it does not free."""
-    pending: dict[str, dist.Work] = {}
+    pending: dict[str, dist.Work | Several] = {}
     for call in calls:
         if pending:
             for name in call.touches:
                 if name in pending:
                     _end(pending.pop(name))
-        made = call.run(env, group, tuple(values[name] for name in call.reads))
+        made = call.run(env, groups.get(call.lane), tuple(values[name] for name in call.reads))
         if call.collective:
-            pending[call.writes[0]] = made[-1]  # type: ignore[assignment]
+            pending.update(dict.fromkeys(call.writes, made[-1]))  # type: ignore[arg-type]
             made = made[:-1]
         values.update(zip(call.writes, made, strict=True))  # type: ignore[arg-type]  # a loop's variable would keep one
         if watch is not None:

@@ -53,7 +53,7 @@ def check_step(
     trainer.interpreter.hooks = {}
     loss = trainer.interpreter.values.get("loss", torch.zeros((), device=trainer.mesh.device)).detach().clone()
     losses.append(float(loss))
-    if trainer.mesh.data == 0:
+    if trainer.mesh.replica == 0:
         save_file(found, folder / f"gradients-{rank}.safetensors")
     total = torch.tensor([float(loss)], dtype=torch.float64)
     dist.all_reduce(total)

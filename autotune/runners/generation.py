@@ -281,7 +281,7 @@ class Generator:
             self.watch.append((step.block, self._pass.shape, watch))
         given: Values = {step.source: x}
         env = replace(step.env, start=self._start)
-        return run_body(step.calls, env, given, self.mesh.axes["tensor"], watch)[step.output]
+        return run_body(step.calls, env, given, self.mesh.axes, watch)[step.output]
 
     def pick(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """The likeliest next token of each sequence; of equal ones the first, whoever holds it."""

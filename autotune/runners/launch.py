@@ -33,10 +33,12 @@ def launch(job: Job, *, nproc: int, log_dir: Path, timeout_s: float = 3600.0) ->
     here = world_here()
     world = here[1] if here else nproc
     if world != job.plan.world:
+        plan = job.plan
+        context = f"context {plan.context} x " if plan.context > 1 else ""
+        mesh = f"data {plan.data} x {context}tensor {plan.tensor} x pipeline {plan.pipeline}"
         raise UsageError(
-            f"the plan needs {job.plan.world} workers (data {job.plan.data} x tensor {job.plan.tensor} x pipeline "
-            f"{job.plan.pipeline}), found {world}",
-            hint=f"run with --nproc {job.plan.world}",
+            f"the plan needs {plan.world} workers ({mesh}), found {world}",
+            hint=f"run with --nproc {plan.world}",
         )
     log_dir.mkdir(parents=True, exist_ok=True)
     if here is None:

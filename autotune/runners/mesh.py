@@ -57,7 +57,7 @@ class Mesh:
     rank: int
     device: torch.device
     pipeline: int = 0
-    data: int = 0
+    replica: int = 0
     tensor: int = 0
     axes: dict[str, dist.ProcessGroup | None] = field(default_factory=dict)
     lanes: dict[Lane, dist.ProcessGroup] = field(default_factory=dict)
@@ -68,7 +68,13 @@ class Mesh:
     def build(cls, plan: Plan, programs: Sequence[Program], rank: int, device: torch.device) -> Mesh:
         """`programs` are expanded ones: each of their meetings names its members."""
         mesh = cls(plan, rank, device, *coordinates(plan, rank))
-        for axis, extent in (("tensor", plan.tensor), ("data", plan.data)):
+        axes = {
+            "tensor": plan.tensor,
+            "data": plan.replicas,
+            "context": plan.context // plan.context_ring,
+            "ring": plan.context_ring,
+        }
+        for axis, extent in axes.items():
             mesh.axes[axis] = None
             for members in groups(plan, axis) if extent > 1 else ():
                 group = _group(members)
@@ -85,6 +91,16 @@ class Mesh:
         if not staged(device):
             mesh.connect()
         return mesh
+
+    @property
+    def data(self) -> int:
+        """Which rows of a batch this rank takes."""
+        return self.replica // self.plan.context
+
+    @property
+    def context(self) -> int:
+        """Which part of each sequence this rank takes."""
+        return self.replica % self.plan.context
 
     def open_boxes(self, messages: Mapping[Lane, int]) -> set[Lane]:
         """The lanes of messages between ranks of one host whose GPUs map each other's memory, on any host."""

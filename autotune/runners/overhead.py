@@ -43,9 +43,9 @@ def instruction_seconds(device: torch.device, precision: str) -> dict[str, float
     x = torch.randn(TOKENS, TINY.hidden, device=device).to(dtype)
 
     def train() -> None:
-        values: Values = run_body(calls[0], env, {"x": x}, None)
+        values: Values = run_body(calls[0], env, {"x": x})
         values[f"d.{body.output}"] = values.pop(body.output)
-        run_body(calls[1], env, values, None)
+        run_body(calls[1], env, values)
 
     single = Shape(1, 1, TOKENS, dtype=precision)
     decode_calls = compile_body(block, inference_body(block, single).forward)
@@ -53,7 +53,7 @@ def instruction_seconds(device: torch.device, precision: str) -> dict[str, float
     step = Env(TINY, 1, 1, torch.full((1,), TOKENS - 1, device=device), rope, weights, cache=cache, start=TOKENS - 1)
 
     def decode() -> None:
-        run_body(decode_calls, replace(step, start=TOKENS - 1), {"x": x[:1]}, None)  # as the executor moves on
+        run_body(decode_calls, replace(step, start=TOKENS - 1), {"x": x[:1]})  # as the executor moves on
 
     with torch.no_grad():
         return {

@@ -30,7 +30,7 @@ def unshard(trainer: Trainer, instruction: Instruction, values: Store) -> Starte
 def fresh(trainer: Trainer, instruction: Instruction, values: Store) -> tuple[Any, ...]:
     """Whole gradients of a stage, zero."""
     state = trainer.states[instruction.stage]
-    whole = torch.zeros(trainer.plan.data * state.grad.numel(), dtype=state.grad.dtype, device=state.grad.device)
+    whole = torch.zeros(trainer.plan.replicas * state.grad.numel(), dtype=state.grad.dtype, device=state.grad.device)
     return (Flat(whole, state.views(whole)),)
 
 

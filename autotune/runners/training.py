@@ -60,6 +60,21 @@ NUMBERS = (NORM, CARRIED, WHOLE)
 Batch = tuple[Tensor, Tensor]  # tokens and targets, int64 [sequences of this replica, sequence length]
 
 
+def places(plan: Plan, workload: Workload, context: int) -> Tensor:
+    """int64 [tokens of a sequence here]: where in each sequence the tokens of this part of it stand.
+
+    Of twice as many pieces as the ring has ranks, each rank has one from the front and one as far from the end; those
+    that exchange heads have the two in equal parts.
+    """
+    heads = plan.context // plan.context_ring
+    at, part = divmod(context, heads)
+    tokens = torch.arange(workload.sequence_length)
+    if plan.context_ring > 1:
+        pieces = tokens.view(2 * plan.context_ring, -1)
+        tokens = torch.cat((pieces[at], pieces[-1 - at]))
+    return tokens.view(heads, -1)[part]
+
+
 @dataclass
 class Trainer:
     """One rank of a training step. `interpreter.step()` runs it on the batch given to `feed`."""
@@ -90,8 +105,8 @@ class Trainer:
             StageState.build,
             precision=workload.precision,
             tensor_size=plan.tensor,
-            shards=plan.data if plan.zero else 1,
-            shard=mesh.data if plan.zero else 0,
+            shards=plan.replicas if plan.zero else 1,
+            shard=mesh.replica if plan.zero else 0,
             device=device,
             offload=plan.optimizer_offload,
         )
@@ -109,12 +124,15 @@ class Trainer:
         env = Env(
             model,
             plan.micro_batch,
-            workload.sequence_length,
-            torch.arange(workload.sequence_length, device=device),
+            shape.queries,
+            places(plan, workload, mesh.context).to(device),
             tables(model, workload.sequence_length, device),
             {},
             tensor_rank=mesh.tensor,
             tensor_size=plan.tensor,
+            context_size=plan.context // plan.context_ring,
+            ring_rank=mesh.context // (plan.context // plan.context_ring),
+            ring_size=plan.context_ring,
             all_reduce=mesh.all_reduce,
             attention=plan.attention,
             loss_scale=1.0 / workload.tokens,
@@ -145,7 +163,9 @@ class Trainer:
         return values
 
     def feed(self, batch: Batch) -> None:
-        """The step's tokens and targets, on the ranks that need them; clears the loss."""
+        """Tokens and targets of a step, on the ranks that need them, each a part of each sequence; clears the loss."""
+        here = places(self.plan, self.workload, self.mesh.context)
+        batch = batch if self.plan.context == 1 else (batch[0][:, here], batch[1][:, here])
         tokens, targets = (t.to(self.mesh.device) for t in batch)
         needed = {"tokens": tokens, "targets": targets}
         named = self.program.buffers[self.mesh.rank]
@@ -177,7 +197,7 @@ class Trainer:
         if not self.plan.zero:
             return state.views(flat)
         share = state.part(flat, state.shard).clone()
-        gathered = share.new_empty(self.plan.data * share.numel())
+        gathered = share.new_empty(self.plan.replicas * share.numel())
         dist.all_gather_into_tensor(gathered, share, group=self.mesh.axes["data"])
         return state.views(gathered)
 
@@ -189,9 +209,9 @@ class Trainer:
             parts = {part_of(source, number) for number in range(many)} if many > 1 else {source}
             watch = Watch(outside=frozenset({*parts, "targets"}))
             self.watch.append((block, op, many, watch))
-        group, env = self.mesh.axes["tensor"], self.block_env(stage, block)
+        env = self.block_env(stage, block)
         env = replace(env, batch=many * env.batch) if many > 1 else env
-        return run_body(self.calls[block, op, many], env, given, group, watch)
+        return run_body(self.calls[block, op, many], env, given, self.mesh.axes, watch)
 
     @property
     def rates(self) -> Rates:

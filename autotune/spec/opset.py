@@ -37,6 +37,7 @@ class OpRule:
     inputs: int = 1  # how many leading reads get a gradient
     through: bool = False
     inplace: bool = False  # the input gradient overwrites the first read and takes its place
+    repeats: bool = False  # runs several times on one read, whose gradients are summed as they come
     cheap: bool = False  # memory-bound: what the selective recompute policy runs again
     kinds: tuple[str, ...] = ()
 
@@ -57,6 +58,13 @@ OPS: dict[str, OpRule] = {
         stats=(Stat("lse", times="heads"),),
         dgrad=(("read", 0), ("read", 1), ("read", 2), ("write", 0), ("stat", 0)),
         inputs=3,
+    ),
+    # The same queries over further keys (reads 1, 2), merged into o and lse in place: every part's gradient needs the
+    # final ones alone (2307.08691, 2.2).
+    "attention_more": OpRule(
+        dgrad=(("read", 0), ("read", 1), ("read", 2), ("write", 0), ("stat", 0)),
+        inputs=3,
+        repeats=True,
     ),
     # Latent attention: neither the split of a latent from its rotary key nor a rotation needs anything again.
     "latent_norm": OpRule(

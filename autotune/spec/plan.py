@@ -14,7 +14,8 @@ from autotune.spec.errors import UsageError, nearest_name
 
 @dataclass(frozen=True)
 class Plan:
-    """World size is data x tensor x pipeline. Ranks are numbered tensor fastest, then data, then pipeline."""
+    """World size is data x context x tensor x pipeline. Ranks are numbered tensor fastest, then context, then data,
+    then pipeline."""
 
     data: int = 1  # replicas of the model
     tensor: int = 1  # ranks that share each layer
@@ -45,10 +46,17 @@ class Plan:
     split: str = "own"  # backwards in two halves: as the schedule has them | immediate | fill | end (schedules.split)
     offload_window: int = 2  # compute steps that a copy of them may take before it is waited for
     offload_choice: str = "selective"  # which chunk activations move: the longest waits | uniform (an even share)
+    context: int = 1  # ranks that share each sequence (planners.lower.context)
+    context_ring: int = 1  # of them those that pass keys and values around; so many groups exchange heads for tokens
 
     @property
     def world(self) -> int:
-        return self.data * self.tensor * self.pipeline
+        return self.replicas * self.tensor * self.pipeline
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that hold the same weights: what sums gradients and what ZeRO shards over."""
+        return self.data * self.context
 
     @property
     def stages(self) -> int:
@@ -86,11 +94,13 @@ class Plan:
 
     def describe(self) -> str:
         """One line a person can read: only what differs from the defaults, degrees always."""
-        mesh = f"dp{self.data} tp{self.tensor} pp{self.pipeline} mb{self.micro_batch}"
+        context = f"cp{self.context} " if self.context > 1 else ""
+        mesh = f"dp{self.data} {context}tp{self.tensor} pp{self.pipeline} mb{self.micro_batch}"
         rest = [
             f"{f.name}={_short(getattr(self, f.name))}"
             for f in fields(self)
-            if f.name not in ("data", "tensor", "pipeline", "micro_batch") and getattr(self, f.name) != f.default
+            if f.name not in ("data", "context", "tensor", "pipeline", "micro_batch")
+            and getattr(self, f.name) != f.default
         ]
         return " ".join([mesh, *rest])
 

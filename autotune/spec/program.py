@@ -25,7 +25,9 @@ from typing import NamedTuple
 COMPUTE = "compute"  # the lane that every rank has
 H2D, D2H = "h2d", "d2h"  # copies from the host and to it
 # Lanes named after an axis of the mesh, or after one and a dot: what is on them meets along that axis.
-TENSOR, DATA = "tensor", "data"
+TENSOR, DATA = "tensor", "data"  # data: all that hold the same weights, ranks that share a sequence included
+CONTEXT, RING = "context", "ring"  # inside bodies: who exchange heads for tokens, who pass keys around
+AXES = (TENSOR, DATA, CONTEXT, RING)
 ALL_TENSOR = "*tensor"  # how a lane's name ends whose meetings join all tensor ranks of their peers
 DEVICE = "device"  # the tier that every buffer is in unless it says otherwise
 HOST = "host"
@@ -50,7 +52,7 @@ class Instruction(NamedTuple):
     @property
     def meets(self) -> bool:
         """Whether other ranks take part: its peers, or those along the axis that its lane is named after."""
-        return bool(self.peers) or self.lane.partition(".")[0] in (TENSOR, DATA)
+        return bool(self.peers) or self.lane.partition(".")[0] in AXES
 
     @property
     def label(self) -> str:

@@ -52,10 +52,10 @@ def left(block: Block, shape: Shape, env: Env, seed: int) -> Values:
     def noise() -> Tensor:
         return torch.randn(shape.tokens, width, generator=generator, device=env.positions.device).to(dtype)
 
-    values = run_body(compile_body(block, body.forward), env, {"x": noise()}, None)
+    values = run_body(compile_body(block, body.forward), env, {"x": noise()})
     values.pop(body.output)
     values[f"d.{body.output}"] = noise()
-    values = run_body(compile_body(block, body.input_gradient), env, values, None)
+    values = run_body(compile_body(block, body.input_gradient), env, values)
     wanted = {name for i in body.weight_gradient.ranks[0] for name in i.reads}
     return {name: value for name, value in values.items() if name in wanted}
 
@@ -89,18 +89,18 @@ def check(model: ModelSpec, tokens: int, count: int, device: torch.device, costs
 
     def apart() -> None:
         for values in kept:
-            run_body(one, env, dict(values), None)
+            run_body(one, env, dict(values))
 
     def parts() -> Values:
         return {part_of(name, n): value for n, values in enumerate(kept) for name, value in values.items()}
 
     def joined() -> None:
-        run_body(many, wide, parts(), None)
+        run_body(many, wide, parts())
 
     copies: tuple[Call, ...] = tuple(call for call in many if call.label == "concat")
 
     def concat() -> None:
-        run_body(copies, wide, parts(), None)
+        run_body(copies, wide, parts())
 
     def gradients(run: Callable[[], None]) -> Tensor:
         for gradient in grads.values():

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from autotune.planners.costs.price import Pricer
-from autotune.planners.costs.works import works
+from autotune.planners.costs.works import TOGETHER, Around, works
 from autotune.planners.lower.body import Body
 from autotune.planners.lower.join import joined_body, together
 from autotune.planners.lower.shape import Shape
@@ -69,13 +69,15 @@ def added(costs: Iterable[Cost]) -> Cost:
 class BodyCosts:
     """Prices bodies for one profile at one number of concurrent ranks.
 
-    `level` and `inner` say how the tensor group lies on the links (see `Collective`).
+    `level` and `inner` say how the tensor group lies on the links (see `Collective`), `around` the same of those
+    that share sequences.
     """
 
     profile: Profile
     pricer: Pricer
     level: int = 0
     inner: int = 1
+    around: Around = TOGETHER
     _known: dict[tuple[Block, Shape, str, str, int], Cost] = field(default_factory=dict)
     _stages: dict[tuple[Runs, Shape, str, str, int], Cost] = field(default_factory=dict)
 
@@ -103,7 +105,7 @@ class BodyCosts:
         kinds: dict[str, float] = defaultdict(float)
         grades: dict[str, float] = defaultdict(float)
         for instruction in program.ranks[0]:
-            for work in works(block, body, instruction, shape, self.level, self.inner):
+            for work in works(block, body, instruction, shape, self.level, self.inner, self.around):
                 seconds = self.pricer.seconds(work)
                 kinds[work.kind] += seconds
                 grades[self.pricer.grade(work)] += seconds
@@ -158,7 +160,9 @@ class _Table:
     issue: float
 
     def works(self, instruction: Instruction) -> tuple[Work, ...]:
-        return works(self.block, self.body, instruction, self.shape, self.costs.level, self.costs.inner)
+        return works(
+            self.block, self.body, instruction, self.shape, self.costs.level, self.costs.inner, self.costs.around
+        )
 
     def overhead(self, instruction: Instruction) -> float:
         """What issuing adds where the host itself does the work: the part of it that the work does not hide."""

@@ -63,7 +63,7 @@ class StepCosts:
         plan, level = self.plan, self.pricer.level(self.plan.world)
         # The tensor ranks of each pipeline rank lie next to each other, those of the next one beyond all its replicas.
         near = plan.tensor if level > self.bodies.level else self.bodies.inner
-        inner = near * self.pricer.spread(plan.pipeline, plan.data * plan.tensor)[1]
+        inner = near * self.pricer.spread(plan.pipeline, plan.replicas * plan.tensor)[1]
         return ShardSizes.of(plan, self.model, self.workload, level, inner)
 
     @property
@@ -129,7 +129,7 @@ class StepCosts:
         return self.along_data(op, state_bytes(self.sizes[stage].parameters, self.workload.precision, 1)[which])
 
     def along_data(self, op: str, size: int) -> Work:
-        return Collective(op, size, self.plan.data, *self.pricer.spread(self.plan.data, self.plan.tensor))
+        return Collective(op, size, self.plan.replicas, *self.pricer.spread(self.plan.replicas, self.plan.tensor))
 
     def hop(self, stage: int) -> Work:
         """A boundary activation or its gradient between two pipeline ranks."""
@@ -148,7 +148,7 @@ class StepCosts:
 
     def shares(self, stage: int) -> tuple[int, int]:
         """Elements whose optimizer states stay on the device, and those of one subgroup on the host."""
-        shards = self.plan.data if self.plan.zero else 1
+        shards = self.plan.replicas if self.plan.zero else 1
         return split(self.sizes[stage].parameters, shards, self.plan.optimizer_offload)
 
     def subgroup(self, stage: int, direction: str, which: int) -> tuple[Work, ...]:
@@ -192,7 +192,7 @@ class StepCosts:
     def norm(self, stage: int) -> Work:
         """The gradients read once. Scaling them is not priced: it happens only in steps that clip."""
         size = state_bytes(self.sizes[stage].parameters, self.workload.precision, 1)[1]
-        shards = self.plan.data if self.plan.zero else 1
+        shards = self.plan.replicas if self.plan.zero else 1
         return Memory("read", size // shards, self.wide)
 
     def numbers(self, op: str, group: int, span: int) -> Work:
@@ -223,7 +223,7 @@ class StepCosts:
         weights = (w for block in blocks for w in partial_weights(block, plan.tensor, plan.sequence_parallel))
         size = sum(w.size for w in weights) * (8 if self.workload.precision == "fp64" else 4)
         if sharding(plan.zero, stage, plan.stages).gradients:
-            size = -(-size // plan.data)
+            size = -(-size // plan.replicas)
         return Collective("all_reduce", size, self.plan.tensor, self.bodies.level, self.bodies.inner)
 
 
@@ -233,7 +233,7 @@ PIECES: dict[str, Callable[[StepCosts, int], tuple[Work, ...]]] = {
     "SUM_PARTIAL": lambda c, s: (c.partial(s),),
     "TIE": lambda c, s: (c.tie(s),),
     "TIE_GATHER": lambda c, s: (c.along_data("all_reduce", c.embedding),),
-    "TIE_SHARE": lambda c, s: (Memory("accumulate", 2 * c.embedding // c.plan.data, c.wide),),
+    "TIE_SHARE": lambda c, s: (Memory("accumulate", 2 * c.embedding // c.plan.replicas, c.wide),),
     "SYNC": lambda c, s: (c.sync(s),),
     "ALL_REDUCE": lambda c, s: (c.over_data("all_reduce", s, 1),),
     "REDUCE_SCATTER": lambda c, s: (c.over_data("reduce_scatter", s, 1),),
@@ -255,7 +255,7 @@ PIECES: dict[str, Callable[[StepCosts, int], tuple[Work, ...]]] = {
     "JOIN": lambda c, s: (c.clear(s),),
     "NORM": lambda c, s: (c.norm(s),),
     "NORM_TENSOR": lambda c, s: (c.numbers("all_reduce", c.plan.tensor, c.plan.tensor),),
-    "NORM_DATA": lambda c, s: (c.numbers("all_reduce", c.plan.data, c.plan.tensor * c.plan.data),),
+    "NORM_DATA": lambda c, s: (c.numbers("all_reduce", c.plan.replicas, c.plan.tensor * c.plan.replicas),),
     "NORM_PIPELINE": lambda c, s: (c.numbers("all_reduce", c.plan.pipeline, c.plan.world),),
     "NORM_SEND": lambda c, s: (c.numbers("send_recv", 2, c.plan.world),),
     "NORM_RECV": lambda c, s: (c.numbers("send_recv", 2, c.plan.world),),

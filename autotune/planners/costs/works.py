@@ -7,12 +7,13 @@ the buffers it reads and writes, so it needs no line of its own.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from autotune.planners.lower.body import NO_NODE, Body, lower_block
 from autotune.planners.lower.shape import Shape
 from autotune.spec.graph import Block, Node, blocks
 from autotune.spec.model import ModelSpec
-from autotune.spec.program import TENSOR, Instruction, Program
+from autotune.spec.program import CONTEXT, RING, TENSOR, Instruction, Program
 from autotune.spec.work import BYTES, Attention, Collective, Matmul, Memory, Work
 
 Rule = Callable[[Node, Shape], tuple[Work, ...]]
@@ -53,6 +54,7 @@ def _linear_wgrad(node: Node, shape: Shape) -> tuple[Work, ...]:
 
 def _attention(form: str) -> Rule:
     def rule(node: Node, shape: Shape) -> tuple[Work, ...]:
+        shape = shape.core
         heads, kv = node.attr("heads") // shape.tensor, node.attr("kv_heads") // shape.tensor
         window = node.attr("window")
         keys = min(shape.keys, window) if window and shape.queries == 1 else shape.keys
@@ -113,6 +115,9 @@ WORKS: dict[str, Rule] = {
     "linear.wgrad": _linear_wgrad,
     "attention": _attention("fwd"),
     "attention.dgrad": _attention("bwd"),
+    # All pairs of half the queries and the keys, or of the queries and half the keys: those of the causal half of all.
+    "attention_more": _attention("fwd"),
+    "attention_more.dgrad": _attention("bwd"),
 }
 
 
@@ -129,11 +134,34 @@ EXCHANGES: dict[str, Callable[[Shape], tuple[tuple[str, int], ...]]] = {"cross_e
 PROBE_NAMES = {"rotary.dgrad": "rotary"}
 
 
+class Around(NamedTuple):
+    """How the ranks that share sequences lie on the links: of those that exchange heads as of a `Collective`'s group,
+    and the link level that the ring crosses."""
+
+    level: int = 0
+    inner: int = 1
+    ring: int = 0
+
+
+TOGETHER = Around()  # on the innermost level
+
+
 def works(
-    block: Block, body: Body, instruction: Instruction, shape: Shape, level: int = 0, inner: int = 1
+    block: Block,
+    body: Body,
+    instruction: Instruction,
+    shape: Shape,
+    level: int = 0,
+    inner: int = 1,
+    around: Around = TOGETHER,
 ) -> tuple[Work, ...]:
     """The primitives of one instruction of `body`. `level` and `inner` say how the tensor group lies on the links (see
-    `Collective`)."""
+    `Collective`), `around` the same of those that share sequences."""
+    if instruction.lane == CONTEXT:
+        size, ranks = body.sizes[instruction.reads[0]], shape.context // shape.ring
+        return (Collective(instruction.op, size, ranks, around.level, around.inner),)
+    if instruction.lane == RING:
+        return (Collective("send_recv", sum(body.sizes[n] for n in instruction.reads), 2, around.ring),)
     if instruction.lane == TENSOR:
         whole = max(body.sizes[n] for n in instruction.reads + instruction.writes)
         return (Collective(instruction.op, whole, shape.tensor, level, inner),)

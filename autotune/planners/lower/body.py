@@ -1,7 +1,8 @@
-"""Bodies: the program inside one F, B, W or BW of one block, on one tensor rank.
+"""Bodies: the program inside one F, B, W or BW of one block, on one rank.
 
-The forward follows the block's nodes and inserts the collectives that their splits ask for; the backward is derived
-from the forward and `spec.opset` alone. Both are ordinary programs: an instruction's `part` is the index of its node.
+The forward follows the block's nodes and inserts the collectives that their splits ask for, and what ranks that share
+sequences exchange around attention (lower.context); the backward is derived from the forward, `spec.opset` and the
+table GRADIENTS. Both are ordinary programs: an instruction's `part` is the index of its node.
 Names: `v` is a value of the block, `d.v` its gradient, `v.full` a value gathered along the sequence.
 """
 
@@ -11,12 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from autotune.planners.lower.context import EXCHANGES, around_attention, remade
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.shape import Shape
 from autotune.planners.lower.split import halve
 from autotune.spec.graph import Block, Node
 from autotune.spec.opset import ACTIVATION, COUNT, INDEX, OPS, WIDE
-from autotune.spec.program import TENSOR, Buffer, Instruction, Program
+from autotune.spec.program import COMPUTE, TENSOR, Buffer, Instruction, Program
 
 NO_NODE = -1  # the `part` of an instruction that belongs to no node
 
@@ -51,6 +53,9 @@ class Body:
     def bytes_of(self, names: tuple[str, ...]) -> int:
         return sum(self.sizes[name] for name in names)
 
+
+# Of what is linear in what it moves: the operation that takes the gradient back.
+GRADIENTS = {"all_gather": "reduce_scatter", "reduce_scatter": "all_gather", **EXCHANGES}
 
 # Which program of a block each outer instruction runs.
 PROGRAMS = {"F": "forward", "BW": "backward", "B": "input_gradient", "W": "weight_gradient"}
@@ -122,6 +127,15 @@ def _producers(listing: list[Instruction]) -> dict[str, Instruction]:
     return producer
 
 
+def _changes(listing: list[Instruction]) -> dict[str, list[Instruction]]:
+    """What later changes each value in place: sums over ranks, and further parts of it."""
+    changes: dict[str, list[Instruction]] = {}
+    for instruction in listing:
+        if set(instruction.writes) <= set(instruction.reads):
+            changes.setdefault(instruction.writes[0], []).append(instruction)
+    return changes
+
+
 def _forward(block: Block, shape: Shape, values: _Values, train: bool) -> list[Instruction]:
     """The nodes in order, with the collectives of Megatron's tensor and sequence parallelism between them.
 
@@ -158,7 +172,8 @@ def _forward(block: Block, shape: Shape, values: _Values, train: bool) -> list[I
             name = f"{node.name}.{stat.name}"
             count = 0 if cached and node.op == "attention" else _stat_columns(node, stat.times, shape)
             writes.append(values.put(name, count, split, max(4, shape.width)))
-        out.append(Instruction(node.op, part=index, reads=tuple(reads), writes=tuple(writes)))
+        made = Instruction(node.op, part=index, reads=tuple(reads), writes=tuple(writes))
+        out += around_attention(made, shape, values.size) if node.op == "attention" else [made]
         if partial and sharded:
             whole, part = node.writes[0], writes[0]
             values.size[whole], values.split[whole] = values.size[part] // shape.tensor, True
@@ -174,7 +189,9 @@ class _Backward:
     def __init__(self, block: Block, forward: list[Instruction], values: _Values, kept: set[str]) -> None:
         self.block, self.values, self.shape = block, values, values.shape
         self.available = set(kept)
-        self.producer = _producers(forward)
+        again, self.next = remade(forward)
+        self.producer = {**_producers(forward), **again}
+        self.changes = _changes(forward)
         self.out: list[Instruction] = []
         self.gradients: dict[str, list[str]] = {}
 
@@ -187,11 +204,10 @@ class _Backward:
             self.need(read)
         self.out.append(again)
         self.available.update(again.writes)
-        if again.op not in OPS:
-            return name
-        node = self.block.nodes[again.part]
-        if node.split in ("row", "vocab") and self.shape.tensor > 1 and not name.endswith(".part"):
-            self.out.append(_sum(name))
+        for change in self.changes.get(again.writes[0], ()):
+            for read in change.reads:
+                self.need(read)
+            self.out.append(change)
         return name
 
     def add(self, value: str, gradient: str) -> None:
@@ -215,15 +231,17 @@ class _Backward:
         return name
 
     def collective(self, instruction: Instruction, serial: int) -> None:
-        """The gradient of a gather is a scattered sum, of a scattered sum a gather; of a sum, nothing."""
-        reverse = {"all_gather": "reduce_scatter", "reduce_scatter": "all_gather"}.get(instruction.op)
+        """Of what is linear the way back (see GRADIENTS); of a sum, whose gradient every rank has, nothing."""
+        reverse = GRADIENTS.get(instruction.op)
         if reverse is None:
             return
-        gradient = self.gradient(instruction.writes[0])
-        if gradient is not None:
-            made = self.put(instruction.reads[0], serial)
-            self.out.append(Instruction(reverse, part=NO_NODE, lane=TENSOR, reads=(gradient,), writes=(made,)))
-            self.add(instruction.reads[0], made)
+        gradients = tuple(g for g in map(self.gradient, instruction.writes) if g is not None)
+        if gradients:
+            made = tuple(self.put(read, serial) for read in instruction.reads)
+            back = Instruction(reverse, part=NO_NODE, lane=instruction.lane, reads=gradients, writes=made)
+            self.out.append(back)
+            for read, gradient in zip(instruction.reads, made, strict=True):
+                self.add(read, gradient)
 
     def node(self, instruction: Instruction, serial: int) -> None:
         node, rule = self.block.nodes[instruction.part], OPS[instruction.op]
@@ -239,10 +257,14 @@ class _Backward:
             saved = tuple(self.need(groups[where][i]) for where, i in rule.dgrad)
             inputs = instruction.reads[: rule.inputs]
             made = inputs if rule.inplace else tuple(self.put(r, serial) for r in inputs)
-            op = f"{instruction.op}.dgrad"
-            self.out.append(Instruction(op, part=instruction.part, reads=gradients + saved, writes=made))
+            for name in (following for value in inputs for following in self.next.get(value, ())):
+                self.need(name)
+            op, part, hop = f"{instruction.op}.dgrad", instruction.part, instruction.item
+            self.out.append(Instruction(op, item=hop, part=part, reads=gradients + saved, writes=made))
             for read, gradient in zip(inputs, made, strict=True):
                 self.add(read, gradient)
+                if rule.repeats:
+                    self.gradient(read)
             if node.split == "column" and self.shape.tensor > 1 and not instruction.reads[0].endswith(".full"):
                 self.out.extend(map(_sum, made))
         if node.weights:
@@ -262,7 +284,7 @@ def with_frees(listing: list[Instruction], keep: frozenset[str] | set[str]) -> t
     later: dict[str, int] = {}  # a buffer -> the nearest later position that touches it
     for position in range(len(listing) - 1, -1, -1):
         i = listing[position]
-        if i.lane == TENSOR and i.writes[0] in later:
+        if i.lane != COMPUTE and i.writes[0] in later:
             held |= {n: later[i.writes[0]] for n in i.reads if n not in later and n not in i.writes}
         later |= dict.fromkeys(i.reads + i.writes, position)
     late: dict[int, list[str]] = {}
@@ -283,6 +305,7 @@ def saved_values(block: Block, forward: list[Instruction], policy: str) -> set[s
     """What the backward needs and the policy does not make again. A block's input is always kept.
 
     A gathered copy is never kept: gathering again costs the link what keeping it costs in memory (2205.05198, 4.2.2).
+    Nor is what others passed on.
     """
     again = RECOMPUTE[policy if block.kind == "layer" else "none"]
     needed: list[str] = []
@@ -303,7 +326,7 @@ def saved_values(block: Block, forward: list[Instruction], policy: str) -> set[s
             saved.add(name)
             continue
         source = producer[made.reads[0]] if made.op == "reduce_scatter" else made
-        if source.op == "all_gather" or again(source.op):
+        if source.op in ("all_gather", "shift") or again(source.op):
             needed += made.reads
         else:
             saved.add(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autotune.spec.plan import Plan
 from autotune.spec.work import BYTES
@@ -11,15 +11,17 @@ from autotune.spec.workload import Workload
 
 @dataclass(frozen=True)
 class Shape:
-    """One micro-batch on one tensor rank. `keys` counts cached positions too; training has keys == queries."""
+    """One micro-batch on one rank. `keys` counts cached positions too; training has keys == queries x context."""
 
     batch: int  # sequences
-    queries: int  # new tokens of each sequence
+    queries: int  # new tokens of each sequence on this rank
     keys: int  # positions attended to
     tensor: int = 1
     sequence_parallel: bool = False
     dtype: str = "bf16"
     attention: str = "sdpa"
+    context: int = 1  # ranks that share each sequence
+    ring: int = 1  # of them those that pass keys and values around
 
     @property
     def tokens(self) -> int:
@@ -30,6 +32,14 @@ class Shape:
         """Bytes of one element of an activation."""
         return BYTES[self.dtype]
 
+    @property
+    def core(self) -> Shape:
+        """The shape that attention sees at a time: where ranks share sequences, more tokens of fewer heads."""
+        if self.context == 1:
+            return self
+        tokens, tensor = self.keys // self.ring, self.tensor * self.context // self.ring
+        return replace(self, queries=tokens, keys=tokens, tensor=tensor, context=1, ring=1)
+
     def rows(self, sharded: bool) -> int:
         """Tokens that this rank holds where `sharded` says the sequence is split over the tensor ranks."""
         return self.tokens // self.tensor if sharded else self.tokens
@@ -39,12 +49,14 @@ def training_shape(plan: Plan, workload: Workload) -> Shape:
     """The shape of one micro-batch of a training step."""
     return Shape(
         plan.micro_batch,
-        workload.sequence_length,
+        workload.sequence_length // plan.context,
         workload.sequence_length,
         plan.tensor,
         plan.sequence_parallel,
         workload.precision,
         plan.attention,
+        plan.context,
+        plan.context_ring,
     )
 
 

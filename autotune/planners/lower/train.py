@@ -45,7 +45,7 @@ def state_bytes(parameters: int, precision: str, shards: int) -> tuple[int, int,
 
 def resident_bytes(plan: Plan, parameters: int, precision: str) -> int:
     """Bytes of the optimizer states of a stage that stay in the device's memory."""
-    return state_bytes(split(parameters, plan.data if plan.zero else 1, plan.optimizer_offload)[0], precision, 1)[2]
+    return state_bytes(split(parameters, plan.replicas if plan.zero else 1, plan.optimizer_offload)[0], precision, 1)[2]
 
 
 class StageBytes(NamedTuple):
@@ -62,12 +62,12 @@ class StageBytes(NamedTuple):
 def stage_bytes(plan: Plan, stage: int, parameters: int, precision: str) -> StageBytes:
     """The bytes of one stage of a plan, on one of its ranks."""
     shared = sharding(plan.zero, stage, plan.stages)
-    each = -(-parameters // plan.data)
+    each = -(-parameters // plan.replicas)
     weights, gradients = state_bytes(parameters, precision, 1)[:2]
-    padded, sums = state_bytes(each * plan.data, precision, 1)[:2]
+    padded, sums = state_bytes(each * plan.replicas, precision, 1)[:2]
     return StageBytes(
-        padded // plan.data if shared.weights else weights,
-        sums // plan.data if shared.gradients else gradients,
+        padded // plan.replicas if shared.weights else weights,
+        sums // plan.replicas if shared.gradients else gradients,
         resident_bytes(plan, parameters, precision),
         padded,
         sums,
@@ -89,8 +89,9 @@ def _kinds_of(listing: Sequence[Instruction]) -> dict[str, str]:
 
 def kinds_of(plan: Plan, model: ModelSpec, w: Workload, stages: Collection[int] | None = None) -> Mapping[str, Buffer]:
     """The buffer of every kind: sizes, and whether it outlives the step. `stages`: those of these stages alone."""
-    tokens = Buffer(micro_batches(plan, w) * plan.micro_batch * w.sequence_length * 8, persistent=True)
-    shards = plan.data if plan.zero else 1
+    each = w.sequence_length // plan.context
+    tokens = Buffer(micro_batches(plan, w) * plan.micro_batch * each * 8, persistent=True)
+    shards = plan.replicas if plan.zero else 1
     kinds = {"tokens": tokens, "targets": tokens, "loss": Buffer(max(4, BYTES[w.precision]), persistent=True)}
     kinds |= {name: Buffer(16, persistent=True) for name in (NORM, CARRIED, WHOLE)}
     sizes = stage_sizes(plan, model, w)

@@ -124,7 +124,7 @@ def traits(plan: Plan, model: ModelSpec, workload: Workload) -> Traits:
     return Traits(
         plan.schedule,
         pipe_of(plan, micro_batches(plan, workload)),
-        min(plan.data, 2),
+        min(plan.replicas, 2),
         plan.zero,
         model.tied,
         _sums_partial(model, cut_of(plan, model), plan.tensor, plan.sequence_parallel),

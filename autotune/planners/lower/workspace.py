@@ -11,6 +11,7 @@ are small, and the allocator's peak on H200s was within 0.4 % of dense models' p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from autotune.planners.lower import workspace_mixed as mixed
 from autotune.planners.lower.call import BOOL, CHUNK_BYTES, INT, Call, Site
@@ -118,6 +119,30 @@ def _attention_dgrad(c: Call) -> int:
     return _mask(c) + c.site.threads * 2 * rows * columns * (c.wide + c.shape.width * c.narrow) + rows * c.wide
 
 
+def _half(c: Call) -> Call:
+    return replace(c, shape=replace(c.shape, keys=c.shape.keys // 2))
+
+
+def _attention_more(c: Call) -> int:
+    """All queries over half the keys (as much as half of them over all), their own output and log-sum-exps; then these
+    merged, in a wide type."""
+    c = _half(c)
+    values, statistics = c.values("heads"), c.per_head("heads")
+    part = values // c.wide * c.shape.width
+    merged = part + 2 * statistics + values * (3 if c.narrow else 1)
+    if c.shape.attention == "math":
+        return max(2 * _scores(c) + values + 2 * statistics, merged)
+    rows, columns = _blocks(c)
+    block = rows * (columns + 2 + c.node.attr("head_dim")) * c.wide + (rows * columns * c.shape.width) * c.narrow
+    return max(part + statistics + max(c.site.threads * block, statistics), merged)
+
+
+def _attention_more_dgrad(c: Call) -> int:
+    """All queries over half the keys, and the gradients of both before they are in their places."""
+    own = (c.values("heads") + c.values("kv_heads")) // c.wide * c.shape.width
+    return own + _attention_dgrad(_half(c))
+
+
 def _rows(c: Call) -> tuple[int, int]:
     """(rows of the logits that go through at once, bytes of one in the type that sums are kept in)."""
     columns = c.widened(c.reads[0]) // c.shape.tokens
@@ -174,6 +199,8 @@ CPU: Mapping[str, Rule] = {
     "rotary_norm": _rotary_norm,
     "rotary_norm.dgrad": _rotary_norm_dgrad,
     "rotary_norm.wgrad": _rotary_norm_wgrad,
+    "attention_more": _attention_more,
+    "attention_more.dgrad": _attention_more_dgrad,
     "cross_entropy": _loss,
     "cross_entropy.dgrad": _loss_dgrad,
     **mixed.CPU,
@@ -206,4 +233,5 @@ def workspace(block: Block, instruction: Instruction, shape: Shape, sizes: Mappi
         return 0
     reads = tuple(sizes[name] for name in instruction.reads)
     made = tuple(sizes[name] for name in instruction.writes)
-    return rule(Call(block.nodes[instruction.part], shape, site, reads, made))
+    node = block.nodes[instruction.part]
+    return rule(Call(node, shape.core if node.op == "attention" else shape, site, reads, made))

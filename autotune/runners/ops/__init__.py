@@ -52,6 +52,7 @@ OPERATIONS: dict[str, Operation] = {
     "linear": Operation(linear.forward, linear.dgrad, linear.wgrad),
     "rotary": Operation(rotary.rotary, rotary.rotary_dgrad),
     "rotary_norm": Operation(rotary.rotary_norm, rotary.rotary_norm_dgrad, rotary.rotary_norm_wgrad),
+    "attention_more": Operation(attention.more, attention.more_dgrad),
     "attention": Operation(attention.forward, attention.dgrad),
     "swiglu": Operation(elementwise.swiglu, elementwise.swiglu_dgrad),
     "add": Operation(elementwise.add),

@@ -58,19 +58,20 @@ class Flash:
     def _limits(window: int) -> dict[str, int]:
         return {"window_size_left": window - 1, "window_size_right": 0} if window else {}
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, window: int, causal: bool = True) -> tuple[Tensor, Tensor]:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        n = q.shape[1]
-        o, lse, *_ = aten._flash_attention_forward(q, k, v, None, None, n, n, 0.0, True, False, **self._limits(window))
+        lengths = q.shape[1], k.shape[1]
+        limits = self._limits(window)
+        o, lse, *_ = aten._flash_attention_forward(q, k, v, None, None, *lengths, 0.0, causal, False, **limits)
         return o.transpose(1, 2), lse
 
     def backward(
-        self, g: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, window: int
+        self, g: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, window: int, causal: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:
         g, q, k, v, o = (x.transpose(1, 2) for x in (g, q, k, v, o))
-        n, state = q.shape[1], _no_state(q)
+        lengths, state, limits = (q.shape[1], k.shape[1]), _no_state(q), self._limits(window)
         dq, dk, dv = aten._flash_attention_backward(
-            g, q, k, v, o, lse.contiguous(), None, None, n, n, 0.0, True, state, state, **self._limits(window)
+            g, q, k, v, o, lse.contiguous(), None, None, *lengths, 0.0, causal, state, state, **limits
         )
         return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
 
@@ -98,19 +99,19 @@ class Cudnn:
             return "needs a sequence of at least 2 tokens"
         return _only_cuda(device, dtype, HALVES, 8) or _width(head_dim, 128) or _no_window(sequence, window)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
-        o, lse, *_ = aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, True, False)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, window: int, causal: bool = True) -> tuple[Tensor, Tensor]:
+        o, lse, *_ = aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, causal, False)
         return o, lse.view(q.shape[:3])
 
     def backward(
-        self, g: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, window: int
+        self, g: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, window: int, causal: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:
-        n, state = q.shape[2], _no_state(q)
+        lengths, state = (q.shape[2], k.shape[2]), _no_state(q)
         lse = lse.contiguous()
         if _cudnn_lse_dimensions(q.device) == 4:
             lse = lse.unsqueeze(-1)
         dq, dk, dv = aten._scaled_dot_product_cudnn_attention_backward(
-            g, q, k, v, o, lse, state, state, None, None, None, n, n, 0.0, True
+            g, q, k, v, o, lse, state, state, None, None, None, *lengths, 0.0, causal
         )
         return dq, dk, dv
 
@@ -125,20 +126,20 @@ class Efficient:
         types = (*HALVES, torch.float32)
         return _only_cuda(device, dtype, types, 5) or _width(head_dim, 256) or _no_window(sequence, window)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, window: int, causal: bool = True) -> tuple[Tensor, Tensor]:
         groups = q.shape[1] // k.shape[1]
         k, v = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (k, v))
-        o, lse, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, True)
+        o, lse, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, causal)
         return o, lse[..., : q.shape[2]]
 
     def backward(
-        self, g: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, window: int
+        self, g: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, window: int, causal: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:
         groups, state = q.shape[1] // k.shape[1], _no_state(q)
         wide_k, wide_v = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (k, v))
         padded = F.pad(lse, (0, -lse.shape[2] % LSE_ALIGN), value=float("inf")).contiguous()
         dq, dk, dv, _ = aten._scaled_dot_product_efficient_attention_backward(
-            g, q, wide_k, wide_v, None, o, padded, state, state, 0.0, [True, True, True, False], True
+            g, q, wide_k, wide_v, None, o, padded, state, state, 0.0, [True, True, True, False], causal
         )
         if groups > 1:
             dk, dv = (x.unflatten(1, (-1, groups)).sum(2) for x in (dk, dv))
@@ -163,17 +164,17 @@ class CpuFlash:
         n = q.shape[2]
         return q.new_zeros((n, n)).masked_fill_(hidden(n, n, window, q.device), float("-inf"))
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, window: int, causal: bool = True) -> tuple[Tensor, Tensor]:
         mask = self._mask(q, window)
-        o, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, mask is None, attn_mask=mask)
+        o, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal and mask is None, attn_mask=mask)
         return o, lse
 
     def backward(
-        self, g: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, window: int
+        self, g: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, window: int, causal: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:
         mask = self._mask(q, window)
         dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            g, q, k, v, o, lse, 0.0, mask is None, attn_mask=mask
+            g, q, k, v, o, lse, 0.0, causal and mask is None, attn_mask=mask
         )
         return dq, dk, dv
 
@@ -204,10 +205,10 @@ class Sdpa:
         """Whatever `best` finds."""
         return best(device, dtype, head_dim, sequence, window).supported(device, dtype, head_dim, sequence, window)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
-        return best(q.device, q.dtype, q.shape[3], q.shape[2], window).forward(q, k, v, window)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, window: int, causal: bool = True) -> tuple[Tensor, Tensor]:
+        return best(q.device, q.dtype, q.shape[3], q.shape[2], window).forward(q, k, v, window, causal)
 
     def backward(
-        self, g: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, window: int
+        self, g: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, window: int, causal: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return best(q.device, q.dtype, q.shape[3], q.shape[2], window).backward(g, q, k, v, o, lse, window)
+        return best(q.device, q.dtype, q.shape[3], q.shape[2], window).backward(g, q, k, v, o, lse, window, causal)

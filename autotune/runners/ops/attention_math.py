@@ -31,27 +31,28 @@ class Math:
         """Everything with a floating type."""
         return None if dtype.is_floating_point else f"needs a floating type, not {dtype}"
 
-    def _scores(self, q: Tensor, k: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    def _scores(self, q: Tensor, k: Tensor, window: int, causal: bool) -> tuple[Tensor, Tensor]:
         """q folded to [batch, kv_heads, groups * sequence, width] and its masked scores over the keys."""
         batch, heads, sequence, width = q.shape
         kv_heads = k.shape[1]
         folded = q.to(wide(q.dtype)).reshape(batch, kv_heads, -1, width)
         scores = torch.matmul(folded, k.to(folded.dtype).transpose(2, 3)).mul_(1 / sqrt(width))
-        mask = hidden(sequence, sequence, window, q.device)
-        scores.view(batch, kv_heads, heads // kv_heads, sequence, sequence).masked_fill_(mask, float("-inf"))
+        if causal:
+            mask = hidden(sequence, sequence, window, q.device)
+            scores.view(batch, kv_heads, heads // kv_heads, sequence, sequence).masked_fill_(mask, float("-inf"))
         return folded, scores
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
-        _, scores = self._scores(q, k, window)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, window: int, causal: bool = True) -> tuple[Tensor, Tensor]:
+        _, scores = self._scores(q, k, window, causal)
         lse = scores.logsumexp(-1)
         o = torch.matmul(scores.sub_(lse.unsqueeze(-1)).exp_(), v.to(scores.dtype))
         return o.view(q.shape).to(q.dtype), lse.view(q.shape[:3])
 
     def backward(
-        self, g: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, window: int
+        self, g: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, window: int, causal: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:
         """With p the probabilities: dv = p^T g; ds = p * (g v^T - rowsum(g * o)); dq = ds k, dk = ds^T q, scaled."""
-        folded, p = self._scores(q, k, window)
+        folded, p = self._scores(q, k, window, causal)
         p.sub_(lse.reshape(*p.shape[:3], 1)).exp_()
         g_wide = g.to(p.dtype).reshape(folded.shape)
         dv = torch.matmul(p.transpose(2, 3), g_wide)

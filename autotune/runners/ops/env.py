@@ -25,13 +25,17 @@ class Env:
 
     model: ModelSpec
     batch: int  # sequences
-    sequence: int  # tokens of one sequence, whole even where sequence parallelism gives an operation fewer rows
+    sequence: int  # tokens of one sequence here, all even where sequence parallelism gives an operation fewer rows
     positions: Tensor  # int64 [sequence]: row of the rotary tables for each token of a sequence
     rope: tuple[Tensor, Tensor]  # cos and sin, fp32 [positions, head_dim]
     weights: Mapping[str, Tensor]  # by Weight.name: this tensor rank's shard
     grads: Mapping[str, Tensor] = field(default_factory=dict)  # accumulators: the shard's shape; fp32 for bf16 weights
     tensor_rank: int = 0
     tensor_size: int = 1
+    context_size: int = 1  # ranks that exchange heads for tokens around attention
+    ring_rank: int = 0
+    ring_size: int = 1  # ranks that pass keys and values around
+    hop: int = 0  # how many ranks far those have come that attention now sees
     all_reduce: Callable[[Tensor, str], Tensor] | None = None  # in place over the tensor group; "sum" or "max"
     attention: str = "sdpa"  # a key of ops.attention.BACKENDS
     loss_scale: float = 1.0  # 1 / tokens of the global batch: sums over ranks and micro-batches are then the mean
