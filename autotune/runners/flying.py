@@ -19,6 +19,20 @@ class Handle(Protocol):
     def wait(self) -> Any: ...
 
 
+class Once:
+    """A handle that is waited for once, however many wait: a scattered sum of gloo's copies its result at every wait,
+    also over what has been made of it since. The handle stays: it may hold its operands."""
+
+    def __init__(self, handle: Handle) -> None:
+        self.handle, self.over, self.lock = handle, False, threading.Lock()
+
+    def wait(self) -> None:
+        with self.lock:
+            if not self.over:
+                self.handle.wait()
+                self.over = True
+
+
 @dataclass
 class Message:
     """One message in flight: its buffer's value, and when it landed (seconds of `perf_counter`) or why it failed."""

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from autotune.runners.clock import Clock
-from autotune.runners.flying import Flying, Handle
+from autotune.runners.flying import Flying, Handle, Once
 from autotune.spec.errors import RunError
 from autotune.spec.program import COMPUTE, DEVICE, HOST, Instruction, Program
 
@@ -230,7 +230,7 @@ class Interpreter:
         handle: Handle | None
         if stream is None:
             made = operation(instruction, view)
-            handle = made.handle if isinstance(made, Started) else None
+            handle = Once(made.handle) if isinstance(made, Started) else None
             if isinstance(made, Deferred):
                 needs = [pending[n][0] for n in (*instruction.reads, *instruction.writes) if n in pending]
                 needs += [reader for name in instruction.writes for reader, _ in reading.get(name, ())]

@@ -22,12 +22,16 @@ from autotune.runners import reference, rope
 from autotune.runners.ops import OPERATIONS, Env, KVCache, attention
 from autotune.runners.ops.attention_cache import Lengths
 from autotune.spec.graph import Block, Node, blocks
-from autotune.spec.model import ModelSpec
+from autotune.spec.model import LatentAttention, ModelSpec
 from autotune.spec.opset import OPS
 
 BOUND = {torch.bfloat16: 1.5e-2, torch.float32: 1e-4}  # of the norm of the difference over the norm
 LAYER = ModelSpec(
     "layer", "LlamaForCausalLM", 2048, 1, 32, 8, 64, 8192, 32064, max_positions=8192, qkv_bias=True, out_bias=True
+)
+# DeepSeek's heads: keys of 128 + 64, values of 128
+LATENT = ModelSpec(
+    "latent", "DeepseekV2ForCausalLM", 2048, 1, 16, 16, 192, 10944, 32064, latent=LatentAttention(0, 512, 128, 64, 128)
 )
 SMALL = replace(LAYER, hidden=128, heads=8, kv_heads=2, head_dim=16, ffn=256, vocab=512)
 
@@ -73,6 +77,11 @@ def random(device: torch.device, *shape: int, seed: int = 0) -> Tensor:
 def widths(model: ModelSpec) -> dict[str, int]:
     q, kv = model.heads * model.head_dim, model.kv_heads * model.head_dim
     special = {"qkv": q + 2 * kv, "q": q, "o": q, "k": kv, "v": kv, "gu": 2 * model.ffn, "s": model.ffn}
+    if model.latent:
+        low, heads = model.latent, model.heads
+        special |= {"qh": q, "kva": low.kv_rank + low.rope_dim, "ckv": low.kv_rank, "kr": low.rope_dim}
+        special |= {"kt": low.rope_dim, "kvb": heads * (low.nope_dim + low.v_dim)}
+        special |= {"v": heads * low.v_dim, "o": heads * low.v_dim}
     return {**dict.fromkeys(("x", "h", "x1", "h2", "a", "d", "y"), model.hidden), **special, "logits": model.vocab}
 
 
@@ -227,6 +236,8 @@ def main() -> int:
     tokens = arguments.tokens if on_cuda else 96
     nodes = {n.name: (m, n) for m in (model, replace(model, qk_norm=True)) for b in blocks(m) for n in b.nodes}
     check_model = [*nodes.values(), (model, next(n for n in blocks(model)[1].nodes if n.op == "rotary"))]
+    low = LATENT if on_cuda else replace(LATENT, hidden=128, heads=4, kv_heads=4)
+    check_model += [(low, n) for n in blocks(low)[1].nodes if n.op.startswith("latent") or n.op == "attention"]
     for shape, node in check_model:
         check_node(table, shape, node, tokens, 2, device)
     check_backends(table, device, not on_cuda)
