@@ -175,7 +175,8 @@ def h200_table() -> list[tuple[list[Work], float]]:
     Known to disagree and left out: products of few rows (128x4096x4096, 16x4096x14336, 1x4096x14336: 223 TFLOP/s,
     2.76 and 2.75 TB/s; the profile is 24 to 27 % faster) and collectives of 1 KiB and 1 MiB (38 to 66 us; the profile 6
     to 16). The likely cause is the host's issuing (11 us there), which the probes keep out of what they time; one-row
-    products are therefore compared as that table has them in one CUDA graph.
+    products are therefore compared as that table has them in one CUDA graph. Its messages are NCCL's: ours go through
+    mapped memory.
     """
     rows: list[tuple[list[Work], float]] = []
     for m, k, n, tera in ((8192, 8192, 8192, 802), (4096, 4096, 4096, 725), (8192, 14336, 4096, 800)):
@@ -195,7 +196,6 @@ def h200_table() -> list[tuple[list[Work], float]]:
         "all_gather": (293, 1054, 3848),
         "reduce_scatter": (167, 586, 2024),
         "all_to_all": (147, 480, 1625),
-        "send_recv": (204, 754, 2917),
     }
     for op, times in micros.items():
         for size, micro in zip((2**26, 2**28, 2**30), times, strict=True):
@@ -209,7 +209,7 @@ def h200_table() -> list[tuple[list[Work], float]]:
 def test_the_h200_profile_agrees_with_what_was_measured_apart_from_it() -> None:
     pricer = Pricer(SHIPPED["h200-sxm"], 2)
     ratios = [(sum(map(pricer.seconds, works)) / seconds, works[0]) for works, seconds in h200_table()]
-    assert len(ratios) == 35
+    assert len(ratios) == 32
     for ratio, work in ratios:
         assert 0.8 <= ratio <= 1.2, work
     assert sum(abs(ratio - 1) for ratio, _ in ratios) / len(ratios) < 0.04
