@@ -11,6 +11,7 @@ import torch
 
 from autotune.planners.lower.expand import expand
 from autotune.planners.lower.train import lower_training
+from autotune.planners.resolve import resolve
 from autotune.planners.simulate import memory
 from autotune.planners.validate import validate
 from autotune.runners.reference import adamw_step, clip_gradients, init_weights, reference_gradients
@@ -65,7 +66,7 @@ def assert_equal(
     try:
         program = expand(lower_training(plan, model, work), plan)
         validate(program)
-        validate(program, inline=True)
+        resolve(program, inline=True)
         predicted = memory(program, lambda rank, instruction: 0)
         losses, gradients, weights = oracle(model, work, faults, steps)
     finally:

@@ -11,7 +11,7 @@ from torch import Tensor
 from autotune.runners import reference, rope
 from autotune.runners.ops import OPERATIONS, Env
 from autotune.spec.graph import Block, Node
-from autotune.spec.model import ModelSpec
+from autotune.spec.model import Experts, LatentAttention, ModelSpec
 from autotune.spec.opset import OPS
 
 BATCH, SEQUENCE = 2, 7
@@ -20,6 +20,12 @@ BATCH, SEQUENCE = 2, 7
 TINY = ModelSpec("tiny", "LlamaForCausalLM", 20, 2, 4, 2, 6, 14, 22, norm_eps=1e-5, max_positions=64)
 
 
+YARN = (
+    ("factor", 4.0),
+    ("mscale_all_dim", 0.8),
+    ("original_max_position_embeddings", 16),
+    ("rope_type", "yarn"),
+)
 MODELS = {
     "llama": TINY,
     "one key head": replace(TINY, kv_heads=1),
@@ -27,7 +33,33 @@ MODELS = {
     "biases": replace(TINY, qkv_bias=True, out_bias=True),
     "qk norm": replace(TINY, qk_norm=True, qkv_bias=True),
     "window": replace(TINY, window=3),
+    "latent": replace(
+        TINY,
+        architecture="DeepseekV2ForCausalLM",
+        kv_heads=4,
+        head_dim=10,
+        latent=LatentAttention(12, 8, 6, 4, 7),
+        rope_scaling=YARN,
+    ),
+    "direct queries": replace(
+        TINY, architecture="DeepseekV2ForCausalLM", kv_heads=4, head_dim=10, latent=LatentAttention(0, 8, 6, 4, 10)
+    ),
 }
+# Feed-forwards of experts, each as its family routes: every expert of any weight, groups by their best expert, and by
+# their best two with a bias in the choice.
+MIXTURES = {
+    "mixtral": ("MixtralForCausalLM", Experts(4, 2, 6)),
+    "qwen3": ("Qwen3MoeForCausalLM", Experts(8, 3, 6, normalise=False)),
+    "deepseek2": (
+        "DeepseekV2ForCausalLM",
+        Experts(8, 3, 6, shared_ffn=10, groups=4, top_groups=2, normalise=False, scale=1.7),
+    ),
+    "deepseek3": (
+        "DeepseekV3ForCausalLM",
+        Experts(8, 3, 6, shared_ffn=6, groups=4, top_groups=2, scoring="sigmoid", scale=2.5, score_bias=True),
+    ),
+}
+MIXED = {name: replace(TINY, architecture=family, experts=experts) for name, (family, experts) in MIXTURES.items()}
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -35,7 +67,8 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 
 
 def random_weights(node: Node, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    return {w.name: random(*w.shape, seed=i + 1, dtype=dtype) for i, w in enumerate(node.weights)}
+    made = {w.name: random(*w.shape, seed=i + 1, dtype=dtype) for i, w in enumerate(node.weights)}
+    return made | {c.name: random(*c.shape, seed=61 + i) * 0.1 for i, c in enumerate(node.constants)}
 
 
 def make_env(model: ModelSpec, weights: dict[str, Tensor], **changes: object) -> Env:
@@ -56,6 +89,13 @@ def columns(model: ModelSpec, name: str) -> int:
     """Features of each value of a block."""
     q, kv = model.heads * model.head_dim, model.kv_heads * model.head_dim
     special = {"qkv": q + 2 * kv, "q": q, "o": q, "k": kv, "v": kv, "gu": 2 * model.ffn, "s": model.ffn}
+    if model.latent:
+        low, heads = model.latent, model.heads
+        special |= {"qa": low.q_rank, "cq": low.q_rank, "qh": q, "ckv": low.kv_rank, "kr": low.rope_dim}
+        special |= {"kt": low.rope_dim, "kva": low.kv_rank + low.rope_dim, "kvb": heads * (low.nope_dim + low.v_dim)}
+        special |= {"v": heads * low.v_dim, "o": heads * low.v_dim}
+    if model.experts:
+        special["scores"] = model.experts.count
     return {**special, "logits": model.vocab}.get(name, model.hidden)
 
 
@@ -86,14 +126,15 @@ def oracle(
     reference._run(block, values, {(1, n): w for n, w in own.items()}, rope.tables(model, SEQUENCE))
     writes = [values[name] for name in node.writes]
     writes = [w.reshape(BATCH * SEQUENCE, -1) if w.dim() else w for w in writes]
-    total = sum((w * upstream(n, w)).sum() for n, w in zip(node.writes, writes, strict=True))
+    total = sum((w * upstream(n, w)).sum() for n, w in zip(node.writes, writes, strict=True) if w.is_floating_point())
     assert isinstance(total, Tensor)
-    wanted = [leaf for leaf in (*leaves, *own.values()) if leaf.requires_grad]
+    fixed = {constant.name for constant in node.constants}
+    wanted = [leaf for leaf in leaves if leaf.requires_grad] + [w for name, w in own.items() if name not in fixed]
     found = dict(zip(map(id, wanted), torch.autograd.grad(total, wanted), strict=True))
     return (
         [w.detach() for w in writes],
         [found.get(id(leaf)) for leaf in leaves],
-        {name: found[id(w)] for name, w in own.items()},
+        {name: found[id(w)] for name, w in own.items() if name not in fixed},
     )
 
 

@@ -14,6 +14,7 @@ import pytest
 from autotune.planners.feasible import why_not
 from autotune.planners.lower.train import lower_training
 from autotune.planners.lower.traits import pipe_of
+from autotune.planners.resolve import resolve
 from autotune.planners.schedules import SCHEDULES
 from autotune.planners.simulate import memory, simulate
 from autotune.planners.validate import validate
@@ -86,4 +87,4 @@ def test_every_program_is_sound(name: str) -> None:
     for plan, work in plans(name)[::7]:
         program = lower_training(plan, DEEP, work)
         validate(program)
-        validate(program, inline=True)
+        resolve(program, inline=True)

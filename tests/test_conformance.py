@@ -1,9 +1,9 @@
 """Every schedule of the table, with every pass that is legal on it, gives the serial loss and gradients.
 
 A schedule joins by being in the table: plans are drawn at random over ranks, micro-batches, chunks, uneven layers,
-recompute, offload, clipping, optimizer states on the host, replicas, what they share and when they sum, backwards
-split or not, weight gradients joined or not, and the schedule's own axes. Then every schedule with every way to cut the
-vocabulary's work over pipeline and tensor ranks.
+recompute, experts, offload, clipping, optimizer states on the host, replicas, what they share and when they sum,
+backwards split or not, weight gradients joined or not, and the schedule's own axes. Then every schedule with every way
+to cut the vocabulary's work over pipeline and tensor ranks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from autotune.planners.feasible import why_not
 from autotune.planners.lower.traits import micro_batches, pipe_of, place_of
 from autotune.planners.schedules import SCHEDULES, Pipe, schedule_of
 from autotune.planners.schedules.vocabulary import VOCABULARIES
-from autotune.spec.model import ModelSpec
+from autotune.spec.model import Experts, ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.workload import Workload
 from tests.equal import assert_equal
@@ -27,6 +27,10 @@ from tests.pool import Pool
 
 TIED = ModelSpec("deep-llama", "LlamaForCausalLM", 16, 9, 4, 4, 4, 24, 32, tied=True)
 OPEN = ModelSpec("deep-qwen", "Qwen3ForCausalLM", 24, 10, 8, 4, 4, 32, 40, qkv_bias=True, qk_norm=True)
+EXPERTS = {  # the same with every layer, or all but some, of experts
+    TIED: replace(TIED, architecture="MixtralForCausalLM", experts=Experts(4, 2, 8)),
+    OPEN: replace(OPEN, architecture="Qwen3MoeForCausalLM", experts=Experts(4, 2, 8, dense_layers=(0, 3, 4))),
+}
 SEARCHED = [name for name, entry in SCHEDULES.items() if entry.searched]
 EACH = 3  # plans a schedule
 DRAWS = 600  # after which a pass that was not drawn is taken not to be legal with a schedule
@@ -93,6 +97,8 @@ def draw_plan(draw: random.Random, name: str) -> tuple[ModelSpec, Plan, Workload
     plan = replace(plan, weight_gradients=update.choice(["apart", "joined"]) if splits else "apart")
     plan = replace(plan, vocabulary=draw.choice(["ends", *VOCABULARIES]))
     plan = replace(plan, group=draw.choice(entry.groups(pipe)), limit=draw.choice(entry.limits(pipe)))
+    if update.choice([True, False, False]) and why_not(EXPERTS[model], work, plan, plan.world) is None:
+        model = EXPERTS[model]
     return (model, plan, work) if why_not(model, work, plan, plan.world) is None else None
 
 

@@ -1,4 +1,4 @@
-"""Every dense family, saved by transformers and run by us: the same logits at every position, the same tokens."""
+"""Every family, saved by transformers and run by us: the same logits at every position, the same tokens."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from autotune.planners.lower.shape import Shape
 from autotune.runners.body import compile_body, run_body
 from autotune.runners.checkpoint import open_checkpoint
 from autotune.runners.ops import Env
+from autotune.runners.reference import reference_logits
 from autotune.runners.rope import tables
 from autotune.runners.state import StageState
 from autotune.spec.families import load_model
@@ -38,12 +39,28 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+SPARSE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "decoder_sparse_step": 1}
+LATENT = {"num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 16}
+LATENT |= {"qk_rope_head_dim": 8, "v_head_dim": 12}
+ROUTED = {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "n_shared_experts": 2}
+ROUTED |= {"first_k_dense_replace": 1, "routed_scaling_factor": 1.5}
+GROUPS = {"n_group": 4, "topk_group": 2}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+YARN |= {"mscale": 0.707, "mscale_all_dim": 0.707, "beta_fast": 32, "beta_slow": 1}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama3-tied": ("llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": True, "rms_norm_eps": 1e-5}),
     "mistral": ("mistral", {"sliding_window": None, "head_dim": 32}),
     "mistral-window": ("mistral", {"sliding_window": 8}),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", {"head_dim": 32, "rms_norm_eps": 1e-6}),
+    "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),
+    "qwen3-moe": ("qwen3_moe", SPARSE | {"head_dim": 16, "norm_topk_prob": True, "mlp_only_layers": [1]}),
+    "deepseek-v2-lite": ("deepseek_v2", LATENT | ROUTED | {"q_lora_rank": None, "topk_method": "greedy"}),
+    "deepseek-v2": (
+        "deepseek_v2",
+        LATENT | ROUTED | GROUPS | {"topk_method": "group_limited_greedy", "rope_parameters": YARN},
+    ),
+    "deepseek-v3": ("deepseek_v3", LATENT | ROUTED | GROUPS | {"norm_topk_prob": True, "rope_parameters": YARN}),
 }
 
 
@@ -56,6 +73,9 @@ def save(name: str, folder: Path, **options: Any) -> Any:
         for key, parameter in model.named_parameters():  # norms and biases too: what is constant proves nothing
             noise = torch.randn_like(parameter)
             parameter.copy_(1 + 0.3 * noise if "norm" in key else noise * (0.3 if parameter.dim() == 1 else 0.12))
+        for key, constant in model.named_buffers():
+            if key.endswith("e_score_correction_bias"):
+                constant.copy_(torch.rand_like(constant) * 0.2)
     model.save_pretrained(folder, **options)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
@@ -92,8 +112,11 @@ def test_logits_are_those_of_transformers(name: str, attention: str, tmp_path: P
     with torch.no_grad():
         expected = theirs(tokens).logits
         ours = our_logits(tmp_path / "m", tokens, attention)
+        spec = load_model(tmp_path / "m")
+        oracle = reference_logits(spec, open_checkpoint(tmp_path / "m").whole(spec, torch.float32), tokens)
     assert 0.5 < float(expected.std()) < 5 and expected.dtype == torch.float32
-    assert float((ours - expected).abs().max()) < 1e-5 * max(1.0, float(expected.abs().max()))
+    for found in (ours, oracle):
+        assert float((found - expected).abs().max()) < 1e-5 * max(1.0, float(expected.abs().max()))
 
 
 RECIPE = """
@@ -113,6 +136,7 @@ PLANS = {
     "mistral": (1, ()),
     "qwen2": (2, ("--pin", "pipeline=2")),
     "qwen3": (2, ("--pin", "tensor=2")),
+    "mixtral": (2, ("--pin", "tensor=2")),
 }
 
 

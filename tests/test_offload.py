@@ -141,10 +141,11 @@ def test_a_search_that_moves_activations_tries_what_is_free() -> None:
     share, window = advice.moved(PLAIN)
     full = replace(PLAIN, offload=100)
     open_ = Enumeration(Question(BIG, WORK, linked(0.5), 4, {}), advice)
-    found = {(p.offload, p.offload_window) for p in open_.eased(full)}
-    assert found == {(50, 2), (share, window), (100, window)}
+    assert {(p.offload, p.offload_window) for p in open_.eased(full)} == {(50, 2)}
+    assert {(p.offload, p.offload_window) for p in open_.widened(full)} == {(share, window), (100, window)}
+    assert not open_.widened(PLAIN) and not open_.widened(replace(full, offload_window=window))
     named = Enumeration(Question(BIG, WORK, linked(0.5), 4, {"offload_window": (2,)}), advice)
-    assert {(p.offload, p.offload_window) for p in named.eased(full)} == {(50, 2)}
+    assert not named.widened(full)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 from autotune.planners.feasible import why_not
 from autotune.planners.lower.train import TEMPORARY, completed, lower_training
 from autotune.planners.lower.traits import Traits, pipe_of, place_of
+from autotune.planners.resolve import resolve
 from autotune.planners.schedules import SCHEDULES, Order, Pipe, Step
 from autotune.planners.simulate import simulate
 from autotune.planners.validate import validate
@@ -155,7 +156,7 @@ def two_steps(optimizer: str, ranks: int = 4, items: int = 12) -> tuple[list[flo
     program = completed(zb_h2(pipe), key)
     program = replace(program, buffers=tuple(map(declared, program.ranks)))
     validate(program)
-    validate(program, inline=True)
+    resolve(program, inline=True)
     line = simulate(program, Unit(), steps=2)
     waits, skews, starts = [], [], []
     for rank in range(ranks):

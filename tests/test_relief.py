@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from autotune.planners.advice import PricedAdvice
-from autotune.planners.alone import alone
+from autotune.planners.alone import LOOKS, Alone
 from autotune.planners.bounds import Bounder
 from autotune.planners.feasible import why_not
 from autotune.planners.predict import Predictor, TooLarge, TooSlow
@@ -16,20 +16,22 @@ from autotune.planners.schedules import SCHEDULES
 from autotune.planners.search import search
 from autotune.planners.space import Enumeration
 from autotune.profiles_db.profile_file import MACHINES, load_profile
-from autotune.spec.model import ModelSpec
+from autotune.spec.model import Experts, ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Question
 from autotune.spec.recipe_schema import AXES
 from autotune.spec.workload import Workload
 
 MODEL = ModelSpec("wide", "LlamaForCausalLM", 1024, 8, 16, 16, 64, 2816, 32000)
+EXPERTS = replace(MODEL, architecture="Qwen3MoeForCausalLM", experts=Experts(16, 2, 704))
 WORK = Workload(sequence_length=2048, global_batch=16)
 H100 = load_profile(MACHINES / "h100-sxm.json")
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_no_plan_undercuts_its_bounds(seed: int) -> None:
-    draw, predictor = random.Random(seed), Predictor(MODEL, WORK, H100)
+    model = EXPERTS if seed in (2, 5) else MODEL
+    draw, predictor = random.Random(seed), Predictor(model, WORK, H100)
     bounder, names, seen = Bounder(predictor), [n for n in SCHEDULES if n not in ("given", "solved")], 0
     while seen < 12:
         plan = Plan(
@@ -56,22 +58,25 @@ def test_no_plan_undercuts_its_bounds(seed: int) -> None:
         )
         shares = random.Random(plan.digest).choice(((1, 1), (1, 1), (2, 1), (2, 2), (4, 2)))  # drawn apart
         plan = replace(plan, context=shares[0], context_ring=shares[1])
-        if why_not(MODEL, WORK, plan):
+        if why_not(model, WORK, plan):
             continue
         seen += 1
         found = predictor.predict(plan)
         assert bounder.time(plan) <= found.step_s * (1 + 1e-9), plan
-        least, ordered, most = bounder.memory(plan), bounder.ordered_memory(plan), max(found.peak_bytes)
-        assert least <= ordered <= most, plan
-        if plan.offload == 0 and plan.vocabulary == "ends":
-            assert least == ordered
-        close = alone(bounder, plan, most)
-        assert isinstance(close, TooSlow), plan  # no rank alone needs more than the whole
-        assert bounder.time(plan) <= close.seconds <= found.step_s * (1 + 1e-9), plan
-        enough = alone(bounder, plan, most, enough=0.0)
-        assert isinstance(enough, TooSlow) and enough.seconds <= close.seconds
-        small = alone(bounder, plan, 0)
-        assert isinstance(small, TooLarge) and 0 < small.bytes <= found.peak_bytes[0], plan
+        least, most = bounder.memory(plan), max(found.peak_bytes)
+        assert least <= most, plan
+        times, bytes_ = [bounder.time(plan)], list[int]()
+        for look in range(LOOKS):
+            close = Alone(bounder, most).look(plan, look)
+            assert isinstance(close, TooSlow), plan  # no rank alone needs more than the whole
+            enough = Alone(bounder, most).look(plan, look, enough=0.0)
+            assert isinstance(enough, TooSlow) and enough.seconds <= close.seconds
+            small = Alone(bounder, 0).look(plan, look)
+            assert isinstance(small, TooLarge) and 0 < small.bytes <= found.peak_bytes[0], plan
+            times, bytes_ = [*times, close.seconds], [*bytes_, small.bytes]
+        assert max(times) <= found.step_s * (1 + 1e-9) and times[0] == min(times), plan
+        # What many plans share weighs as much as their own lists until they are updated.
+        assert bytes_[0] <= bytes_[1], plan
 
 
 def test_a_rank_alone_sees_copies_that_compute_waits_for() -> None:
@@ -79,8 +84,28 @@ def test_a_rank_alone_sees_copies_that_compute_waits_for() -> None:
     slow = {k: v / 30 if k.startswith("host_link") else v for k, v in H100.coefficients.items()}
     predictor = Predictor(MODEL, WORK, replace(H100, coefficients=slow))
     bounder, plan = Bounder(predictor), Plan(pipeline=4, attention="flash", offload=100)
-    close, step = alone(bounder, plan, 10**12), predictor.predict(plan).step_s
-    assert isinstance(close, TooSlow) and 1.2 * bounder.time(plan) < close.seconds <= step
+    step = predictor.predict(plan).step_s
+    for look in range(LOOKS):
+        close = Alone(bounder, 10**12).look(plan, look)
+        assert isinstance(close, TooSlow) and 1.2 * bounder.time(plan) < close.seconds <= step
+
+
+def test_a_sketch_that_is_kept_is_each_plan_s_own() -> None:
+    """Plans that share sketches are bounded as if each were the first."""
+    predictor, kept = Predictor(MODEL, WORK, H100), Alone(Bounder(Predictor(MODEL, WORK, H100)), 0)
+    plain = Plan(2, 1, 4, 1, "interleaved-1f1b", chunks=2, attention="flash", vocabulary="vocab-2")
+    others = [
+        {},
+        {"zero": 3, "gathered": 1},
+        {"zero": 2},
+        {"recompute": "full"},
+        {"zero": 3},
+        {"optimizer_offload": 100},
+    ]
+    for axes in [{"offload": moved, **each} for each in others for moved in (0, 100)]:
+        plan = plain.altered(**axes)
+        assert kept.look(plan, 0) == Alone(Bounder(predictor), 0).look(plan, 0)
+    assert len(kept._known) == 2  # of the first rank, with and without moves
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -47,7 +47,7 @@ LINES = {
 LINEAR = {aten.mm, aten.addmm, aten.addmm_}
 ATTENTION = {aten.bmm, *LINES} - LINEAR
 PUBLISHED = sorted((Path(__file__).parent.parent / "recipes" / "models").glob("*.json"))
-DENSE = {path.stem: model for path in PUBLISHED if (model := load_model(path)).dense}
+SHAPES = {path.stem: load_model(path) for path in PUBLISHED}
 
 
 def counter() -> FlopCounterMode:
@@ -124,17 +124,21 @@ def test_the_reference_does_the_model_flops(name: str) -> None:
 
 
 @pytest.mark.parametrize("sequence", [1, 7, 4096])
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", SHAPES)
 def test_model_flops_of_published_models(name: str, sequence: int) -> None:
     """6 x parameters x tokens + 6 x layers x hidden x sequence^2 x batch, where they differ term by term.
 
-    Not in a matrix product: gains, biases and, where it is not also the head, the embedding's table. Queries may be
-    wider or narrower than the hidden size, and a causal row sees itself: S(S+1), not S^2.
+    Not in a matrix product: gains, biases, where it is not also the head the embedding's table, and experts that a
+    token does not visit. Queries may be wider or narrower than the hidden size, or than values (latent attention), and
+    a causal row sees itself: S(S+1), not S^2.
     """
-    model, batch = DENSE[name], 4
+    model, batch = SHAPES[name], 4
     outside = sum(w.size for b in blocks(model) for w in b.weights() if len(w.shape) == 1)
     outside += 0 if model.tied else model.vocab * model.hidden
-    tokens, wide = batch * sequence, model.heads * model.head_dim
+    grouped = [node for b in blocks(model) for node in b.nodes if node.op == "grouped"]
+    outside += sum(n.weights[0].size // n.attr("experts") * (n.attr("experts") - n.attr("top_k")) for n in grouped)
+    values = model.latent.v_dim if model.latent else model.head_dim
+    tokens, wide = batch * sequence, Fraction(model.heads * (model.head_dim + values), 2)
     exact = 6 * (parameters(model) - outside) * tokens + 6 * model.layers * wide * sequence * (sequence + 1) * batch
     assert model_flops(model, batch, sequence) == exact
     rule = 6 * parameters(model) * tokens + 6 * model.layers * wide * sequence**2 * batch

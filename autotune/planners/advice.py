@@ -13,7 +13,7 @@ from math import ceil
 from autotune.planners.bounds import Bounder
 from autotune.planners.costs.step import StepCosts
 from autotune.planners.lower.shape import training_shape
-from autotune.planners.lower.stage import cut_of
+from autotune.planners.lower.stage import cut_of, whole_runs
 from autotune.planners.lower.subgroups import SUBGROUPS, split, subgroup_bytes
 from autotune.planners.schedules.times import Times
 from autotune.planners.solvers.partition import partition
@@ -49,7 +49,7 @@ class PricedAdvice:
         """The cut by dynamic programming over the blocks' prices; "" where it is the even one."""
         predictor = self.bounder.predictor
         model, costs = predictor.model, self.bounder.costs(plan)
-        runs = [run for stage in costs.stages for run in stage]
+        runs = whole_runs(model, ends=plan.vocabulary == "ends")
         seconds = {block: costs.block(block) for block in dict.fromkeys(block for block, _ in runs)}
         layers = [seconds[block] for block, count in runs if block.kind == "layer" for _ in range(count)]
         ends = {block.kind: time for block, time in seconds.items()}
@@ -86,11 +86,11 @@ class PricedAdvice:
 
     def stride(self, plan: Plan) -> int:
         """The stride that balances host and device on the rank's largest stage."""
-        costs = self.bounder.costs(plan)
-        parameters = max(size.parameters for size in costs.sizes)
-        key = (parameters, plan.replicas if plan.zero else 1, plan.optimizer_offload, costs.pricer.ranks)
+        predictor = self.bounder.predictor
+        parameters = max([size.parameters for size in self.bounder.family(plan).sizes])
+        key = (parameters, plan.replicas if plan.zero else 1, plan.optimizer_offload, predictor.ranks(plan.world))
         if key not in self._strides:
-            self._strides[key] = best_stride(SUBGROUPS, subgroup_times(costs))
+            self._strides[key] = best_stride(SUBGROUPS, subgroup_times(self.bounder.costs(plan)))
         return self._strides[key]
 
     def times(self, plan: Plan) -> str:

@@ -10,15 +10,14 @@ Memory: the states of a rank's stages, and as many activations as the schedule's
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 
 from autotune.planners.costs.step import StepCosts
-from autotune.planners.family import Alive, Family, Stages, priced_stages, row_of
+from autotune.planners.family import Family, Stages, priced_stages, row_of
 from autotune.planners.lower.sharding import sharding
-from autotune.planners.lower.train import order_of, stage_bytes
-from autotune.planners.lower.traits import traits
-from autotune.planners.passes.offload import Moves, on_device
+from autotune.planners.lower.train import stage_bytes
 from autotune.planners.passes.subgroups import joined, moves
 from autotune.planners.predict import Predictor
 from autotune.planners.schedules import schedule_of
@@ -38,6 +37,7 @@ APART = {
     "optimizer_stride": 0,
     "sync": "eager",
 }
+_family_of = attrgetter(*(axis.name for axis in fields(Plan) if axis.name not in APART))
 MOST_FAMILIES = 20_000  # that are kept: about 10 kB each
 
 
@@ -47,19 +47,19 @@ class Bounder:
 
     predictor: Predictor
     _updates: dict[tuple[object, ...], tuple[float, float, float]] = field(default_factory=dict)
-    _states: dict[tuple[object, ...], tuple[int, int]] = field(default_factory=dict)
-    _alive: dict[tuple[object, ...], list[Alive]] = field(default_factory=dict)
+    _stage_states: dict[tuple[object, ...], tuple[int, int]] = field(default_factory=dict)
     _stages: dict[tuple[object, ...], Stages] = field(default_factory=dict)
-    _families: dict[Plan, Family] = field(default_factory=dict)
+    _families: dict[tuple[object, ...], Family] = field(default_factory=dict)
 
     def family(self, plan: Plan) -> Family:
         """What the plan shares with those that differ from it in where states and activations lie."""
-        key = plan.altered(**APART)
+        key = _family_of(plan)
         found = self._families.get(key)
         if found is None:
             if len(self._families) >= MOST_FAMILIES:
                 self._families.clear()
-            found = self._families[key] = Family(key, self.predictor, self._stages_of(key))
+            own = plan.altered(**APART)
+            found = self._families[key] = Family(own, self.predictor, self._stages_of(own))
         return found
 
     def _stages_of(self, plan: Plan) -> Stages:
@@ -130,42 +130,41 @@ class Bounder:
             found.append(known)
         return found
 
-    def ordered_memory(self, plan: Plan) -> int:
-        """As `memory`, of what the plan's own order shows: worth its making where activations move to the host or wait
-        for a sharded vocabulary."""
-        if not plan.offload and plan.vocabulary == "ends":
-            return self.memory(plan)
-        key = traits(plan, self.predictor.model, self.predictor.workload)
-        moves = Moves(plan.offload, plan.offload_choice, plan.offload_window)
-        which = (key.schedule, key.split, key.pipe, key.vocabulary, key.product, moves)
-        if which not in self._alive:
-            self._alive[which] = [on_device(listing, moves) for listing in order_of(key)]
-        # Its activations count until their B alone; a closed form knows of those that wait for W.
-        return max(self.memory(plan), self.memory(plan, self._alive[which]))
-
-    def memory(self, plan: Plan, alive: Sequence[Alive] | None = None) -> int:
+    def memory(self, plan: Plan) -> int:
         """Bytes that the fullest rank allocates at least: its states, and the activations that its order keeps, as
-        many on every rank as its closed form says or as `alive` does."""
+        many on every rank as its closed form says."""
         family = self.family(plan)
-        parts = [self._states_of(plan, stage, size.parameters) for stage, size in enumerate(family.sizes)]
-        shard = sum(states for states, _ in parts[plan.stages :])  # every rank's rows of the vocabulary
+        shard = self._states(plan, family, range(plan.stages, len(family.sizes)))[0]
         # What may wait on the host is not counted.
-        needs = family.kept(alive) if alive else family.single if plan.offload else family.needs
+        needs = family.single if plan.offload else family.needs
         most = 0
-        for own, need in zip(family.own, needs, strict=True):
+        for stages, need in needs:
+            states, whole = self._states(plan, family, stages)
             # Most are alive while a forward or backward runs, on whole weights.
-            most = max(most, need + sum(parts[s][0] for s in own) + min(parts[s][1] for s in own))
+            most = max(most, need + states + whole)
         return shard + most
+
+    def resident(self, plan: Plan, rank: int) -> int:
+        """Bytes of weights, gradients and optimizer states that are on a rank's device all along."""
+        family = self.family(plan)
+        shard = range(plan.stages, len(family.sizes))  # every rank's rows of the vocabulary
+        return self._states(plan, family, (*family.own[rank], *shard))[0]
+
+    def _states(self, plan: Plan, family: Family, stages: Iterable[int]) -> tuple[int, int]:
+        """Bytes of the stages' weights, gradients and optimizer states on one device, and of the least that some of
+        them has as whole weights beside these."""
+        found = [self._states_of(plan, stage, family.sizes[stage].parameters) for stage in stages]
+        return sum(states for states, _ in found), min((whole for _, whole in found), default=0)
 
     def _states_of(self, plan: Plan, stage: int, parameters: int) -> tuple[int, int]:
         """Bytes of a stage's weights, gradients, and optimizer states on the device; of its whole weights where they
         are not among these."""
         key = (parameters, stage == plan.stages, plan.replicas if plan.zero else 1, plan.zero, plan.optimizer_offload)
-        if key not in self._states:
+        if key not in self._stage_states:
             own = stage_bytes(plan, stage, parameters, self.predictor.workload.precision)
             gathered = own.whole_weights if sharding(plan.zero, stage, plan.stages).weights else 0
-            self._states[key] = own.weights + own.gradients + own.states, gathered
-        return self._states[key]
+            self._stage_states[key] = own.weights + own.gradients + own.states, gathered
+        return self._stage_states[key]
 
 
 def _update(costs: StepCosts, stage: int) -> tuple[float, float, float]:

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from autotune.planners.alone import LOOKS
 from autotune.planners.bounds import Bounder
 from autotune.planners.lower.traits import micro_batches
 from autotune.planners.predict import TooLarge, TooSlow
+from autotune.planners.resolve import uncollected
 from autotune.planners.space import Enumeration
 from autotune.planners.trial import Outcome, Trial, Workers
 from autotune.spec.plan import Plan
@@ -49,12 +51,12 @@ def seconds_of(question: Question, value: float) -> float:
 
 
 class Waiting(NamedTuple):
-    """A plan in the queue: `number` breaks ties. `close`: its bound is that of its ranks alone already."""
+    """A plan in the queue: `number` breaks ties. `look`: how many looks at its ranks alone have made its bound."""
 
     bound: float
     number: int
     plan: Plan
-    close: bool = False
+    look: int = 0
 
 
 @dataclass
@@ -99,11 +101,12 @@ class Exploration:
         """Bounds every plan of the space. One is tried as soon as there are a few, so that there is an answer; if that
         does not fit, another when there are twice as many."""
         due = FRONT
-        for plan in self.space:
-            self.offer((plan,))
-            if len(self.queue) >= due and not self.simulated:
-                due = 2 * len(self.queue)
-                self._try(self._quickest(1), NEVER)
+        with uncollected():  # what is made stays
+            for plan in self.space:
+                self.offer((plan,))
+                if len(self.queue) >= due and not self.simulated:
+                    due = 2 * len(self.queue)
+                    self._try(self._quickest(1), NEVER)
 
     def prove(self, ended: Callable[[], bool]) -> bool:
         """Simulates best bound first until none is better (True), or `ended` says that the budget has (False)."""
@@ -162,7 +165,7 @@ class Exploration:
         return front[:size]
 
     def _try(self, batch: list[Waiting], following: float) -> None:
-        """Tries plans; those whose close bound is above `following` go back into the queue."""
+        """Tries plans; those whose closer bound is above `following` go back into the queue."""
         self.tried = batch
         wanted, limit, fitting = self.incumbent(), self.limit(), list[Prediction]()
         trials = [self._trial(entry, wanted, limit, following) for entry in batch]
@@ -179,24 +182,26 @@ class Exploration:
     def _trial(self, entry: Waiting, wanted: float, limit: float, following: float) -> Trial:
         """What is asked of a plan, in seconds. Objectives other than time are no reason to leave a plan."""
         if self.question.minimize == "peak_memory" or not self.trains:
-            return Trial(entry.plan, close=True)
-        return Trial(entry.plan, entry.close, *(seconds_of(self.question, v) for v in (wanted, limit, following)))
+            return Trial(entry.plan, LOOKS)
+        return Trial(entry.plan, entry.look, *(seconds_of(self.question, v) for v in (wanted, limit, following)))
 
     def _settle(self, entry: Waiting, outcome: Outcome) -> Prediction | None:
         """Takes in what came of a trial; the prediction of a plan that fits."""
         if isinstance(outcome, TooLarge):
             self._refuse(entry.plan, outcome.bytes)
             return None
-        if not entry.close:  # fewer moves may take less time than these, whatever these take
+        if not entry.look:  # fewer moves may take less time than these, whatever these take
             self.offer(self.space.eased(entry.plan))
         if isinstance(outcome, TooSlow):
             bound = max(entry.bound, valued(self.question, outcome.seconds))
-            heapq.heappush(self.queue, Waiting(bound, entry.number, entry.plan, True))
+            seen = LOOKS if outcome.look is None else outcome.look + 1
+            heapq.heappush(self.queue, Waiting(bound, entry.number, entry.plan, seen))
             return None
         self.count += 1
         if max(outcome.peak_bytes) > self.allowed:
             self._refuse(entry.plan, max(outcome.peak_bytes))
             return None
+        self.offer(self.space.widened(entry.plan))
         return outcome
 
     def _refuse(self, plan: Plan, found: int) -> None:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from autotune.planners.costs.step import StepCosts
-from autotune.planners.lower.stage import Sizes
+from autotune.planners.lower.stage import Sizes, cut_of, first_alike
 from autotune.planners.lower.traits import micro_batches, pipe_of, stage_sizes
 from autotune.planners.predict import Predictor
 from autotune.planners.schedules import SCHEDULES, Place, held, schedule_of
@@ -18,7 +18,7 @@ from autotune.spec.plan import Plan
 from autotune.spec.program import Instruction
 from autotune.spec.workload import Workload
 
-Alive = tuple[tuple[int, int], ...]  # of a rank: (chunk activations, inputs of chunks) on its device at once
+Need = tuple[tuple[int, ...], int]  # the stages of a rank, and bytes of its activations
 
 
 class StageTime(NamedTuple):
@@ -40,10 +40,10 @@ class Stages(NamedTuple):
 def priced_stages(costs: StepCosts) -> Stages:
     """The stages of a plan by its costs; equal stages are asked for once."""
     plan, splits = costs.plan, schedule_of(costs.plan.schedule, costs.plan.split).splits
-    first = {run: stage for stage, run in reversed(list(enumerate(costs.stages)))}
-    seconds = {run: _stage_time(costs, stage, splits) for run, stage in first.items()}
+    first = first_alike(costs.model, cut_of(plan, costs.model))
+    seconds = {stage: _stage_time(costs, stage, splits) for stage in dict.fromkeys(first)}
     hop = costs.cost(Instruction("SEND", 0)).seconds if plan.stages > 1 else 0.0
-    return Stages(tuple(map(seconds.__getitem__, costs.stages)), hop, _vocabulary(costs))
+    return Stages(tuple([seconds[stage] for stage in first]), hop, _vocabulary(costs))
 
 
 def _stage_time(costs: StepCosts, stage: int, splits: bool) -> StageTime:
@@ -147,26 +147,28 @@ class Family:
         return self.items * before, self.items * beside, self.items * after
 
     @cached_property
-    def needs(self) -> list[int]:
+    def needs(self) -> list[Need]:
         """Bytes of every rank's activations at least, in any order: as many as the closed form says."""
-        return self.kept([((n, n),) for n in self.peaks or [1] * self.plan.pipeline])
+        return self._needs(self.peaks or [1] * self.plan.pipeline)
 
     @cached_property
-    def single(self) -> list[int]:
+    def single(self) -> list[Need]:
         """As `needs`, where all activations that wait may be elsewhere."""
-        return self.kept([((1, 1),)] * self.plan.pipeline) if self.peaks else self.needs
+        return self._needs([1] * self.plan.pipeline) if self.peaks else self.needs
 
-    def kept(self, alive: Sequence[Alive]) -> list[int]:
-        """Bytes of every rank's activations, given how many are alive on it."""
+    def _needs(self, alive: Sequence[int]) -> list[Need]:
+        """Bytes of activations, given how many of a chunk are alive on every rank: of ranks with stages of the same
+        sizes the most."""
         splits = schedule_of(self.plan.schedule, self.plan.split).splits
         parts = {size: _least(size, splits) for size in dict.fromkeys(self.sizes)}
-        stages = [parts[size] for size in self.sizes]
-        found = []
-        for own, at in zip(self.own, alive, strict=True):
-            mine = [stages[s] for s in own]
-            activation, inputs = min(z.activation for z in mine), min(z.inputs for z in mine)
-            found.append(max(max(n * activation + x * inputs for n, x in at), *(z.at_once for z in mine)))
-        return found
+        stages, numbers = [parts[size] for size in self.sizes], {size: n for n, size in enumerate(parts)}
+        alike = [numbers[size] for size in self.sizes]
+        found: dict[tuple[int, ...], tuple[tuple[int, ...], int]] = {}
+        for own, count in zip(self.own, alive, strict=True):
+            key = tuple(sorted([alike[s] for s in own]))
+            if key not in found or found[key][1] < count:
+                found[key] = own, count
+        return [(own, _held([stages[s] for s in own], count)) for own, count in found.values()]
 
 
 class _Least(NamedTuple):
@@ -183,3 +185,9 @@ def _least(size: Sizes, splits: bool) -> _Least:
     backward = min(size.backward, size.made + size.input_gradient) if splits else size.backward
     at_once = size.saved + size.inputs + size.output + max(size.forward, backward)
     return _Least(activation, size.inputs, at_once)
+
+
+def _held(stages: Sequence[_Least], alive: int) -> int:
+    """Bytes of a rank's activations, of which so many chunks' are alive at once."""
+    activation, inputs = min(z.activation for z in stages), min(z.inputs for z in stages)
+    return max(alive * (activation + inputs), *(z.at_once for z in stages))

@@ -64,6 +64,8 @@ def unsharded(model: ModelSpec, tensor: int, ends: bool = True) -> str | None:
     `ends`: the vocabulary is a layer's width like others; elsewhere its shards are padded.
     """
     widths = [("heads", model.heads), ("kv_heads", model.kv_heads), ("ffn", model.ffn)]
+    if model.experts:
+        widths += [("experts' ffn", model.experts.ffn), ("shared experts' ffn", model.experts.shared_ffn)]
     widths += [("vocabulary", model.vocab)] if ends else []
     return next((why for whole, of in widths if (why := _divides("tensor", tensor, of, whole))), None)
 
@@ -96,6 +98,8 @@ def _context(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | Non
         found.append(_divides("2 x context_ring", 2 * ring, length, "sequence_length"))
         if 0 < model.window < length:
             found.append(f"context_ring needs attention to all tokens before (found window {model.window}; nearest 1)")
+        if model.latent:
+            found.append("context_ring needs values as wide as keys (found latent attention; nearest 1)")
     what = "context / context_ring" if ring > 1 else "context"
     for whole, heads in (("heads", model.heads), ("kv_heads", model.kv_heads)):
         if heads % plan.tensor == 0:  # else refused as such
@@ -107,7 +111,7 @@ def _context(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | Non
 def unfit(plan: Plan, model: ModelSpec, workload: Workload) -> str | None:
     """The first reason why no choice of a training plan's inner axes can make it run, or None: degrees that the model
     or the batch cannot be shared by, or that leave an axis without a meaning."""
-    if workload.kind != "train" or not model.dense:
+    if workload.kind != "train":
         return None
     checks = (
         *_context(plan, model, workload),
@@ -178,7 +182,7 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
     found.append(_optimizer(plan, workload))
     found.append(_sharding(plan))
     found.append(_sync(plan))
-    found.append(_weight_gradients(plan))
+    found.append(_weight_gradients(plan, model))
     return found
 
 
@@ -242,7 +246,7 @@ def _sync(plan: Plan) -> str | None:
     return f"sync {plan.sync} needs {whole} (found data {plan.data}, zero {plan.zero}; nearest {SYNCS[0]})"
 
 
-def _weight_gradients(plan: Plan) -> str | None:
+def _weight_gradients(plan: Plan, model: ModelSpec) -> str | None:
     """What is wrong with how the weight gradients of a split backward are made."""
     how = plan.weight_gradients
     if how not in PRODUCTS:
@@ -252,6 +256,8 @@ def _weight_gradients(plan: Plan) -> str | None:
     if not schedule_of(plan.schedule, plan.split).splits:
         near = f"found {plan.schedule}; nearest 2bp-1f1b"
         return f"weight_gradients {how} needs a schedule with a split backward ({near})"
+    if model.experts:
+        return f"weight_gradients {how} needs a model without experts: their rows are sorted by micro-batch"
     if plan.sequence_parallel:
         return f"weight_gradients {how} needs sequence_parallel false: shards of tokens are not joined (found true)"
     return None
@@ -286,6 +292,8 @@ def _optimizer(plan: Plan, workload: Workload) -> str | None:
 
 def _generation(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:
     found = [_divides("data x micro_batch", plan.data * plan.micro_batch, workload.batch, "batch")]
+    if model.latent:
+        found.append(f"{model.architecture}'s latent attention has no key-value cache in this version: it trains only")
     if plan.pipeline > model.layers:
         found.append(f"pipeline must be at most layers {model.layers} (found {plan.pipeline})")
     for axis in TRAINING_AXES:
@@ -298,8 +306,6 @@ def _generation(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | 
 def why_not(model: ModelSpec, workload: Workload, plan: Plan, devices: int | None = None) -> str | None:
     """The first reason why `plan` cannot run, or None. `devices` must equal the plan's world when given."""
     checks: list[str | None] = []
-    if not model.dense:
-        return f"{model.architecture} has experts or latent attention, which no plan of this version runs"
     if min(plan.data, plan.context, plan.context_ring, plan.tensor, plan.pipeline, plan.micro_batch, plan.chunks) < 1:
         return "every degree must be at least 1"
     if devices is not None and plan.world != devices:

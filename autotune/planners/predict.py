@@ -47,10 +47,12 @@ class TooLarge(NamedTuple):
 
 
 class TooSlow(NamedTuple):
-    """A plan whose step takes at least these seconds: more than is of use."""
+    """A plan whose step takes at least these seconds: more than is of use. `look`: the look at its ranks alone that has
+    shown it (see planners.alone); None: its simulation."""
 
     plan: Plan
     seconds: float
+    look: int | None = None
 
 
 @dataclass

@@ -10,11 +10,12 @@ import gc
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from autotune.spec.errors import UsageError
-from autotune.spec.program import COMPUTE, Instruction, Program
+from autotune.spec.program import COMPUTE, Instruction, Program, reads_of, uses_of, writes_of
 
 
 @dataclass(frozen=True)
@@ -70,86 +71,114 @@ def resolve(program: Program, inline: bool = False, steps: int = 1) -> Resolved:
     return found
 
 
+def own_waits(listing: Sequence[Instruction], given: frozenset[str], inline: bool = False) -> list[list[int]]:
+    """Who waits for whom in one rank's list alone: [position] -> earlier positions. No meeting is waited for."""
+    graph = _Graph(inline, 1)
+    graph.add(0, [i if i.meet is None else i._replace(meet=None) for i in listing], given)
+    return graph.waits
+
+
 def _graph(program: Program, given: tuple[frozenset[str], ...], inline: bool, steps: int) -> Resolved:
-    waits: list[list[int]] = []
-    meetings: dict[tuple[str, int], int] = {}
-    absent: dict[int, int] = {}  # a meeting's event -> how many have not come yet
-    event = [
-        _walk(rank, listing, given[rank], inline, steps, waits, meetings, absent)
-        for rank, listing in enumerate(program.ranks)
-    ]
-    if any(absent.values()):
-        name = next(meet for (meet, _), number in meetings.items() if absent[number])
+    graph = _Graph(inline, steps)
+    event = [graph.add(rank, listing, given[rank]) for rank, listing in enumerate(program.ranks)]
+    if any(graph.absent.values()):
+        name = next(meet for (meet, _), number in graph.meetings.items() if graph.absent[number])
         came = {rank: i.peers for rank, _, i in program if i.meet == name}
         raise UsageError(f"meeting {name}: only ranks {sorted(came)} came, naming peers {sorted(set(came.values()))}")
-    return Resolved(_topological(program, event, waits), waits, tuple(map(tuple, event)), steps)
+    return Resolved(_topological(program, event, graph.waits), graph.waits, tuple(map(tuple, event)), steps)
 
 
-def _walk(
-    rank: int,
-    listing: tuple[Instruction, ...],
-    given: frozenset[str],
-    inline: bool,
-    steps: int,
-    waits: list[list[int]],
-    meetings: dict[tuple[str, int], int],
-    absent: dict[int, int],
-) -> list[int]:
-    """Adds one rank's instructions to the graph and gives the event of each."""
-    writes_a_step = Counter(name for i in listing for name in i.writes)
-    changed = {name for name, count in writes_a_step.items() if count > 1 or steps > 1 or name in given}
-    lagged = {name for i in listing if i.lag for name in i.reads}
-    newest: dict[str, tuple[int, str]] = {}  # a live buffer's last writer and the lane it was on
-    versions: dict[str, list[tuple[int, str]]] = {name: [] for name in lagged}  # all writers, oldest first
-    readers: dict[str, dict[str, int]] = {}  # on each lane, who last read the newest version of what is changed later
-    tail: dict[str, int] = {}  # each lane's last event
-    mine: list[int] = []
-    for step in range(steps):
-        for _, _, _, _, lane, reads, writes, frees, meet, peers, lag in listing:
-            number = len(waits) if meet is None else meetings.setdefault((meet, step), len(waits))
-            if number == len(waits):
-                waits.append([])
-                if meet is not None:
-                    absent[number] = max(1, len(peers))
-            if meet is not None:
-                absent[number] -= 1
-            mine.append(number)
-            wait = waits[number]
-            if lane in tail:
-                wait.append(tail[lane])
-            if inline and lane != COMPUTE and COMPUTE in tail:
-                wait.append(tail[COMPUTE])
-            tail[lane] = number
-            for name in reads:
-                if lag:
-                    back = lag * writes_a_step[name] + 1
-                    old = versions[name]
-                    made = old[-back] if len(old) >= back else None
-                    known = bool(old) or step < lag
+@dataclass
+class _Graph:
+    """The graph while ranks are added to it, one after another."""
+
+    inline: bool
+    steps: int
+    waits: list[list[int]] = field(default_factory=list)
+    lanes: list[str] = field(default_factory=list)  # of every event
+    meetings: dict[tuple[str, int], int] = field(default_factory=dict)  # (meeting, step) -> event
+    absent: dict[int, int] = field(default_factory=dict)  # a meeting's event -> how many have not come yet
+
+    def add(self, rank: int, listing: Sequence[Instruction], given: frozenset[str]) -> list[int]:
+        """Adds one rank's instructions and gives the event of each."""
+        waits, lanes, inline, meetings, absent = self.waits, self.lanes, self.inline, self.meetings, self.absent
+        shared, writes_a_step = _shared(rank, listing, given)
+        changed = {n for n, count in writes_a_step.items() if count > 1 or self.steps > 1 or n in given}
+        lagged = {name for i in listing if i[-1] for name in i.reads}
+        newest: dict[str, int] = {}  # a live buffer's last writer
+        versions: dict[str, list[int]] = {name: [] for name in lagged}  # all writers, oldest first
+        readers: dict[str, dict[str, int]] = {}  # on each lane, who last read the newest version of what changes later
+        tail: dict[str, int] = {}  # each lane's last event
+        mine: list[int] = []
+        for step in range(self.steps):
+            for _, _, _, _, lane, reads, writes, frees, meet, peers, lag in listing:
+                if meet is None:
+                    number = len(waits)
+                    wait: list[int] = []
+                    waits.append(wait)
+                    lanes.append(lane)
                 else:
-                    made = newest.get(name)
-                    known = made is not None
-                if made is not None:
-                    if made[1] != lane:
-                        wait.append(made[0])
-                elif not known and name not in given:
-                    label = listing[(len(mine) - 1) % len(listing)].label
-                    raise UsageError(f"rank {rank}: {label} reads {name}, which nothing has written")
-                if name in changed:
-                    readers.setdefault(name, {})[lane] = number
-            for name in writes:
-                if name in changed:  # what is changed in place must have been written and read
-                    before = readers.pop(name, {})
-                    if name in newest:
-                        before[newest[name][1]] = max(newest[name][0], before.get(newest[name][1], -1))
-                    wait += [n for other, n in before.items() if other != lane]
-                newest[name] = (number, lane)
-                if name in lagged:
-                    versions[name].append((number, lane))
-            for name in frees:
-                newest.pop(name, None)
-                readers.pop(name, None)
-    return mine
+                    number = meetings.setdefault((meet, step), len(waits))
+                    if number == len(waits):
+                        waits.append([])
+                        lanes.append(lane)
+                        absent[number] = max(1, len(peers))
+                    absent[number] -= 1
+                    wait = waits[number]
+                mine.append(number)
+                if lane in tail:
+                    wait.append(tail[lane])
+                if inline and lane != COMPUTE and COMPUTE in tail:
+                    wait.append(tail[COMPUTE])
+                tail[lane] = number
+                for name in () if shared.isdisjoint(reads) else reads:
+                    if name not in shared:
+                        continue
+                    if lag:
+                        back, old = lag * writes_a_step[name] + 1, versions[name]
+                        made = old[-back] if len(old) >= back else None
+                        known = bool(old) or step < lag
+                    else:
+                        made = newest.get(name)
+                        known = made is not None
+                    if made is not None:
+                        if lanes[made] != lane:
+                            wait.append(made)
+                    elif not known and name not in given:
+                        raise _unwritten(rank, listing[(len(mine) - 1) % len(listing)], name)
+                    if name in changed:
+                        readers.setdefault(name, {})[lane] = number
+                for name in () if shared.isdisjoint(writes) else writes:
+                    if name not in shared:
+                        continue
+                    if name in changed:  # what is changed in place must have been written and read
+                        before = readers.pop(name, {})
+                        if name in newest:
+                            maker = lanes[newest[name]]
+                            before[maker] = max(newest[name], before.get(maker, -1))
+                        wait += [n for other, n in before.items() if other != lane]
+                    newest[name] = number
+                    if name in lagged:
+                        versions[name].append(number)
+                for name in () if shared.isdisjoint(frees) else frees:
+                    newest.pop(name, None)
+                    readers.pop(name, None)
+        return mine
+
+
+def _shared(rank: int, listing: Sequence[Instruction], given: frozenset[str]) -> tuple[set[str], Counter[str]]:
+    """The buffers that other lanes than compute use, and how often each is written. The uses of the rest, which are
+    most, follow one another as the lane's instructions do."""
+    shared = set(chain.from_iterable(chain.from_iterable(map(uses_of, [i for i in listing if i[4] != COMPUTE]))))
+    written = set(chain.from_iterable(map(writes_of, listing)))
+    if unwritten := set(chain.from_iterable(map(reads_of, listing))) - written - given:
+        reader, name = next((i, name) for i in listing for name in i.reads if name in unwritten)
+        raise _unwritten(rank, reader, name)
+    return shared, Counter(filter(shared.__contains__, chain.from_iterable(map(writes_of, listing))))
+
+
+def _unwritten(rank: int, reader: Instruction, name: str) -> UsageError:
+    return UsageError(f"rank {rank}: {reader.label} reads {name}, which nothing has written")
 
 
 def _topological(program: Program, event: list[list[int]], waits: list[list[int]]) -> list[int]:

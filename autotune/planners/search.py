@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from autotune.planners.advice import PricedAdvice
+from autotune.planners.alone import Alone
 from autotune.planners.bounds import Bounder
 from autotune.planners.explore import Exploration, deadline, objective, seconds_of
 from autotune.planners.measured import measure_best
@@ -48,7 +49,7 @@ def search(
     predictor = Predictor(question.model, question.workload, question.profile)
     bounder, allowed, ended = Bounder(predictor), limit_bytes(question), deadline(began, question.seconds)
     space = Enumeration(question, PricedAdvice(bounder), ended)
-    with Workers(Worker(bounder, allowed)) as workers:
+    with Workers(Worker(Alone(bounder, allowed))) as workers:
         state = Exploration(question, bounder, space, workers, allowed, remember, progress)
         finished, interrupted = False, False
         try:

@@ -8,13 +8,13 @@ walk in issue order (`memory`). What cannot be ordered is refused with a table t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import repeat
-from operator import add
+from itertools import accumulate, repeat
+from operator import add, sub
 from typing import NamedTuple, Protocol, TypeVar, cast
 
 from autotune.planners.resolve import Resolved, Shared, resolve, uncollected
 from autotune.planners.sharing import shared_sweep
-from autotune.spec.program import COMPUTE, DEVICE, Instruction, Program
+from autotune.spec.program import COMPUTE, DEVICE, Instruction, Program, changes_of, likeness_of
 from autotune.spec.timeline import Span, Timeline
 
 T = TypeVar("T")
@@ -55,33 +55,35 @@ def sweep(resolved: Resolved, duration: Sequence[float]) -> tuple[list[float], l
 
 
 class Walk(NamedTuple):
-    """What one rank's memory goes through, whatever the sizes: indices into `names`, by position."""
+    """What one rank's memory goes through, whatever the sizes: indices into `names`."""
 
     names: tuple[str, ...]
-    start: tuple[int, ...]  # one entry for each version that is there before the first instruction
-    gains: tuple[tuple[int, ...], ...]  # allocated when this instruction is issued
-    losses: tuple[tuple[int, ...], ...]  # released when it has been issued
+    start: list[int]  # one entry for each version that is there before the first instruction
+    gained: list[int]  # in the order in which they are allocated
+    lost: list[int]  # in the order in which they are released
+    gains: list[int]  # [position] how many are allocated when this instruction has been issued
+    losses: list[int]  # [position] how many are released before it is
 
 
 def _walk(program: Program, rank: int) -> Walk:
     listing, live = program.ranks[rank], set(program.given(rank))
     lagged: dict[str, int] = {}
     for instruction in listing:
-        for name in instruction.reads if instruction.lag else ():
-            lagged[name] = max(lagged.get(name, 0), instruction.lag)
-    index = {name: number for number, name in enumerate(program.buffers[rank])}
-    start = [index[name] for name in live]
-    for name, lag in lagged.items():
-        start += [index[name]] * lag
-    gains: list[tuple[int, ...]] = []
-    losses: list[tuple[int, ...]] = []
-    for _, _, _, _, _, _, writes, frees, _, _, _ in listing:
-        gained = tuple([index[name] for name in writes if name not in live])
+        if instruction[-1]:
+            lagged |= {name: max(lagged.get(name, 0), instruction.lag) for name in instruction.reads}
+    start = [*live, *(name for name, lag in lagged.items() for _ in range(lag))]
+    gained, lost, gains, losses = list[str](), list[str](), list[int](), list[int]()
+    for writes, frees in map(changes_of, listing):
+        gained += writes if live.isdisjoint(writes) else [name for name in writes if name not in live]
+        gains.append(len(gained))
+        losses.append(len(lost))
         live.update(writes)
-        live.difference_update(frees)
-        gains.append(gained)
-        losses.append(tuple([index[name] for name in frees]))
-    return Walk(tuple(index), tuple(start), tuple(gains), tuple(losses))
+        if frees:
+            lost += frees
+            live.difference_update(frees)
+    number = {name: number for number, name in enumerate(program.buffers[rank])}.__getitem__
+    first, came, went = (list(map(number, names)) for names in (start, gained, lost))
+    return Walk(tuple(program.buffers[rank]), first, came, went, gains, losses)
 
 
 def _remembered(program: Program, key: object, make: Callable[[], T]) -> T:
@@ -102,14 +104,10 @@ def _held(program: Program, rank: int, transient: Iterable[int]) -> dict[str, li
     held: dict[str, list[int]] = {}
     for tier in dict.fromkeys((DEVICE, *(buffer.tier for buffer in buffers.values()))):
         size = [buffer.size if buffer.tier == tier else 0 for buffer in buffers.values()]
-        now = sum(map(size.__getitem__, walk.start))
-        series = held[tier] = []
-        for gained, lost in zip(walk.gains, walk.losses, strict=True):
-            for number in gained:
-                now += size[number]
-            series.append(now)
-            for number in lost:
-                now -= size[number]
+        began = sum(map(size.__getitem__, walk.start))
+        there = list(accumulate(map(size.__getitem__, walk.gained), initial=began))
+        gone = list(accumulate(map(size.__getitem__, walk.lost), initial=0))
+        held[tier] = list(map(sub, map(there.__getitem__, walk.gains), map(gone.__getitem__, walk.losses)))
     held[DEVICE] = list(map(add, held[DEVICE], transient))
     return held
 
@@ -137,16 +135,17 @@ def _prices(program: Program, costs: Costs, rank: int) -> list[Price]:
 
     if not getattr(costs, "by_stage", False):
         return list(map(ask, listing))
-    first, like = _remembered(program, ("alike", rank), lambda: _alike(listing))
+    first, like = _remembered(program, ("alike", rank), lambda: alike(listing))
     prices = [ask(listing[position]) for position in first]
     return [prices[number] for number in like]
 
 
-def _alike(listing: tuple[Instruction, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def alike(listing: Sequence[Instruction]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(the first position of each op, stage and part; which of them each instruction is like)."""
-    number: dict[tuple[str, int, int], int] = {}
-    like = [number.setdefault((i.op, i.stage, i.part), len(number)) for i in listing]
-    return tuple(like.index(k) for k in range(len(number))), tuple(like)
+    keys = list(map(likeness_of, listing))
+    first = dict(zip(reversed(keys), reversed(range(len(keys))), strict=True))
+    number = {key: n for n, key in enumerate(dict.fromkeys(keys))}
+    return tuple(map(first.__getitem__, number)), tuple(map(number.__getitem__, keys))
 
 
 def _computes(program: Program, resolved: Resolved) -> list[bool]:

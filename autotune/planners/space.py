@@ -286,18 +286,19 @@ class Enumeration:
     def eased(self, plan: Plan) -> tuple[Plan, ...]:
         """What to try when all activations on the host do fit, or one chunk at a time: less of it. Where they do not,
         nothing less can."""
-        if plan.offload != MOVED[-1]:
-            return self._roomier(plan)
-        moved = self._moved(plan, MOVED[1:-1])
-        if moved and self._open("offload_window"):
-            share, window = self.advice.moved(plan)
-            longer = {(percent, window) for percent in (share, MOVED[-1])} - {
-                (0, window),
-                (MOVED[-1], plan.offload_window),
-            }
-            moved += tuple(plan.altered(offload=p, offload_window=w) for p, w in sorted(longer))
-            self.structures += len(longer)
+        moved = self._moved(plan, MOVED[1:-1]) if plan.offload == MOVED[-1] else ()
         return (*moved, *self._roomier(plan))
+
+    def widened(self, plan: Plan) -> tuple[Plan, ...]:
+        """What to try beside a good plan with all activations on the host: copies that have longer, of all of them and
+        of the share that takes no longer than compute."""
+        usual = plan.offload == MOVED[-1] and plan.offload_window == DEFAULTS["offload_window"]
+        if not usual or not self._open("offload") or not self._open("offload_window"):
+            return ()
+        share, window = self.advice.moved(plan)
+        percents = {share, MOVED[-1]} - {0} if window > plan.offload_window else set()
+        self.structures += len(percents)
+        return tuple(plan.altered(offload=percent, offload_window=window) for percent in sorted(percents))
 
     def _roomier(self, plan: Plan) -> tuple[Plan, ...]:
         """Of a plan with one chunk whole at a time: with room for more, and with whole weights."""

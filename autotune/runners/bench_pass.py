@@ -84,6 +84,7 @@ def layers_of(model: ModelSpec, piece: PassPiece, device: torch.device) -> list[
                 weight.name: (0.02 * torch.randn(side, device=device)).to(dtype)
                 for weight, side in zip(block.weights(), sides, strict=True)
             }
+            weights |= {c.name: torch.zeros(c.shape, device=device) for c in block.constants()}
         made.append(replace(env, layer=layer, weights=weights))
     return made
 

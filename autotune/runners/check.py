@@ -25,7 +25,6 @@ from autotune.runners.reference import init_weights, reference_gradients
 from autotune.runners.state import DTYPES
 from autotune.runners.training import Batch, Trainer
 from autotune.runners.vocabulary_shard import assemble
-from autotune.spec.graph import blocks
 from autotune.spec.program import Instruction
 
 BOUNDS = {"fp64": 1e-10, "fp32": 2e-4, "bf16": 5e-2}
@@ -69,10 +68,7 @@ def judge(job: Job, loss: float, device: torch.device, folder: Path) -> tuple[bo
     dtype = REFERENCE[job.workload.precision]
     weights = init_weights(job.model, job.seed, DTYPES[job.workload.precision])
     if job.checkpoint:
-        checkpoint = open_checkpoint(job.checkpoint)
-        for block in blocks(job.model):
-            for weight in block.weights():
-                weights[block.index, weight.name] = checkpoint.load(weight, 0, 1, DTYPES[job.workload.precision], "cpu")
+        weights = open_checkpoint(job.checkpoint).whole(job.model, DTYPES[job.workload.precision])
     corpus = open_corpus(job.workload.data, job.model.vocab)
     size = job.workload.global_batch
     tokens, targets = batch(corpus, 0, size, job.workload.sequence_length, 0, size)

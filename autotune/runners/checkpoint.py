@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 
 from autotune.runners.headers import INDEX, SINGLE, Headers, read_headers
 from autotune.spec.errors import Problem, UsageError, nearest_divisor
-from autotune.spec.graph import Weight
+from autotune.spec.graph import Weight, blocks
+from autotune.spec.model import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,16 @@ class Checkpoint(Headers):
                 result[row : row + piece.shape[0]].copy_(piece)
                 row += piece.shape[0]
         return result
+
+    def whole(self, model: ModelSpec, dtype: torch.dtype) -> dict[tuple[int, str], torch.Tensor]:
+        """Every tensor of `model`, on the CPU, by (block index, name)."""
+        held = [(block.index, weight) for block in blocks(model) for weight in block.tensors()]
+        return {(index, weight.name): self.load(weight, 0, 1, kept(weight, dtype), "cpu") for index, weight in held}
+
+
+def kept(weight: Weight, dtype: torch.dtype) -> torch.dtype:
+    """The type that a tensor has beside weights of `dtype`."""
+    return torch.promote_types(dtype, torch.float32) if weight.wide else dtype
 
 
 def _index(weight: Weight, rows: int, rank: int, ranks: int) -> tuple[slice, ...]:

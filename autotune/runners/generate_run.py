@@ -16,7 +16,6 @@ from autotune.runners.memory import peak_during
 from autotune.runners.reference import Key, init_weights, reference_generate, reference_logits
 from autotune.runners.state import DTYPES, Loader
 from autotune.runners.tokens import decode
-from autotune.spec.graph import blocks
 
 
 def generate_run(job: Job, rank: int, device: torch.device, load: Loader, folder: Path) -> RankReport:
@@ -62,10 +61,7 @@ def judge(job: Job, prompts: torch.Tensor, tokens: torch.Tensor) -> tuple[bool, 
     dtype = torch.float64 if job.workload.precision != "bf16" else torch.float32
     weights: dict[Key, torch.Tensor] = init_weights(job.model, job.seed, DTYPES[job.workload.precision])
     if job.checkpoint:
-        checkpoint = open_checkpoint(job.checkpoint)
-        for block in blocks(job.model):
-            for weight in block.weights():
-                weights[block.index, weight.name] = checkpoint.load(weight, 0, 1, DTYPES[job.workload.precision], "cpu")
+        weights = open_checkpoint(job.checkpoint).whole(job.model, DTYPES[job.workload.precision])
     expected = reference_generate(job.model, weights, prompts, job.workload.new_tokens, dtype)
     worst = 0.0
     for row in range(tokens.shape[0]):

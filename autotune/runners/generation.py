@@ -28,7 +28,7 @@ from autotune.runners.corpus import open_corpus
 from autotune.runners.data import batch
 from autotune.runners.interpreter import Interpreter, Operation, Started, Trace
 from autotune.runners.mesh import Mesh, barrier, staged
-from autotune.runners.ops import Env, KVCache
+from autotune.runners.ops import Env, KVCache, grouped
 from autotune.runners.ops.attention import unsupported
 from autotune.runners.ops.attention_cache import Lengths
 from autotune.runners.rope import tables
@@ -36,6 +36,7 @@ from autotune.runners.state import DTYPES, Loader, StageState
 from autotune.runners.tokens import check_generation, encode
 from autotune.spec.errors import InfeasibleError, Problem, UsageError
 from autotune.spec.graph import Block
+from autotune.spec.graph import blocks as all_blocks
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.program import Instruction
@@ -91,6 +92,18 @@ class _Pass:
             self.lengths.used.fill_(start + 1)
 
 
+def _check_capture(model: ModelSpec, workload: Workload, plan: Plan, device: torch.device) -> None:
+    """Raises UsageError where a pass cannot be captured because the host would have to know how many rows an expert
+    has."""
+    products = [node for block in all_blocks(model) for node in block.nodes if node.op == "grouped"]
+    for node in products if device.type == "cuda" else ():
+        why = grouped.unsupported(device, DTYPES[workload.precision], *grouped.widths(node, plan.tensor))
+        if why is not None:
+            expected = f"products by expert in one kernel, which {why}"
+            problem = Problem("plan", node.name, f"experts in {workload.precision} on {device.type}", expected)
+            raise UsageError("passes of this model cannot be captured:", problems=[problem])
+
+
 @dataclass
 class Generator:
     """One rank of a generation. `generate` may be called again and again: weights and cache stay allocated."""
@@ -125,6 +138,7 @@ class Generator:
         if refused := unsupported(plan.attention, device, dtype, model.head_dim, prompt, window):
             problem = Problem("plan", "attention", plan.attention, f"a backend that runs here: this one {refused}")
             raise UsageError("the plan's attention cannot prefill:", problems=[problem])
+        _check_capture(model, workload, plan, device)
         sizes = (prompt, prompt), (1, prompt + 1)
         programs = [expand(lower_generation(plan, model, workload, *size), plan) for size in sizes]
         mesh = Mesh.build(plan, programs, rank, device)

@@ -50,7 +50,10 @@ def refine_for(
 ) -> Profile:
     """The question's profile with every operation of `plans` that it lacks measured here."""
     profile = TIMED[question.workload.kind](question, plans, progress)
-    missing = unmeasured(Predictor(question.model, question.workload, profile), plans)
+    from autotune.profiles_db.probes.memory import probed
+
+    lacking = unmeasured(Predictor(question.model, question.workload, profile), plans)
+    missing = {ranks: found for ranks, works in lacking.items() if (found := list(filter(probed, works)))}
     device = "cpu" if profile.device.kind == "cpu" else "cuda"
     for ranks, works in missing.items():
         progress(f"measuring {counted(len(works), 'operation')} of the best plans with {counted(ranks, 'worker')}")

@@ -30,7 +30,7 @@ def check_inputs(
     if workload.data or (runs and not prompts):
         _check_data(recipe, model, workload)
     if checkpoint:
-        read_headers(checkpoint).verify(weight for block in blocks(model) for weight in block.weights())
+        read_headers(checkpoint).verify(weight for block in blocks(model) for weight in block.tensors())
 
 
 def _check_data(recipe: str, model: ModelSpec, workload: Workload) -> None:

@@ -10,7 +10,7 @@ compute runs at once.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,6 +121,7 @@ class Interpreter:
             if clock is not None and self.device.type != "cuda":
                 waited[position] = clock.mark()
 
+        held = Held(self._held()) if trace is not None else None
         for position, instruction in enumerate(listing):
             if only is not None and instruction.op not in only:
                 continue
@@ -137,7 +138,7 @@ class Interpreter:
                 self._hold_back(ahead)
             if instruction.op in self.hooks:
                 self.hooks[instruction.op](instruction, self.values)
-            held = (counted(self._held()), set(map(id, self.values.values()))) if trace is not None else None
+            before = (held.bytes, set(map(id, self.values.values()))) if held else None
             begin = clock.mark(self.streams.get(instruction.lane)) if clock else None
             made = self._issue(instruction, position, pending, reading)
             again = isinstance(made, Again)
@@ -149,18 +150,18 @@ class Interpreter:
                 if name in self.history:
                     self._keep(name, value, instruction)
                 self.values[name] = value
-            if trace is not None and held is not None:
-                new = {
-                    n: v
-                    for n, v in zip(instruction.writes, made, strict=True)
-                    if id(v) not in held[1] and self._here(n)
-                }
-                trace.memory.append(held[0] + counted(new))
-                del new
+            if trace is not None and held and before:
+                here = [pair for pair in zip(instruction.writes, made, strict=True) if self._here(pair[0])]
+                trace.memory.append(before[0] + counted({n: v for n, v in here if id(v) not in before[1]}))
+                for written, value in (*here, *self._older(instruction.writes)):
+                    held.note(written, value)
+                del here
             made, value = (), None  # what is freed below must have no other holder
             for name in instruction.frees:
                 # A message may still be on its way: do not stop here. On CUDA both streams are known to the allocator.
                 value = self.values.pop(name)
+                if held:
+                    held.drop(name)
                 used = [pending.pop(name)] if name in pending else []
                 for handle, number in used + reading.pop(name, []):
                     if not isinstance(handle, _Recorded):
@@ -276,7 +277,11 @@ class Interpreter:
     def _held(self) -> dict[str, Any]:
         """The store and the older versions beside it."""
         here = {name: value for name, value in self.values.items() if self._here(name)}
-        return {**here, **{f"{name} before": list(kept) for name, kept in self.history.items()}}
+        return {**here, **dict(self._older(self.history))}
+
+    def _older(self, names: Iterable[str]) -> list[tuple[str, list[Any]]]:
+        """The older versions of those names that are read late."""
+        return [(f"{name} before", list(self.history[name])) for name in names if name in self.history]
 
     def _here(self, name: str) -> bool:
         """Whether a buffer is in the device's memory."""
@@ -326,11 +331,33 @@ class _Later:
 
 def counted(values: Mapping[str, Any]) -> int:
     """Bytes of all distinct tensors that the store's values hold, each at the size of its view or storage."""
-    seen: dict[int, int] = {}
-    for tensor in tensors(list(values.values())):
-        pointer = tensor.untyped_storage().data_ptr()
-        seen[pointer] = max(seen.get(pointer, 0), tensor.nbytes)
-    return sum(seen.values())
+    return Held(values).bytes
+
+
+class Held:
+    """What a store holds, by name: where its tensors lie and their bytes. No tensor is kept alive by it."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.places: dict[str, list[tuple[int, int]]] = {}
+        for name, value in values.items():
+            self.note(name, value)
+
+    def note(self, name: str, value: Any) -> None:
+        """A value that is new, or was changed."""
+        self.places[name] = [(tensor.untyped_storage().data_ptr(), tensor.nbytes) for tensor in tensors(value)]
+
+    def drop(self, name: str) -> None:
+        self.places.pop(name, None)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all distinct tensors, each at the size of its largest view."""
+        seen: dict[int, int] = {}
+        for places in self.places.values():
+            for pointer, size in places:
+                if size > seen.get(pointer, 0):
+                    seen[pointer] = size
+        return sum(seen.values())
 
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from autotune.runners import reference_parts as parts
 from autotune.runners import rope
 from autotune.spec.graph import Block, Node, Weight, blocks
 from autotune.spec.model import ModelSpec
@@ -46,11 +47,11 @@ def init_weight(
 
 
 def init_weights(model: ModelSpec, seed: int, dtype: torch.dtype = torch.float32) -> dict[Key, Tensor]:
-    """Every weight of `model`, whole; tied ones are one tensor under two keys."""
+    """Every weight and constant of `model`, whole; tied ones are one tensor under two keys."""
     made: dict[object, Tensor] = {}
     weights: dict[Key, Tensor] = {}
     for block in blocks(model):
-        for weight in block.weights():
+        for weight in block.tensors():
             if weight.parts not in made:
                 made[weight.parts] = init_weight(weight, seed, dtype)
             weights[block.index, weight.name] = made[weight.parts]
@@ -82,7 +83,8 @@ def _rotary(node: Node, qkv: Tensor, cos: Tensor, sin: Tensor, norms: Sequence[T
 
 def _attention(node: Node, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     width, groups = node.attr("head_dim"), node.attr("heads") // node.attr("kv_heads")
-    q, k, v = (x.reshape(*x.shape[:-1], -1, width).transpose(-2, -3) for x in (q, k, v))
+    q, k = (x.reshape(*x.shape[:-1], -1, width).transpose(-2, -3) for x in (q, k))
+    v = v.reshape(*v.shape[:-1], -1, node.attr("v_dim")).transpose(-2, -3)
     k, v = (x.repeat_interleave(groups, dim=-3) for x in (k, v))
     scores = q @ k.transpose(-1, -2) / sqrt(width)
     position = torch.arange(q.shape[-2], device=q.device)
@@ -118,12 +120,22 @@ def _run(block: Block, values: dict[str, Tensor], weights: Weights, tables: tupl
             out = (F.silu(gate) * up,)
         elif node.op == "add":
             out = (reads[0] + reads[1],)
+        elif node.op in parts.OPERATIONS:
+            fixed = [weights[block.index, c.name] for c in node.constants if (block.index, c.name) in weights]
+            cos, sin = (table[: reads[0].shape[1], None] for table in tables)
+            out = parts.OPERATIONS[node.op](node, reads, parts.Own(own, fixed, (cos, sin)))
         elif node.op == "cross_entropy":
             logits = reads[0].to(torch.promote_types(reads[0].dtype, torch.float32))
             out = (F.cross_entropy(logits.flatten(0, -2), reads[1].flatten()),)
         else:
             raise KeyError(f"the reference has no operation {node.op!r}")
         values.update(zip(node.writes, out, strict=True))
+
+
+def _trained(model: ModelSpec, weights: Weights) -> dict[Key, Tensor]:
+    """All but the constants, which no gradient reaches."""
+    fixed = {(block.index, constant.name) for block in blocks(model) for constant in block.constants()}
+    return {key: tensor for key, tensor in weights.items() if key not in fixed}
 
 
 def _forward(model: ModelSpec, weights: Weights, tokens: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
@@ -167,8 +179,9 @@ def reference_gradients(
     One sequence after another, so that plain attention's scores and the logits of a whole batch need not fit at once.
     """
     cast = _cast(weights, dtype)
-    leaves = {id(tensor): tensor.detach().requires_grad_() for tensor in cast.values()}
-    own = {key: leaves[id(tensor)] for key, tensor in cast.items()}
+    trained = _trained(model, cast)
+    leaves = {id(tensor): tensor.detach().requires_grad_() for tensor in trained.values()}
+    own = {key: leaves.get(id(tensor), tensor) for key, tensor in cast.items()}
     loss, sums = torch.zeros(()), [torch.zeros_like(leaf) for leaf in leaves.values()]
     with torch.enable_grad():
         for row, target in zip(tokens.split(1), targets.split(1), strict=True):
@@ -177,7 +190,7 @@ def reference_gradients(
                 total.add_(gradient)
             loss = part.detach() + loss.to(part)
     grads = dict(zip(leaves, sums, strict=True))
-    return loss, {key: grads[id(tensor)] for key, tensor in cast.items()}
+    return loss, {key: grads[id(tensor)] for key, tensor in trained.items()}
 
 
 def reference_generate(
@@ -217,11 +230,11 @@ def adamw_step(
     """One AdamW step (Loshchilov and Hutter, 1711.05101, algorithm 2) in place; `step` counts from 1.
 
     `state` holds the two moments of each weight and is filled at the first step. Every weight decays; tied ones are
-    updated once.
+    updated once, and what has no gradient (a constant) not at all.
     """
     done: set[int] = set()
     for key, weight in weights.items():
-        if id(weight) in done:
+        if id(weight) in done or key not in gradients:
             continue
         done.add(id(weight))
         gradient = gradients[key]

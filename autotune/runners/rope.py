@@ -83,6 +83,8 @@ TYPES: dict[str, Callable[[ModelSpec, Tensor, Scaling], tuple[Tensor, float]]] =
 def tables(model: ModelSpec, positions: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """cos and sin, fp32 [positions, head_dim], both halves of a row equal. Computed on the CPU, so equal everywhere.
 
+    Latent attention turns a part of each head: its width takes head_dim's place.
+
     Raises UsageError for a scaling type that is not in TYPES, or that lacks a number it needs.
     """
     scaling = dict(model.rope_scaling)
@@ -93,7 +95,8 @@ def tables(model: ModelSpec, positions: int, device: torch.device | str = "cpu")
             f"{model.name}: rope_scaling.rope_type: found {kind!r}; expected one of {', '.join(TYPES)}",
             hint=f"did you mean {near}?" if near else None,
         )
-    steps = torch.arange(0, model.head_dim, 2, dtype=torch.float32) / model.head_dim
+    width = model.latent.rope_dim if model.latent else model.head_dim
+    steps = torch.arange(0, width, 2, dtype=torch.float32) / width
     frequency, factor = TYPES[kind](model, model.rope_theta**steps, scaling)
     angle = torch.arange(positions, dtype=torch.float32).unsqueeze(1) * frequency
     angle = torch.cat((angle, angle), dim=1)

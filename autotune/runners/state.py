@@ -102,6 +102,7 @@ class StageState:
     unsettled: bool = False  # whether the last step may yet be taken back
     places: Mapping[Key, Place] = field(default_factory=dict)
     shared: Sharding = NOTHING
+    constants: Mapping[Key, Tensor] = field(default_factory=dict)  # whole on every rank
 
     @classmethod
     def build(
@@ -174,6 +175,7 @@ class StageState:
             hosted,
             places=places,
             shared=shared,
+            constants={(b.index, c.name): load(b.index, c).to(device, main) for b in blocks for c in b.constants()},
         )
 
     def part(self, flat: Tensor, where: slice) -> Tensor:
@@ -200,11 +202,12 @@ class StageState:
     def of(
         self, block: Block, weights: Flat | None = None, grads: Flat | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(weights, gradients) of one block by weight name, of those that are here or lent."""
+        """(weights and constants, gradients) of one block by name, of those that are here or lent."""
         names = [weight.name for weight in block.weights()]
         sources = (weights.views if weights else self.weights, grads.views if grads else self.grads)
         found = [{name: source[block.index, name] for name in names} if source else {} for source in sources]
-        return found[0], found[1]
+        fixed = {constant.name: self.constants[block.index, constant.name] for constant in block.constants()}
+        return found[0] | fixed, found[1]
 
     def update(self, rates: Rates) -> None:
         """One AdamW step on what this rank holds of the shard; the subgroups on the host follow by themselves."""

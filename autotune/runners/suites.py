@@ -71,6 +71,8 @@ def _schedules() -> Suite:
         ("hanayo", 2),
         ("2bp-1f1b", 1),
         ("breadth-first", 2),
+        ("bitpipe", 2),
+        ("zeropp", 2),
     )
     base = Plan(pipeline=2, micro_batch=1, attention="cudnn")
     plans = (

@@ -20,7 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from autotune.profiles_db.heap import keep_heap
-from autotune.runners.checkpoint import open_checkpoint, shard
+from autotune.runners.checkpoint import kept, open_checkpoint, shard
 from autotune.runners.job import Job
 from autotune.runners.reference import init_weight
 from autotune.runners.seats import backend_for, exchange, seat_here
@@ -43,6 +43,8 @@ def join(where: str) -> tuple[int, torch.device]:
     store = _meeting(rank, world)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     if where == "cuda":
+        # A lane that waits for a peer must not hold up another that shares its hardware queue: one each, up to 32.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
         local, count = int(os.environ.get("LOCAL_RANK", rank)), torch.cuda.device_count()
         device = torch.device("cuda", local % count)
         torch.cuda.set_device(device)
@@ -72,12 +74,14 @@ def loader(job: Job, rank: int, device: torch.device) -> Loader:
     if not job.checkpoint:
         # A checked run starts from what the reference draws on a CPU; others draw where it is fast.
         where = torch.device("cpu") if job.check else device
-        return lambda index, weight: shard(weight, init_weight(weight, job.seed, dtype, where), tensor, plan.tensor)
+        return lambda index, weight: shard(
+            weight, init_weight(weight, job.seed, kept(weight, dtype), where), tensor, plan.tensor
+        )
     checkpoint = open_checkpoint(job.checkpoint)
-    checkpoint.verify(weight for block in blocks(job.model) for weight in block.weights())
+    checkpoint.verify(weight for block in blocks(job.model) for weight in block.tensors())
 
     def load(index: int, weight: Weight) -> torch.Tensor:
-        return checkpoint.load(weight, tensor, plan.tensor, dtype, device)
+        return checkpoint.load(weight, tensor, plan.tensor, kept(weight, dtype), device)
 
     return load
 

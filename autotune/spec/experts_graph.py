@@ -1,6 +1,9 @@
 """Mixture-of-experts feed-forwards as nodes of a block graph: a router, the routed experts, shared experts if any.
 
-Declared and counted; no operation table executes these nodes yet.
+The routed experts are several nodes, so that what lies between dispatch and combine works on rows that belong to an
+expert and not to a token. Every token has `top_k` rows, whatever the router says: sizes are known before the routing.
+A row is weighted inside its expert, before the last product: that product's output need not be kept for the gradient
+of the weight, which would be the largest activation of all.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ TENSORS = {
 
 
 def experts_feed_forward(model: ModelSpec, prefix: str) -> Iterator[Node]:
-    """x1 -> h2 -> route (which experts, with which weight) -> d (their weighted sum) -> y.
+    """x1 -> h2 -> scores -> p, ids (each token's experts and their weights) -> d (their weighted sum) -> y.
 
     `prefix` is the layer's name in the checkpoint. Needs `model.experts` and an architecture of `TENSORS`.
     """
@@ -28,8 +31,9 @@ def experts_feed_forward(model: ModelSpec, prefix: str) -> Iterator[Node]:
     assert experts is not None
     module = f"{prefix}.{TENSORS[model.architecture][0]}"
     yield norm("mlp_norm", "x1", "h2", f"{prefix}.post_attention_layernorm.weight", model.hidden, model.norm_eps)
-    yield _router(model, experts, module)
-    yield _routed(model, experts, module)
+    yield linear("router", "h2", "scores", model.hidden, ((f"{module}.gate", experts.count),), "")
+    yield _route(experts, module)
+    yield from _routed(model, experts, module)
     joined = "d"
     if experts.shared_ffn:
         yield from _shared(model, experts.shared_ffn, module)
@@ -38,48 +42,50 @@ def experts_feed_forward(model: ModelSpec, prefix: str) -> Iterator[Node]:
     yield Node("add", "mlp_add", ("x1", joined), ("y",), attrs=(("width", model.hidden),))
 
 
-def _router(model: ModelSpec, experts: Experts, module: str) -> Node:
-    """h2 -> route: `top_k` of `experts` for each token, within `top_groups` of `groups` groups of experts.
+def _route(experts: Experts, module: str) -> Node:
+    """scores -> p, ids: `top_k` of `experts` for each token, within `top_groups` of `groups` groups of experts.
 
-    A correction bias (`score_bias`) is a buffer of `experts` elements, updated by no gradient: not a weight here.
+    A correction bias (`score_bias`) takes part in the choice alone: a buffer of `experts` elements.
     """
-    weight = Weight("router.weight", (experts.count, model.hidden), ((f"{module}.gate.weight", experts.count),))
     attrs: tuple[tuple[str, int | float | str], ...] = (
-        ("inputs", model.hidden),
         ("experts", experts.count),
         ("top_k", experts.top_k),
         ("groups", experts.groups),
         ("top_groups", experts.top_groups),
+        ("group_best", 2 if experts.scoring == "sigmoid" else 1),
         ("scoring", experts.scoring),
         ("normalise", int(experts.normalise)),
         ("scale", experts.scale),
-        ("score_bias", int(experts.score_bias)),
     )
-    return Node("router", "router", ("h2",), ("route",), (weight,), attrs=attrs)
+    part = (f"{module}.gate.e_score_correction_bias", experts.count)
+    bias = Weight("route.bias", (experts.count,), (part,), None, "zeros", wide=True)
+    constants = (bias,) if experts.score_bias else ()
+    return Node("route", "route", ("scores",), ("p", "ids"), attrs=attrs, constants=constants)
 
 
-def _routed(model: ModelSpec, experts: Experts, module: str) -> Node:
-    """(h2, route) -> d: all experts as two stacked weights, gate and up of one expert side by side.
+def _routed(model: ModelSpec, experts: Experts, module: str) -> Iterator[Node]:
+    """(h2, p, ids) -> rows by expert -> d: all experts as two stacked weights, gate and up of one side by side.
 
-    Split "experts" under tensor parallelism: each expert's width is divided, so gate and up are column-parallel, down
-    is row-parallel and d is a partial sum.
+    Under tensor parallelism each expert's width is divided, so that d is a partial sum, and so are the gradients of h2
+    and p.
     """
     _, gate, up, down = TENSORS[model.architecture]
-    wide = tuple(
-        (f"{module}.experts.{i}.{name}.weight", experts.ffn) for i in range(experts.count) for name in (gate, up)
-    )
-    narrow = tuple((f"{module}.experts.{i}.{down}.weight", model.hidden) for i in range(experts.count))
-    weights = (
-        Weight("experts.gate_up.weight", (experts.count * 2 * experts.ffn, model.hidden), wide, 0),
-        Weight("experts.down.weight", (experts.count * model.hidden, experts.ffn), narrow, 1),
-    )
-    attrs = (
-        ("inputs", model.hidden),
-        ("width", experts.ffn),
-        ("experts", experts.count),
-        ("top_k", experts.top_k),
-    )
-    return Node("experts", "experts", ("h2", "route"), ("d",), weights, "experts", attrs)
+    each, count = experts.top_k, experts.count
+    wide = tuple((f"{module}.experts.{i}.{name}.weight", experts.ffn) for i in range(count) for name in (gate, up))
+    narrow = tuple((f"{module}.experts.{i}.{down}.weight", model.hidden) for i in range(count))
+    first = Weight("experts.gate_up.weight", (count * 2 * experts.ffn, model.hidden), wide, 0)
+    last = Weight("experts.down.weight", (count * model.hidden, experts.ffn), narrow, 1)
+    sizes = (("experts", count), ("top_k", each))
+    slots = ("order", "place", "ends")
+    width = (*sizes, ("width", model.hidden))
+    yield Node("dispatch", "dispatch", ("h2", "p", "ids"), ("rows", "rp", *slots), (), "column", width)
+    inner = (*sizes, ("inputs", model.hidden), ("outputs", 2 * experts.ffn))
+    yield Node("grouped", "experts_gate_up", ("rows", "ends"), ("egu",), (first,), "heads", inner)
+    product = (*sizes, ("width", each * experts.ffn))
+    yield Node("weighted_swiglu", "experts_swiglu", ("egu", "rp"), ("es",), (), "heads", product)
+    outer = (*sizes, ("inputs", experts.ffn), ("outputs", model.hidden))
+    yield Node("grouped", "experts_down", ("es", "ends"), ("ed",), (last,), "inner", outer)
+    yield Node("combine", "combine", ("ed", "order", "place"), ("d",), (), "row", width)
 
 
 def _shared(model: ModelSpec, width: int, module: str) -> Iterator[Node]:

@@ -108,6 +108,8 @@ def _deepseek_experts(fields: Fields, layers: int, sigmoid: bool) -> Experts:
     """Dense layers first, then routed ones with shared experts; groups of experts limit the choice, where used."""
     fields.only("moe_layer_freq", 1, "other strides are read differently by different implementations")
     scoring = fields.choice("scoring_func", ("sigmoid" if sigmoid else "softmax",), "sigmoid" if sigmoid else "softmax")
+    if not sigmoid:
+        fields.only("norm_topk_prob", False, "implementations differ in what they normalise")
     methods = ("noaux_tc",) if sigmoid else ("greedy", "group_limited_greedy")
     grouped = fields.choice("topk_method", methods, methods[0]) != "greedy"
     ffn = fields.integer("moe_intermediate_size")

@@ -37,7 +37,8 @@ def _attention(model: ModelSpec, prefix: str) -> Iterator[Node]:
     rotary = (*heads, ("eps", model.norm_eps))
     op = "rotary_norm" if norms else "rotary"
     yield Node(op, "rotary", ("qkv",), ("q", "k", "v"), norms, "heads", rotary)
-    yield Node("attention", "attention", ("q", "k", "v"), ("o",), (), "heads", (*heads, ("window", model.window)))
+    attrs = (*heads, ("v_dim", model.head_dim), ("window", model.window))
+    yield Node("attention", "attention", ("q", "k", "v"), ("o",), (), "heads", attrs)
     yield linear("out", "o", "a", q, ((f"{prefix}.self_attn.o_proj", model.hidden),), "row", model.out_bias)
     yield Node("add", "attn_add", ("x", "a"), ("x1",), attrs=(("width", model.hidden),))
 

@@ -1,12 +1,13 @@
 """Multi-head latent attention (DeepSeek-V2, 2405.04434, section 2.1) as nodes of a block graph.
 
 Queries, and keys with values, go through low-rank latents; position lives in a part of each query head and in one
-rotary key that all heads share. Declared and counted; no operation table executes these nodes yet.
+rotary key that all heads share.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import log
 
 from autotune.spec.model import ModelSpec
 from autotune.spec.nodes import Node, Weight, linear, norm
@@ -15,7 +16,7 @@ LATENT_EPS = 1e-6  # the latents' norms keep their own epsilon: these families d
 
 
 def latent_attention(model: ModelSpec, prefix: str) -> Iterator[Node]:
-    """x -> h -> queries qh; h -> kva = (latent, rotary key) -> ckv -> kvb; -> q, k, v -> o -> a -> x1.
+    """x -> h -> queries qh; h -> kva -> latent ckv -> kvb, rotary key kr -> kt; -> q, k, v -> o -> a -> x1.
 
     `prefix` is the layer's name in the checkpoint. Needs `model.latent`.
     """
@@ -27,7 +28,7 @@ def latent_attention(model: ModelSpec, prefix: str) -> Iterator[Node]:
         ("nope_dim", latent.nope_dim),
         ("rope_dim", latent.rope_dim),
         ("v_dim", latent.v_dim),
-        ("kv_rank", latent.kv_rank),
+        ("scale", score_scale(model)),
     )
     yield norm("attn_norm", "x", "h", f"{prefix}.input_layernorm.weight", model.hidden, model.norm_eps)
     yield from _queries(model, attention, model.heads * width)
@@ -36,7 +37,8 @@ def latent_attention(model: ModelSpec, prefix: str) -> Iterator[Node]:
     yield _latent_norm(f"{attention}.kv_a_layernorm.weight", latent.kv_rank, latent.rope_dim)
     up = ((f"{attention}.kv_b_proj", model.heads * (latent.nope_dim + latent.v_dim)),)
     yield linear("kv_b", "ckv", "kvb", latent.kv_rank, up, "column")
-    yield Node("latent_rotary", "rotary", ("qh", "kva", "kvb"), ("q", "k", "v"), (), "heads", shape)
+    yield Node("latent_key", "rotary_key", ("kr",), ("kt",), (), "column", (("width", latent.rope_dim),))
+    yield Node("latent_rotary", "rotary", ("qh", "kt", "kvb"), ("q", "k", "v"), (), "heads", shape)
     heads = (
         ("heads", model.heads),
         ("kv_heads", model.heads),
@@ -63,7 +65,17 @@ def _queries(model: ModelSpec, attention: str, rows: int) -> Iterator[Node]:
 
 
 def _latent_norm(tensor: str, rank: int, rope_dim: int) -> Node:
-    """RMSNorm of the first `rank` of `rank + rope_dim` features; the rotary key beside them is left as it is."""
+    """kva -> ckv, kr: RMSNorm of the first `rank` of `rank + rope_dim` features; the rotary key is what is beside."""
     weight = Weight("kv_norm.weight", (rank,), ((tensor, rank),), init="ones")
-    attrs = (("inputs", rank + rope_dim), ("width", rank), ("eps", LATENT_EPS))
-    return Node("latent_norm", "kv_norm", ("kva",), ("ckv",), (weight,), attrs=attrs)
+    attrs = (("width", rank), ("rope_dim", rope_dim), ("eps", LATENT_EPS))
+    return Node("latent_norm", "kv_norm", ("kva",), ("ckv", "kr"), (weight,), attrs=attrs)
+
+
+def score_scale(model: ModelSpec) -> float:
+    """What the scores are multiplied by beside 1 / sqrt(head width): YaRN's temperature (2309.00071, 3.4), which these
+    families put on the scores where `mscale_all_dim` says so."""
+    scaling = dict(model.rope_scaling)
+    weight, factor = float(scaling.get("mscale_all_dim", 0)), float(scaling.get("factor", 1))
+    if not weight or factor <= 1:
+        return 1.0
+    return (0.1 * weight * log(factor) + 1.0) ** 2

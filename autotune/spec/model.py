@@ -73,8 +73,3 @@ class ModelSpec:
     @property
     def digest(self) -> str:
         return digest(self)
-
-    @property
-    def dense(self) -> bool:
-        """Whether the executor of this version can run it: no experts, no latent attention."""
-        return self.experts is None and self.latent is None

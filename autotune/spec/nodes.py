@@ -20,6 +20,7 @@ class Weight:
     parts: tuple[tuple[str, int], ...]  # (full checkpoint name, rows)
     shard: int | None = None
     init: str = "normal"  # normal | ones | zeros
+    wide: bool = False  # kept in fp32 at least, whatever the precision
 
     @property
     def size(self) -> int:
@@ -30,10 +31,12 @@ class Weight:
 class Node:
     """One operation of a block: `op` is a key of the cost table and of the operation table.
 
-    `split` is how tensor parallelism divides it: "column" (its output features are sharded), "row" (its input
-    features are, the output is a partial sum), "vocab" (rows of the embedding), "heads" (works on what a column
-    split gave), "experts" (each expert's inner width is sharded, the output is a partial sum), or "" (token-wise,
-    indifferent to other tokens: replicated, or sharded by sequence).
+    `split` is how tensor parallelism divides it: "column" (needs whole operands of all tokens, and each rank's gradient
+    of them is a partial sum: of a linear layer, whose output features are sharded), "row" (the output is a partial sum,
+    added up here: of a linear layer, whose input features are sharded), "vocab" (rows of the embedding), "heads" (works
+    on what a column split gave), "inner" (as row, but a later node adds up the partial sums), or "" (token-wise,
+    indifferent to other tokens: replicated, or sharded by sequence). `constants` are tensors of the checkpoint that no
+    gradient reaches and no optimizer changes.
     """
 
     op: str
@@ -43,12 +46,16 @@ class Node:
     weights: tuple[Weight, ...] = ()
     split: str = ""
     attrs: tuple[tuple[str, int | float | str], ...] = ()
+    constants: tuple[Weight, ...] = ()
 
     def attr(self, key: str) -> int:
         return int(dict(self.attrs)[key])
 
     def number(self, key: str) -> float:
         return float(dict(self.attrs)[key])
+
+    def word(self, key: str) -> str:
+        return str(dict(self.attrs)[key])
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,15 @@ class Block:
     def weights(self) -> Iterator[Weight]:
         for node in self.nodes:
             yield from node.weights
+
+    def constants(self) -> Iterator[Weight]:
+        for node in self.nodes:
+            yield from node.constants
+
+    def tensors(self) -> Iterator[Weight]:
+        """All that a checkpoint has of the block: its weights, then its constants."""
+        yield from self.weights()
+        yield from self.constants()
 
 
 def norm(name: str, read: str, write: str, tensor: str, width: int, eps: float) -> Node:

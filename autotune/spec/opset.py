@@ -17,12 +17,18 @@ class Stat:
     times: str = ""  # "" or "heads"
 
 
+# What an element of a write is: an activation, as precise as a statistic, an int64 index, or an int32 count (of which
+# there are as many as experts, however many tokens).
+ACTIVATION, WIDE, INDEX, COUNT = "activation", "wide", "index", "count"
+
+
 @dataclass(frozen=True)
 class OpRule:
     """Indices into a node's reads and writes that its gradients need.
 
     `dgrad` / `wgrad` say which of ("read", i), ("write", i) or ("stat", i) the input gradient and the weight gradient
-    need. `through`: the gradient of every input is the output's own (an addition): no instruction at all.
+    need. `through`: the gradient of every input is the output's own (an addition): no instruction at all. `kinds` says
+    what each write holds; activations where it is empty. Indices and counts have no gradients.
     """
 
     stats: tuple[Stat, ...] = ()
@@ -33,6 +39,7 @@ class OpRule:
     inplace: bool = False  # the input gradient overwrites the first read and takes its place
     repeats: bool = False  # runs several times on one read, whose gradients are summed as they come
     cheap: bool = False  # memory-bound: what the selective recompute policy runs again
+    kinds: tuple[str, ...] = ()
 
 
 OPS: dict[str, OpRule] = {
@@ -59,7 +66,23 @@ OPS: dict[str, OpRule] = {
         inputs=3,
         repeats=True,
     ),
+    # Latent attention: neither the split of a latent from its rotary key nor a rotation needs anything again.
+    "latent_norm": OpRule(
+        stats=(Stat("rstd"),),
+        dgrad=(("read", 0), ("stat", 0)),
+        wgrad=(("read", 0), ("stat", 0)),
+        cheap=True,
+    ),
+    "latent_key": OpRule(cheap=True),
+    "latent_rotary": OpRule(inputs=3, cheap=True),
     "swiglu": OpRule(dgrad=(("read", 0),), cheap=True),
+    # Experts: scores -> each token's weights and experts; rows sorted by expert with their weights, the slot of each
+    # row, the row of each slot, and where each expert's rows end; products by expert; rows added up by token.
+    "route": OpRule(dgrad=(("read", 0), ("write", 1)), cheap=True, kinds=(WIDE, INDEX)),
+    "dispatch": OpRule(dgrad=(("write", 3),), inputs=2, cheap=True, kinds=(ACTIVATION, WIDE, INDEX, INDEX, COUNT)),
+    "grouped": OpRule(dgrad=(("read", 1),), wgrad=(("read", 0), ("read", 1))),
+    "weighted_swiglu": OpRule(dgrad=(("read", 0), ("read", 1)), inputs=2, cheap=True),
+    "combine": OpRule(dgrad=(("read", 1),)),
     "add": OpRule(inputs=2, through=True),
     # Its own seed: the loss has no gradient coming in.
     "cross_entropy": OpRule(stats=(Stat("lse"),), dgrad=(("read", 0), ("read", 1), ("stat", 0)), inplace=True),

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from operator import itemgetter
 from typing import NamedTuple
 
 COMPUTE = "compute"  # the lane that every rank has
@@ -61,6 +63,13 @@ class Instruction(NamedTuple):
         return f"{self.stage}{self.op}{self.item}{part}{arrow}{lag}"
 
 
+# Fields of an instruction as functions, for loops over tens of thousands of them.
+reads_of, writes_of = itemgetter(5), itemgetter(6)
+changes_of = itemgetter(6, 7)  # (writes, frees)
+uses_of = itemgetter(6, 5)  # (writes, reads)
+likeness_of = itemgetter(0, 1, 3)  # (op, stage, part)
+
+
 class Buffer(NamedTuple):
     """Where a value lives: bytes on one rank, and the tier they are in. A token has no bytes and only orders.
 
@@ -97,8 +106,12 @@ class Program:
 
     def given(self, rank: int) -> frozenset[str]:
         """Names that may be read before anything has written them: what persists, and what is live at the start."""
-        kept = {name for name, buffer in self.buffers[rank].items() if buffer.persistent}
-        return frozenset(kept) | (self.live[rank] if self.live else frozenset())
+        return self._given[rank]
+
+    @cached_property
+    def _given(self) -> tuple[frozenset[str], ...]:
+        kept = [frozenset([n for n, buffer in mine.items() if buffer.persistent]) for mine in self.buffers]
+        return tuple(map(frozenset.union, kept, self.live)) if self.live else tuple(kept)
 
     def lanes(self, rank: int) -> tuple[str, ...]:
         """The lanes of a rank in order of first use."""

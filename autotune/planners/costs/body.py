@@ -94,10 +94,7 @@ class BodyCosts:
         """What a stage's blocks do in an F, BW, B or W, one after another."""
         key = (runs, shape, policy, op, joined)
         if key not in self._stages:
-            total = NOTHING
-            for block, count in runs:
-                total += self.of(block, shape, policy, op, joined).times(count)
-            self._stages[key] = total
+            self._stages[key] = added(self.of(block, shape, policy, op, joined).times(count) for block, count in runs)
         return self._stages[key]
 
     def price(self, block: Block, body: Body, program: Program, shape: Shape, form: str = "train") -> Cost:
@@ -143,7 +140,8 @@ class BodyCosts:
     @property
     def site(self) -> Site:
         """Workers share a CPU's cores evenly."""
-        return Site(self.profile.device.kind, max(1, self.profile.device.cores // self.pricer.ranks))
+        device = self.profile.device
+        return Site(device.kind, max(1, device.cores // self.pricer.ranks) if self.profile.inline else 1)
 
     def issue(self, form: str) -> float:
         """Seconds that one instruction takes however small it is: measured on our own bodies, else one launch."""

@@ -7,18 +7,19 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
 
-from autotune.planners.costs.body import NOTHING, BodyCosts, Cost
+from autotune.planners.costs.body import BodyCosts, Cost, added
 from autotune.planners.costs.price import Pricer
 from autotune.planners.costs.vocabulary import VOCABULARY_WORKS, ShardSizes
 from autotune.planners.lower.body import PROGRAMS
-from autotune.planners.lower.shape import training_shape
+from autotune.planners.lower.shape import Shape, training_shape
 from autotune.planners.lower.sharding import sharding
-from autotune.planners.lower.stage import Sizes, cut_of, stage_blocks, stage_runs, weight_transient
+from autotune.planners.lower.stage import Runs, Sizes, cut_of, stage_blocks, stage_runs, weight_transient
 from autotune.planners.lower.subgroups import split, subgroup_bytes, wide
 from autotune.planners.lower.train import StageBytes, stage_bytes, state_bytes
 from autotune.planners.lower.traits import micro_batches, partial_weights, place_of, stage_sizes
 from autotune.planners.lower.workspace import staging
 from autotune.planners.passes.clip import POST_VALIDATED
+from autotune.planners.schedules import Place
 from autotune.spec.graph import Block
 from autotune.spec.machine import Profile
 from autotune.spec.model import ModelSpec
@@ -41,10 +42,17 @@ class StepCosts:
     bodies: BodyCosts
     _known: dict[tuple[str, int, int], Cost] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.shape = training_shape(self.plan, self.workload)
-        self.place = place_of(self.plan, micro_batches(self.plan, self.workload))
-        self.stages = stage_runs(self.model, cut_of(self.plan, self.model))
+    @cached_property
+    def shape(self) -> Shape:
+        return training_shape(self.plan, self.workload)
+
+    @cached_property
+    def place(self) -> Place:
+        return place_of(self.plan, micro_batches(self.plan, self.workload))
+
+    @cached_property
+    def stages(self) -> tuple[Runs, ...]:
+        return stage_runs(self.model, cut_of(self.plan, self.model))
 
     @cached_property
     def sizes(self) -> tuple[Sizes, ...]:
@@ -109,12 +117,12 @@ class StepCosts:
 
     def piece(self, *works: Work) -> Cost:
         """A few primitives in a row as a cost."""
-        total = NOTHING
+        costs = []
         for work in works:
             seconds = self.pricer.seconds(work)
             sent = int(work.bytes) if isinstance(work, Collective) else 0
-            total += Cost(seconds, {work.kind: seconds}, {self.pricer.grade(work): seconds}, sent)
-        return total
+            costs.append(Cost(seconds, {work.kind: seconds}, {self.pricer.grade(work): seconds}, sent))
+        return added(costs)
 
     def over_data(self, op: str, stage: int, which: int) -> Work:
         """A collective over the data ranks on a stage's weights (0) or gradients (1)."""

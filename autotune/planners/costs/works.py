@@ -58,11 +58,13 @@ def _attention(form: str) -> Rule:
         heads, kv = node.attr("heads") // shape.tensor, node.attr("kv_heads") // shape.tensor
         window = node.attr("window")
         keys = min(shape.keys, window) if window and shape.queries == 1 else shape.keys
-        return (
-            Attention(
-                shape.batch, shape.queries, keys, heads, kv, node.attr("head_dim"), shape.dtype, shape.attention, form
-            ),
-        )
+        width, narrow = node.attr("head_dim"), node.attr("v_dim")
+        core = Attention(shape.batch, shape.queries, keys, heads, kv, width, shape.dtype, shape.attention, form)
+        if narrow == width:
+            return (core,)
+        # Values are padded to the keys' width and the result cut; backward, also its gradient and itself.
+        copies = (kv + heads) if form == "fwd" else 2 * (kv + heads)
+        return core, Memory("copy", shape.tokens * copies * (width + narrow) * BYTES[shape.dtype], shape.dtype)
 
     return rule
 
@@ -74,14 +76,55 @@ def _attention_more(form: str) -> Rule:
 
     def rule(node: Node, shape: Shape) -> tuple[Work, ...]:
         core = shape.core
-        queries, keys = (node.attr(name) // core.tensor * node.attr("head_dim") for name in ("heads", "kv_heads"))
-        moved = 3 * queries if form == "fwd" else 3 * queries + 2 * 2 * keys
+        heads, kv = node.attr("heads") // core.tensor, node.attr("kv_heads") // core.tensor
+        width, narrow = node.attr("head_dim"), node.attr("v_dim")
+        moved = 3 * heads * narrow if form == "fwd" else 3 * heads * width + 2 * kv * (width + narrow)
         return *pairs(node, shape), Memory("add", core.tokens * moved * core.width, core.dtype)
 
     return rule
 
 
+def _groups(node: Node, shape: Shape) -> list[tuple[int, int]]:
+    """(experts, rows of each) where the router is in balance: as even as whole rows can be, those without rows left
+    out."""
+    rows, more = divmod(shape.tokens * node.attr("top_k"), node.attr("experts"))
+    sizes = ((more, rows + 1), (node.attr("experts") - more, rows))
+    return [(count, size) for count, size in sizes if count and size]
+
+
+def _grouped_sides(node: Node, shape: Shape) -> tuple[int, int]:
+    """(inputs, outputs) of an expert's product on one tensor rank."""
+    return (
+        node.attr("inputs") // (shape.tensor if node.split == "inner" else 1),
+        node.attr("outputs") // (shape.tensor if node.split == "heads" else 1),
+    )
+
+
+def _grouped(form: str) -> Rule:
+    """A product an expert, all of them at once."""
+
+    def rule(node: Node, shape: Shape) -> tuple[Work, ...]:
+        inputs, outputs = _grouped_sides(node, shape)
+        k, n = (inputs, outputs) if form == "fwd" else (outputs, inputs)
+        return tuple(Matmul(m, k, n, shape.dtype, form, count) for count, m in _groups(node, shape))
+
+    return rule
+
+
+def _grouped_wgrad(node: Node, shape: Shape) -> tuple[Work, ...]:
+    """The products, and their sum into the fp32 gradients of bf16 weights: of all experts, whatever rows they have."""
+    inputs, outputs = _grouped_sides(node, shape)
+    made: list[Work] = [Matmul(outputs, k, inputs, shape.dtype, "wgrad", count) for count, k in _groups(node, shape)]
+    if BYTES[shape.dtype] < 4:
+        elements = node.attr("experts") * inputs * outputs
+        made.append(Memory("accumulate", elements * (BYTES[shape.dtype] + 8), shape.dtype))
+    return tuple(made)
+
+
 WORKS: dict[str, Rule] = {
+    "grouped": _grouped("fwd"),
+    "grouped.dgrad": _grouped("dgrad"),
+    "grouped.wgrad": _grouped_wgrad,
     "linear": _linear,
     "linear.dgrad": _linear_dgrad,
     "linear.wgrad": _linear_wgrad,
@@ -154,18 +197,21 @@ def flops(block: Block, program: Program, body: Body, shape: Shape) -> float:
 
 
 def model_flops(model: ModelSpec, batch: int, sequence: int) -> float:
-    """Forward and backward FLOPs of a training step on `batch` sequences, nothing recomputed: what MFU divides by."""
-    shape = Shape(batch, sequence, sequence)
-    total = 0.0
+    """Forward and backward FLOPs of a training step on `batch` sequences, nothing recomputed: what MFU divides by.
+
+    Of experts those that a token visits; of latent attention no padding of its values.
+    """
+    shape, total = Shape(batch, sequence, sequence), 0.0
     for block in blocks(model):
         body = lower_block(block, shape)
-        total += sum(flops(block, p, body, shape) for p in (body.forward, body.backward))
-    # FlashAttention's backward makes the scores again; model FLOPs count two products there for each forward one.
-    again = sum(
-        work.flops / 5
-        for block in blocks(model)
-        for i in lower_block(block, shape).backward.ranks[0]
-        for work in works(block, lower_block(block, shape), i, shape)
-        if isinstance(work, Attention)
-    )
-    return total - again
+        for instruction in (*body.forward.ranks[0], *body.backward.ranks[0]):
+            for work in works(block, body, instruction, shape):
+                if isinstance(work, Attention):
+                    # FlashAttention's backward makes the scores again; model FLOPs count two products there for each
+                    # forward one. A half of the products are as wide as values.
+                    products, counted = (2, 2) if work.form == "fwd" else (5, 4)
+                    one, narrow = work.flops / products, block.nodes[instruction.part].attr("v_dim")
+                    total += counted / 2 * (one + one / work.head_dim * narrow)
+                else:
+                    total += work.flops
+    return total

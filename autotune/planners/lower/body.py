@@ -17,7 +17,7 @@ from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.shape import Shape
 from autotune.planners.lower.split import halve
 from autotune.spec.graph import Block, Node
-from autotune.spec.opset import OPS
+from autotune.spec.opset import ACTIVATION, COUNT, INDEX, OPS, WIDE
 from autotune.spec.program import COMPUTE, TENSOR, Buffer, Instruction, Program
 
 NO_NODE = -1  # the `part` of an instruction that belongs to no node
@@ -74,17 +74,36 @@ class _Values:
         self.split[name] = split
         return name
 
+    def write(self, name: str, kind: str, columns: int, split: bool) -> str:
+        """A node's write of a kind that opset names."""
+        if kind == COUNT:
+            self.size[name], self.split[name] = 4 * columns, False
+            return name
+        return self.put(name, columns, split, {ACTIVATION: None, WIDE: max(4, self.shape.width), INDEX: 8}[kind])
+
 
 def columns(node: Node, shape: Shape) -> tuple[int, ...]:
-    """Elements a token of each of the node's writes, on one tensor rank."""
+    """Elements a token of each of the node's writes, on one tensor rank; of counts, elements in all."""
     t = shape.tensor
+    if node.op == "latent_norm":
+        return (node.attr("width"), node.attr("rope_dim"))
+    if node.op == "latent_rotary":
+        heads, turned = node.attr("heads") // t, node.attr("nope_dim") + node.attr("rope_dim")
+        return (heads * turned, heads * turned, heads * node.attr("v_dim"))
+    if node.op == "route":
+        return (node.attr("top_k"), node.attr("top_k"))
+    if node.op == "dispatch":
+        each = node.attr("top_k")
+        return (each * node.attr("width"), each, each, each, node.attr("experts"))
+    if node.op == "grouped":
+        return (node.attr("top_k") * node.attr("outputs") // (t if node.split == "heads" else 1),)
     if node.op == "linear":
         return (node.attr("outputs") // (t if node.split == "column" else 1),)
     if node.op in ("rotary", "rotary_norm"):
         head = node.attr("head_dim")
         return (node.attr("heads") // t * head, *[node.attr("kv_heads") // t * head] * 2)
     if node.op == "attention":
-        return (node.attr("heads") // t * node.attr("head_dim"),)
+        return (node.attr("heads") // t * node.attr("v_dim"),)
     if node.op == "cross_entropy":
         return (0,)
     return (node.attr("width") // (t if node.split == "heads" else 1),)
@@ -134,16 +153,19 @@ def _forward(block: Block, shape: Shape, values: _Values, train: bool) -> list[I
     values.put("targets", 1, False, 8)
     for index, node in enumerate(block.nodes):
         reads = list(node.reads)
-        if node.split == "column" and values.split[reads[0]]:
-            full = f"{reads[0]}.full"
-            values.size[full], values.split[full] = values.size[reads[0]] * shape.tensor, False
-            out.append(Instruction("all_gather", part=NO_NODE, lane=TENSOR, reads=(reads[0],), writes=(full,)))
-            reads[0] = full
+        for position, name in enumerate(node.reads if node.split == "column" else ()):
+            if not values.split[name]:
+                continue
+            full = reads[position] = f"{name}.full"
+            if full not in values.size:
+                values.size[full], values.split[full] = values.size[name] * shape.tensor, False
+                out.append(Instruction("all_gather", part=NO_NODE, lane=TENSOR, reads=(name,), writes=(full,)))
         partial = node.split in ("row", "vocab") and shape.tensor > 1
         split = values.split[reads[0]]
         writes = []
-        for name, count in zip(node.writes, columns(node, shape), strict=True):
-            writes.append(values.put(f"{name}.part" if partial and sharded else name, count, split))
+        kinds = OPS[node.op].kinds or (ACTIVATION,) * len(node.writes)
+        for name, kind, count in zip(node.writes, kinds, columns(node, shape), strict=True):
+            writes.append(values.write(f"{name}.part" if partial and sharded else name, kind, count, split))
         if node.op == "cross_entropy":
             values.size[node.writes[0]] = max(4, shape.width)
         for stat in OPS[node.op].stats:
@@ -249,7 +271,7 @@ class _Backward:
                 if rule.repeats:
                     self.gradient(read)
             if node.split == "column" and self.shape.tensor > 1 and not instruction.reads[0].endswith(".full"):
-                self.out.append(_sum(made[0]))
+                self.out.extend(map(_sum, made))
         if node.weights:
             saved = tuple(self.need(groups[where][i]) for where, i in rule.wgrad)
             op = f"{instruction.op}.wgrad"

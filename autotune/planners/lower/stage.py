@@ -100,7 +100,7 @@ def canonical(block: Block) -> Block:
         return replace(weight, parts=())
 
     def plain(node: Node) -> Node:
-        return replace(node, weights=tuple(map(bare, node.weights)))
+        return replace(node, weights=tuple(map(bare, node.weights)), constants=tuple(map(bare, node.constants)))
 
     made = replace(block, index=0, nodes=tuple(map(plain, block.nodes)))
     return _ONE.setdefault(made, made)
@@ -119,6 +119,18 @@ def stage_runs(model: ModelSpec, cut: Cut) -> tuple[Runs, ...]:
         return tuple((block, len(list(equal))) for block, equal in groupby(stage))
 
     return tuple(map(runs, canonical_stages(model, cut)))
+
+
+def whole_runs(model: ModelSpec, ends: bool) -> Runs:
+    """The runs of the whole list of blocks, wherever it is cut. `ends`: see `Cut`."""
+    return stage_runs(model, Cut((model.layers,), ends))[0]
+
+
+@lru_cache(maxsize=1024)
+def first_alike(model: ModelSpec, cut: Cut) -> tuple[int, ...]:
+    """For every stage the first one that is made of the same runs."""
+    first: dict[Runs, int] = {}
+    return tuple([first.setdefault(runs, stage) for stage, runs in enumerate(stage_runs(model, cut))])
 
 
 def local_parameters(stage: tuple[Block, ...], tensor: int) -> int:
@@ -158,30 +170,29 @@ def _weight_peak(block: Block, shape: Shape, policy: str, site: Site, count: int
 
 def sizes(model: ModelSpec, cut: Cut, shape: Shape, policy: str, site: Site) -> tuple[Sizes, ...]:
     """The bytes of every stage; stages of equal blocks are worked out once."""
-    stages, found = stage_runs(model, cut), dict[Runs, Sizes]()
-    for runs, held in zip(stages, stage_blocks(model, cut), strict=True):
-        if runs not in found:
-            parameters = local_parameters(held, shape.tensor)
-            found[runs] = replace(_sizes(runs, shape, policy, site), parameters=parameters)
-    return tuple(found[runs] for runs in stages)
+    runs, held, first = stage_runs(model, cut), stage_blocks(model, cut), first_alike(model, cut)
+    found = {
+        stage: replace(_sizes(runs[stage], shape, policy, site), parameters=local_parameters(held[stage], shape.tensor))
+        for stage in set(first)
+    }
+    return tuple([found[stage] for stage in first])
 
 
 @lru_cache(maxsize=8192)
 def _sizes(runs: Runs, shape: Shape, policy: str, site: Site) -> Sizes:
     """All but the parameters. Inside a stage, the output of one block is the kept input of the next."""
-    bodies: list[Body] = [body for block, n in runs for body in [lower_block(block, shape, policy)] * n]
+    lowered = [(lower_block(block, shape, policy), n) for block, n in runs]
+    bodies: list[Body] = [body for body, n in lowered for body in [body] * n]
     peaks = [peak for block, n in runs for peak in [body_peaks(block, shape, policy, site)] * n]
     inner = [body.output_bytes for body in bodies[:-1]]  # activations between blocks; their gradients are as large
     resident = sum(body.saved_bytes for body in bodies) + sum(inner)
     output = bodies[-1].output_bytes if bodies[-1].output != "loss" else 0
     inputs = bodies[0].sizes.get("x", 0)  # the embedding's input, tokens, is nobody's activation
-    kept = [body.bytes_of(body.kept) for body in bodies]
+    kept = [size for body, n in lowered for size in [body.bytes_of(body.kept)] * n]
+    left = [size for body, n in lowered for size in [body.bytes_of(body.made)] * n]
     late = [body.late_gradient for body in bodies]
     # What a block leaves for W: what B made, and the gradient of its output where that lies inside the stage.
-    made = [
-        body.bytes_of(body.made) + (size if waits else 0)
-        for body, size, waits in zip(bodies, [*inner, 0], late, strict=True)
-    ]
+    made = [new + (size if waits else 0) for new, size, waits in zip(left, [*inner, 0], late, strict=True)]
     forward = backward = first = 0
     earlier = 0  # whole blocks before this one
     later = sum(kept) + sum(inner) + sum(made)  # what W needs of the blocks after this one

@@ -6,24 +6,25 @@ them, and with them everything that has been found out about their order. See pa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import NamedTuple
 
 from autotune.planners.lower.sharding import sharding
 from autotune.planners.lower.subgroups import split, subgroup_bytes, wide
 from autotune.planners.lower.traits import Traits, micro_batches, stage_sizes, traits
 from autotune.planners.lower.vocabulary import vocabulary_bytes
-from autotune.planners.passes import OWN, PASSES
+from autotune.planners.passes import OWN, PASSES, Listing, Seat, ways_of
 from autotune.planners.passes.clip import CARRIED, NORM, WHOLE
 from autotune.planners.passes.compute import compute
 from autotune.planners.resolve import Shared, uncollected
-from autotune.planners.schedules import Order, Pipe, Place, Step, schedule_of
+from autotune.planners.schedules import Order, Pipe, Place, schedule_of
 from autotune.planners.schedules.insertion import insert
 from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
-from autotune.spec.program import HOST, Buffer, Instruction, Program
+from autotune.spec.program import HOST, Buffer, Instruction, Program, uses_of
 from autotune.spec.work import BYTES
 from autotune.spec.workload import Workload
 
@@ -73,6 +74,7 @@ def stage_bytes(plan: Plan, stage: int, parameters: int, precision: str) -> Stag
     )
 
 
+@lru_cache(maxsize=1 << 16)
 def kind_of(name: str) -> str:
     """What the size of a buffer depends on: its name without the micro-batch."""
     kind, dot, _ = name.rpartition(".")
@@ -81,21 +83,20 @@ def kind_of(name: str) -> str:
 
 def _kinds_of(listing: Sequence[Instruction]) -> dict[str, str]:
     """The kind of every buffer that a rank's list names."""
-    names: dict[str, None] = {}
-    for instruction in listing:
-        names.update(dict.fromkeys(instruction.writes))
-        names.update(dict.fromkeys(instruction.reads))
-    return {name: kind_of(name) for name in names}
+    names = dict.fromkeys(chain.from_iterable(chain.from_iterable(map(uses_of, listing))))
+    return dict(zip(names, map(kind_of, names), strict=True))
 
 
-def kinds_of(plan: Plan, model: ModelSpec, w: Workload) -> Mapping[str, Buffer]:
-    """The buffer of every kind: sizes, and whether it outlives the step."""
+def kinds_of(plan: Plan, model: ModelSpec, w: Workload, stages: Collection[int] | None = None) -> Mapping[str, Buffer]:
+    """The buffer of every kind: sizes, and whether it outlives the step. `stages`: those of these stages alone."""
     each = w.sequence_length // plan.context
     tokens = Buffer(micro_batches(plan, w) * plan.micro_batch * each * 8, persistent=True)
     shards = plan.replicas if plan.zero else 1
     kinds = {"tokens": tokens, "targets": tokens, "loss": Buffer(max(4, BYTES[w.precision]), persistent=True)}
     kinds |= {name: Buffer(16, persistent=True) for name in (NORM, CARRIED, WHOLE)}
-    for s, size in enumerate(stage_sizes(plan, model, w)):
+    sizes = stage_sizes(plan, model, w)
+    for s in range(len(sizes)) if stages is None else stages:
+        size = sizes[s]
         own = stage_bytes(plan, s, size.parameters, w.precision)
         states, gradient, weight = subgroup_bytes(
             split(size.parameters, shards, plan.optimizer_offload)[1], w.precision
@@ -160,7 +161,7 @@ PERSISTENT, PASSING = Buffer(persistent=True), Buffer()
 
 def completed(order: Order, key: Traits) -> Program:
     """The order's program after all passes; its buffers have no sizes yet."""
-    listed = compute(order, key)
+    listed = [compute(steps, rank, key) for rank, steps in enumerate(order)]
     program = Program(tuple(map(tuple, listed)), tuple(_Declared() for _ in listed))
     for apply in PASSES.values():
         program = apply(program, key)
@@ -180,25 +181,14 @@ def order_of(key: Traits) -> Order:
     return _order(key.schedule, key.split, key.pipe, key.vocabulary, key.product)
 
 
-def _ways(steps: list[Step], key: Traits) -> list[Step]:
-    """Of another rank's steps those that a rank's own list hangs on: who has the ends of the pipeline, where all ranks
-    share the vocabulary."""
-    ends = () if key.vocabulary == "ends" else (0, key.pipe.stages - 1)
-    return [step for step in steps if step.op == "F" and step.stage in ends]
-
-
-def own_list(key: Traits, rank: int) -> Program:
-    """One rank's list as its own passes leave it, as a program of that rank alone: nothing in it meets, and what other
-    ranks hand over is there from the start."""
-    order = [steps if number == rank else _ways(steps, key) for number, steps in enumerate(order_of(key))]
-    program = Program(tuple(map(tuple, compute(order, key))), tuple(_Declared() for _ in order))
-    for name in OWN:
-        program = PASSES[name](program, key)
-    mine = tuple(i if i.meet is None else i._replace(meet=None) for i in program.ranks[rank])
-    made = {name for i in mine for name in i.writes}
-    named = {name for i in mine for name in i.reads} | made
-    given = frozenset(name for name in named if name not in made or lasts(name))
-    return Program((mine,), ({},), (given,))
+def own_list(key: Traits, rank: int, passes: Iterable[str] = OWN, listing: Listing | None = None) -> Listing:
+    """One rank's list as its own passes leave it, or as some of them do; `listing` is what earlier ones have left."""
+    order = order_of(key)
+    found = compute(order[rank], rank, key) if listing is None else listing
+    seat = Seat(rank, ways_of(order, key))
+    for name in passes:
+        found = OWN[name](found, seat, key)
+    return found
 
 
 def _draw(key: Traits) -> Outline:
@@ -211,5 +201,5 @@ def lower_training(plan: Plan, model: ModelSpec, workload: Workload) -> Program:
     """The step's program over pipeline ranks. Data and tensor peers run the same one: `expand` makes them explicit."""
     made = outline(traits(plan, model, workload))
     kinds = kinds_of(plan, model, workload)
-    buffers = tuple({name: kinds[kind] for name, kind in held.items()} for held in made.kinds)
+    buffers = tuple(dict(zip(held, map(kinds.__getitem__, held.values()), strict=True)) for held in made.kinds)
     return Program(made.ranks, buffers, facts={"place": made.place})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from autotune.planners.lower.shape import Shape, training_shape
 from autotune.planners.lower.sharding import Sharding, sharding
@@ -46,7 +46,7 @@ class Traits:
     offload_choice: str = "selective"  # which of them move
     joined: bool = False  # whether W's of a stage in a row are one
 
-    @property
+    @cached_property
     def place(self) -> Place:
         """The ranks of the pipeline's own stages."""
         return SCHEDULES[self.schedule].place(self.pipe)

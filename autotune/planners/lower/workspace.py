@@ -4,65 +4,22 @@ A body program says what is alive between instructions. What an instruction need
 computes it, so the rules are per kind of device; an operation without a rule takes nothing. The rules follow the code
 of `runners/ops` and are held against the allocator by `tests/test_workspace.py`.
 
-On accelerators only our own temporaries are here: the fused kernels' are small, and the allocator's peak on H200s was
-within 0.4 % of programs without any.
+On accelerators only our own temporaries are here, and those of experts and latent attention alone: the fused kernels'
+are small, and the allocator's peak on H200s was within 0.4 % of dense models' programs without any.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from autotune.planners.lower import workspace_mixed as mixed
+from autotune.planners.lower.call import BOOL, CHUNK_BYTES, INT, Call, Site
 from autotune.planners.lower.shape import Shape
-from autotune.spec.graph import Block, Node
+from autotune.spec.graph import Block
 from autotune.spec.program import Instruction
 
-CHUNK_BYTES = 64 * 2**20  # of the wide temporaries of losses and weight gradients (runners/ops)
-INT, BOOL = 8, 1  # bytes of an index and of a mask's element
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where a body runs: the kind of device, and on a CPU the threads of one worker."""
-
-    kind: str = "cuda"
-    threads: int = 1
-
-
-@dataclass(frozen=True)
-class Call:
-    """What a rule looks at: an instruction's node, its shape, and bytes of what it reads and makes."""
-
-    node: Node
-    shape: Shape
-    site: Site
-    reads: tuple[int, ...]
-    made: tuple[int, ...]
-
-    @property
-    def wide(self) -> int:
-        """Bytes of an element of a statistic or sum."""
-        return max(4, self.shape.width)
-
-    @property
-    def narrow(self) -> bool:
-        return self.shape.width < 4
-
-    def widened(self, size: int) -> int:
-        """The bytes of a tensor of `size` bytes as statistics are kept."""
-        return size // self.shape.width * self.wide
-
-    def heads(self, attribute: str) -> int:
-        return self.node.attr(attribute) // self.shape.tensor
-
-    def per_head(self, attribute: str) -> int:
-        """One wide number a token and head."""
-        return self.shape.tokens * self.heads(attribute) * self.wide
-
-    def values(self, attribute: str) -> int:
-        """A wide tensor of all heads' values."""
-        return self.per_head(attribute) * self.node.attr("head_dim")
-
+__all__ = ["CHUNK_BYTES", "Site", "staging", "workspace"]
 
 Rule = Callable[[Call], int]
 
@@ -136,11 +93,19 @@ def _scores(c: Call) -> int:
     return c.per_head("heads") * c.shape.keys
 
 
+def _unfolded(c: Call) -> int:
+    """Of what math takes, the queries where none share keys: they need no folding. A narrow one is widened all the
+    same."""
+    return 0 if c.narrow or c.heads("heads") > c.heads("kv_heads") else c.values("heads")
+
+
 def _attention(c: Call) -> int:
-    """math: the scores and their exponentials. Else each thread's block of scores, its rows' statistics and output;
-    the log-sum-exp is laid out anew at the end."""
+    """math: the scores and their exponentials, and folded queries until o is there; or the exponentials with the values
+    laid out anew. Else each thread's block of scores, its rows' statistics and output; the log-sum-exp is laid out anew
+    at the end."""
     if c.shape.attention == "math":
-        return 2 * _scores(c) + c.per_head("heads") + (c.values("heads") // 2 if c.narrow else 0)
+        widened, less = c.values("heads") // 2 if c.narrow else 0, _unfolded(c)
+        return max(2 * _scores(c) + c.per_head("heads") + widened - less, (_scores(c) + less) if less else 0)
     rows, columns = _blocks(c)
     block = rows * (columns + 2 + c.node.attr("head_dim")) * c.wide + (rows * columns * c.shape.width) * c.narrow
     return _mask(c) + max(c.site.threads * block, c.per_head("heads"))
@@ -149,7 +114,7 @@ def _attention(c: Call) -> int:
 def _attention_dgrad(c: Call) -> int:
     """math: the probabilities and their gradient, q and o's gradient folded, a row's sums. Else blocks of both."""
     if c.shape.attention == "math":
-        return 2 * _scores(c) + (4 if c.narrow else 2) * c.values("heads") + c.per_head("heads")
+        return 2 * _scores(c) + (4 if c.narrow else 2) * c.values("heads") + c.per_head("heads") - _unfolded(c)
     rows, columns = _blocks(c)
     return _mask(c) + c.site.threads * 2 * rows * columns * (c.wide + c.shape.width * c.narrow) + rows * c.wide
 
@@ -234,15 +199,21 @@ CPU: Mapping[str, Rule] = {
     "rotary_norm": _rotary_norm,
     "rotary_norm.dgrad": _rotary_norm_dgrad,
     "rotary_norm.wgrad": _rotary_norm_wgrad,
-    "attention": _attention,
-    "attention.dgrad": _attention_dgrad,
     "attention_more": _attention_more,
     "attention_more.dgrad": _attention_more_dgrad,
     "cross_entropy": _loss,
     "cross_entropy.dgrad": _loss_dgrad,
+    **mixed.CPU,
+    "attention": mixed.padded(_attention),
+    "attention.dgrad": mixed.padded_dgrad(_attention_dgrad),
+}
+CUDA: Mapping[str, Rule] = {
+    "attention": mixed.padded(lambda c: 0),
+    "attention.dgrad": mixed.padded_dgrad(lambda c: 0),
+    **mixed.CUDA,
 }
 COLLECTIVES: Mapping[str, Mapping[str, float]] = {"cpu": {"all_gather": 1.0, "reduce_scatter": 1.0}}
-RULES: Mapping[str, Mapping[str, Rule]] = {"cpu": CPU}
+RULES: Mapping[str, Mapping[str, Rule]] = {"cpu": CPU, "cuda": CUDA}
 
 
 def staging(op: str, whole: int, site: Site) -> int:

@@ -1,51 +1,59 @@
-"""The first pass: a schedule's order becomes compute instructions over buffers.
+"""From an order to instructions: the schedule's order becomes compute instructions over buffers.
 
 Buffers of stage s and micro-batch m: x.s.m the stage's input; what its forward keeps for the backward, k.s.m where the
 weights' gradients need it and a.s.m where only the input's does; b.s.m what B leaves for W; d.s.m the gradient of the
 stage's output. w.s weights, g.s gradients; `tokens` and `targets` the step's data, `loss` its sum.
+
+A step of a stage is made for all micro-batches at once (a column): ranks and plans with the same stage share it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import lru_cache
 
 from autotune.planners.lower.traits import Traits
 from autotune.planners.passes import vocabulary
-from autotune.planners.schedules import Order, Step
+from autotune.planners.passes.columns import Column, column, named, same
+from autotune.planners.schedules import Step
 from autotune.spec.program import Instruction
 
-# Steps beyond F, B, W and BW: what makes the instruction of each.
-OTHERS: dict[str, Callable[[Step, Traits, int], Instruction]] = {**vocabulary.STEPS}
+
+def compute(steps: Sequence[Step], rank: int, traits: Traits) -> list[Instruction]:
+    """A rank's steps with the buffers that each reads, writes and frees."""
+    columns = {key: _column(*key, rank, traits) for key in dict.fromkeys((op, stage) for op, stage, _ in steps)}
+    return [columns[op, stage][item] for op, stage, item in steps]
 
 
-def compute(order: Order, traits: Traits) -> list[list[Instruction]]:
-    """Every step with the buffers that it reads, writes and frees."""
-    return [
-        [OTHERS[step.op](step, traits, rank) if step.op in OTHERS else _instruction(step, traits) for step in steps]
-        for rank, steps in enumerate(order)
-    ]
+def _column(op: str, stage: int, rank: int, traits: Traits) -> Column:
+    if op in vocabulary.STEPS:  # beyond F, B, W and BW
+        return vocabulary.STEPS[op](op, stage, rank, traits)
+    first, last = stage == 0 and traits.ends, stage == traits.pipe.stages - 1 and traits.ends
+    return _stage_column(op, stage, traits.pipe.items, first, last, traits.late[stage])
 
 
-def _instruction(step: Step, traits: Traits) -> Instruction:
-    op, s, m = step
-    first, last = s == 0 and traits.ends, s == traits.pipe.stages - 1 and traits.ends
-    x, d = () if first else (f"x.{s}.{m}",), () if last else (f"d.{s}.{m}",)
-    a, k, b = (f"a.{s}.{m}",), (f"k.{s}.{m}",), (f"b.{s}.{m}",)
-    source = ("tokens",) if first else x
-    targets = ("targets",) if last else ()
-    back = () if first else (f"d.{s - 1}.{m}",)
-    weight = (f"w.{s}",)
+@lru_cache(maxsize=512)
+def _stage_column(op: str, s: int, items: int, first: bool, last: bool, late: bool) -> Column:
+    """`first`, `last`: the stage has the embedding or the head. `late`: W reads the gradient of its output."""
+
+    def own(kind: str, stage: int = s) -> tuple[Sequence[str], ...]:
+        return (named(kind, stage, items),)
+
+    def one(name: str) -> tuple[Sequence[str], ...]:
+        return (same(name, items),)
+
+    x, d = () if first else own("x"), () if last else own("d")
+    a, k, b = own("a"), own("k"), own("b")
+    source, targets = one("tokens") if first else x, one("targets") if last else ()
+    output, back = one("loss") if last else own("x", s + 1), () if first else own("d", s - 1)
+    weight, gradient = one(f"w.{s}"), one(f"g.{s}")
     if op == "F":
-        output = ("loss",) if last else (f"x.{s + 1}.{m}",)
-        return Instruction(op, s, m, reads=(*weight, *source, *targets), writes=(*a, *k, *output))
+        return column(op, s, items, (*weight, *source, *targets), (*a, *k, *output))
     if op == "BW":
-        frees = (*a, *k, *x, *d)
         reads = (*weight, *source, *targets, *a, *k, *d)
-        return Instruction(op, s, m, reads=reads, writes=(f"g.{s}", *back), frees=frees)
-    late = d if traits.late[s] else ()
+        return column(op, s, items, reads, (*gradient, *back), (*a, *k, *x, *d))
+    kept = d if late else ()
     if op == "B":
-        frees = (*a, *(() if late else d))
         reads = (*weight, *source, *targets, *a, *k, *d)
-        return Instruction(op, s, m, reads=reads, writes=(*b, *back), frees=frees)
-    frees = (*k, *b, *x, *late)
-    return Instruction(op, s, m, reads=(*source, *k, *b, *late), writes=(f"g.{s}",), frees=frees)
+        return column(op, s, items, reads, (*b, *back), (*a, *(() if late else d)))
+    return column(op, s, items, (*source, *k, *b, *kept), gradient, (*k, *b, *x, *kept))

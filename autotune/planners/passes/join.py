@@ -11,15 +11,13 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from autotune.planners.lower.traits import Traits
-from autotune.spec.program import Instruction, Program
+from autotune.planners.passes.seat import Listing, Seat
+from autotune.spec.program import Instruction
 
 
-def join(program: Program, traits: Traits) -> Program:
+def join(listing: Listing, seat: Seat, traits: Traits) -> Listing:
     """Joins what is side by side."""
-    if not traits.joined:
-        return program
-    ranks = tuple(tuple(_joined(listing)) for listing in program.ranks)
-    return Program(ranks, program.buffers, program.live, program.facts)
+    return list(_joined(listing)) if traits.joined else listing
 
 
 def _joined(listing: Sequence[Instruction]) -> Iterator[Instruction]:

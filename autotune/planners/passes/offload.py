@@ -10,12 +10,15 @@ its backward are closer than two windows, nothing moves.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 from autotune.planners.lower.traits import Traits
-from autotune.spec.program import COMPUTE, D2H, H2D, Instruction, Program
+from autotune.planners.passes.columns import Column, column, named
+from autotune.planners.passes.seat import Listing, Seat
+from autotune.spec.program import D2H, H2D, Instruction
 
 SELECTIVE, UNIFORM = "selective", "uniform"
 MOVED = "ak"  # first letters of the buffers that a move takes along; a host copy's name begins with "h"
@@ -95,48 +98,37 @@ def _spread(alike: Sequence[Wait], take: int) -> list[Wait]:
     return [wait for i, wait in enumerate(alike) if (i + 1) * take // count > i * take // count]
 
 
-def on_device(listing: Sequence[Timed], moves: Moves) -> tuple[tuple[int, int], ...]:
-    """(chunk activations, inputs of chunks) that are on a rank's device at once whatever its copies take, where no
-    other moment has more of both. An activation is there if it stays, has not had time to leave, or is being read;
-    an input stays."""
-    moved = set(chosen(listing, moves))
-    activations, inputs = [0] * (len(listing) + moves.window + 2), [0] * (len(listing) + 2)
-    for wait in waits(listing):
-        stays = [(wait.forward, wait.backward)]
-        if wait in moved:
-            stays = [(wait.forward, wait.forward + moves.window), (wait.backward, wait.backward)]
-        for first, last in stays:
-            activations[first] += 1
-            activations[last + 1] -= 1
-        inputs[wait.forward] += 1
-        inputs[wait.backward + 1] -= 1
-    found = set(zip(accumulate(activations), accumulate(inputs), strict=False))
-    return tuple(p for p in found if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in found))
+@lru_cache(maxsize=256)
+def _moves(stage: int, items: int) -> tuple[Column, Column, Column, Column]:
+    """OFFLOAD, RELEASE, MARK and RELOAD of a stage."""
+    device = [named(letter, stage, items) for letter in MOVED]
+    host = [named(f"h{letter}", stage, items) for letter in MOVED]
+    token = named("t", stage, items)
+    return (
+        column("OFFLOAD", stage, items, device, host, lane=D2H),
+        column("RELEASE", stage, items, host, frees=device),
+        column("MARK", stage, items, (), (token,)),
+        column("RELOAD", stage, items, (*host, token), device, (*host, token), lane=H2D),
+    )
 
 
-def offload(program: Program, traits: Traits) -> Program:
+def offload(listing: Listing, seat: Seat, traits: Traits) -> Listing:
     """Adds OFFLOAD, RELEASE and RELOAD. It runs before messages are added: every position is a compute step."""
     if not traits.offload:
-        return program
-    moves, ranks = Moves(traits.offload, traits.offload_choice, traits.offload_window), []
-    for listing in program.ranks:
-        after: dict[int, list[Instruction]] = {}  # behind the step at this position
-        before: dict[int, list[Instruction]] = {}
-        for wait in chosen(listing, moves):
-            s, m = wait.stage, wait.item
-            device = tuple(f"{letter}.{s}.{m}" for letter in MOVED)
-            host = tuple(f"h{name}" for name in device)
-            after.setdefault(wait.forward, []).append(Instruction("OFFLOAD", s, m, lane=D2H, reads=device, writes=host))
-            release = Instruction("RELEASE", s, m, lane=COMPUTE, reads=host, frees=device)
-            after.setdefault(wait.forward + moves.window, []).append(release)
-            token = f"t.{s}.{m}"
-            mark = Instruction("MARK", s, m, writes=(token,))
-            reload = Instruction("RELOAD", s, m, lane=H2D, reads=(*host, token), writes=device, frees=(*host, token))
-            before.setdefault(wait.backward - moves.window, []).extend((mark, reload))
-        out: list[Instruction] = []
-        for position, instruction in enumerate(listing):
-            out += before.get(position, ())
-            out.append(instruction)
-            out += after.get(position, ())
-        ranks.append(tuple(out))
-    return Program(tuple(ranks), program.buffers, program.live, program.facts)
+        return listing
+    moves = Moves(traits.offload, traits.offload_choice, traits.offload_window)
+    after: dict[int, list[Instruction]] = defaultdict(list)  # behind the step at this position
+    before: dict[int, list[Instruction]] = defaultdict(list)
+    for stage, item, forward, backward in chosen(listing, moves):
+        out, release, mark, back = _moves(stage, traits.pipe.items)
+        after[forward].append(out[item])
+        after[forward + moves.window].append(release[item])
+        before[backward - moves.window] += (mark[item], back[item])
+    found: list[Instruction] = []
+    for position, instruction in enumerate(listing):
+        if position in before:
+            found += before[position]
+        found.append(instruction)
+        if position in after:
+            found += after[position]
+    return found

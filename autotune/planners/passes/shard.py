@@ -22,38 +22,52 @@ Buffers of stage s: w.s and g.s are this rank's shares, fw.s and fg.s the whole,
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from typing import NamedTuple
 
 from autotune.planners.lower.traits import Traits
+from autotune.planners.passes.seat import Listing, Seat
 from autotune.planners.passes.stays import Stay, Use, rounds, stays
-from autotune.spec.program import DATA, Buffer, Instruction, Program
+from autotune.spec.program import DATA, Instruction
 
 GATHER_LANE, SCATTER_LANE = f"{DATA}.gather", f"{DATA}.scatter"
 
 
-def shard(program: Program, traits: Traits) -> Program:
-    """Adds MARK, UNSHARD, FRESH and SCATTER where weights or gradients are sharded; their users see the whole."""
+class Visits(NamedTuple):
+    """When a rank's list needs whole weights and gradients, and while it has them."""
+
+    weights: list[Use]
+    gradients: list[Use]
+    gathers: list[Stay]  # of whole weights
+    sums: list[Stay]  # of whole gradients
+    released: list[int | None]  # for each of these the step before which they are given back; None: at the end
+
+
+def visits(listing: Listing, traits: Traits) -> Visits | None:
+    """Of a list before the pass; None where data ranks share neither weights nor gradients."""
     if traits.data == 1 or not traits.sharding(0).gradients:
-        return program
-    ranks = tuple(_sharded(listing, traits) for listing in program.ranks)
-    buffers = tuple(
-        {**known, **{name: Buffer() for i in listing for name in i.writes if name not in known}}
-        for known, listing in zip(program.buffers, ranks, strict=True)
-    )
-    return Program(ranks, buffers, program.live, program.facts)
+        return None
+    weights, gradients = _users(listing, traits)
+    each = traits.gather_each == "unit"
+    room = 1 if each else traits.gathered
+    sums = stays(gradients, room, early=False)
+    gathers = rounds(weights, _units(listing, weights)) if each else stays(weights, room, early=True)
+    return Visits(weights, gradients, gathers, sums, _released(sums, room))
 
 
-def _sharded(listing: tuple[Instruction, ...], traits: Traits) -> tuple[Instruction, ...]:
+def shard(listing: Listing, seat: Seat, traits: Traits) -> Listing:
+    """Adds MARK, UNSHARD, FRESH and SCATTER where weights or gradients are sharded; their users see the whole."""
+    found = visits(listing, traits)
+    if found is None:
+        return listing
     before: dict[int, list[Instruction]] = defaultdict(list)
     after: dict[int, list[Instruction]] = defaultdict(list)
     drops: dict[int, str] = {}  # the step that uses whole weights last
-    weights, gradients = _users(listing, traits)
-    each, room = traits.gather_each == "unit", traits.gathered
-    sums = _numbered(stays(gradients, 1 if each else room, early=False))
-    for (stay, number), done in zip(sums, _released([s for s, _ in sums], 1 if each else room), strict=True):
+    weights, gradients, gathers, summed, released = found
+    sums = _numbered(summed)
+    for (stay, number), done in zip(sums, released, strict=True):
         before[len(listing) if done is None else done].append(_release(stay, number))
         after[stay.last].append(_scatter(stay, number))
-    whole = rounds(weights, _units(listing, weights)) if each else stays(weights, room, early=True)
-    for stay, number in _numbered(whole):
+    for stay, number in _numbered(gathers):
         before[stay.begin] += _gather(stay, number)
         drops[stay.last] = f"fw.{stay.thing}"
     for stay, number in sums:
@@ -63,15 +77,15 @@ def _sharded(listing: tuple[Instruction, ...], traits: Traits) -> tuple[Instruct
     for position, instruction in enumerate(listing):
         if position in before:
             out += before[position]
-        if position in reading:
-            instruction = _reading(instruction, drops.get(position))
-        out.append(_adding(instruction) if position in adding else instruction)
+        if position in reading or position in adding:
+            instruction = _whole(instruction, position in reading, position in adding, drops.get(position))
+        out.append(instruction)
         if position in after:
             out += after[position]
-    return (*out, *before.get(len(listing), ()))
+    return [*out, *before.get(len(listing), ())]
 
 
-def _users(listing: tuple[Instruction, ...], traits: Traits) -> tuple[list[Use], list[Use]]:
+def _users(listing: Listing, traits: Traits) -> tuple[list[Use], list[Use]]:
     """Who reads the weights, and who adds to the gradients, of stages that share them."""
     weights, gradients = [], []
     stages = range(traits.pipe.stages + 1)
@@ -85,7 +99,7 @@ def _users(listing: tuple[Instruction, ...], traits: Traits) -> tuple[list[Use],
     return weights, gradients
 
 
-def _units(listing: tuple[Instruction, ...], uses: list[Use]) -> list[int]:
+def _units(listing: Listing, uses: list[Use]) -> list[int]:
     """For each use of whole weights the number of its stage's unit: one begins where a forward follows a backward."""
     unit, back = Counter[int](), dict[int, bool]()
     found = []
@@ -144,15 +158,16 @@ def _release(stay: Stay, number: int) -> Instruction:
     return Instruction("RELEASE", stay.thing, number, reads=(f"g.{stay.thing}",), frees=(f"fg.{stay.thing}",))
 
 
-def _reading(instruction: Instruction, dropped: str | None) -> Instruction:
-    """The same step with the whole weights, which it may be the last to use."""
-    share = f"w.{instruction.stage}"
-    reads = tuple([f"f{name}" if name == share else name for name in instruction.reads])
-    return instruction._replace(reads=reads, frees=(*instruction.frees, dropped) if dropped else instruction.frees)
-
-
-def _adding(instruction: Instruction) -> Instruction:
-    """The same step with the whole gradients, which it changes in place."""
-    share = f"g.{instruction.stage}"
-    writes = tuple([f"f{name}" if name == share else name for name in instruction.writes])
-    return instruction._replace(reads=(*instruction.reads, f"f{share}"), writes=writes)
+def _whole(instruction: Instruction, reads_weights: bool, adds: bool, dropped: str | None) -> Instruction:
+    """The same step with the whole weights, which it may be the last to use, and the whole gradients, which it changes
+    in place."""
+    _, stage, _, _, _, reads, writes, frees, *_ = instruction
+    if reads_weights:
+        share = f"w.{stage}"
+        reads = tuple([f"f{name}" if name == share else name for name in reads])
+        frees = (*frees, dropped) if dropped else frees
+    if adds:
+        share = f"g.{stage}"
+        writes = tuple([f"f{name}" if name == share else name for name in writes])
+        reads = (*reads, f"f{share}")
+    return Instruction(*instruction[:5], reads, writes, frees, *instruction[8:])

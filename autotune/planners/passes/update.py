@@ -15,50 +15,48 @@ from collections import defaultdict
 
 from autotune.planners.lower.traits import Traits
 from autotune.planners.passes.clip import NORM, POST_VALIDATED, norms
+from autotune.planners.passes.seat import Listing, Seat
 from autotune.planners.passes.subgroups import joined, moves, started
-from autotune.spec.program import COMPUTE, DATA, TENSOR, Instruction, Program
+from autotune.spec.program import COMPUTE, DATA, TENSOR, Instruction
 
 
-def update(program: Program, traits: Traits) -> Program:
+def update(listing: Listing, seat: Seat, traits: Traits) -> Listing:
     """Adds SUM_PARTIAL (over tensor ranks), SYNC (over a stage's replicas), TIE, the data ranks' sums, and OPT."""
-    place = traits.place
+    place, rank = traits.place, seat.rank
     ends = (place[0], place[-1]) if traits.tied and traits.ends and traits.pipe.stages > 1 else ()
-    ranks = []
-    for rank, listing in enumerate(program.ranks):
-        stages = traits.held(rank)
-        last = {name: at for at, i in enumerate(listing) for name in i.writes if name[0] == "g"}
-        sums: dict[int, list[Instruction]] = defaultdict(list)  # behind the step at this position
-        tail: list[Instruction] = []
-        shared: dict[tuple[int, ...], int] = {}  # ranks that share stages -> where their last sum stands
-        for stage in reversed(stages):  # the order in which gradients come, which all that share stages must agree on
-            owners = place[stage] if stage < len(place) else (rank,)
-            waits = len(owners) > 1 or (bool(ends) and stage in (0, len(place) - 1))
-            early = _sums(stage, owners, traits)
-            data = _over_data(stage, traits)
-            at = last.get(f"g.{stage}", len(listing) - 1)
-            if len(peers := tuple(sorted(owners))) > 1:
-                at = shared[peers] = max(at, shared.get(peers, 0))
-            sums[at] += early + ([] if waits else data)
-            tail = (data if waits else []) + tail
-        if traits.sync == "late":
-            sums, tail = _late(sums, tail, len(listing) - 1)
-        tie = _tie(stages, ends, len(place) - 1, traits) if ends else []
-        out: list[Instruction] = []
-        for at, instruction in enumerate(listing):
-            out.append(instruction)
-            out += sums.get(at, ())
-        out += tie + tail
-        out += norms(rank, traits) if traits.clip else []
-        complete = traits.optimizer != POST_VALIDATED or rank == len(program.ranks) - 1
-        steps = [_step(stage, traits, complete) for stage in stages]
-        if traits.subgroups:  # the host has all its work before anything waits for it
-            out += [
-                i for stage, step in zip(stages, steps, strict=True) for i in (step[0], *moves(stage, traits.stride))
-            ]
-            steps = [[*joined(stage, traits.stride), *step[1:]] for stage, step in zip(stages, steps, strict=True)]
-        out += [i for step in steps for i in step]
-        ranks.append(tuple(out))
-    return Program(tuple(ranks), program.buffers, program.live, program.facts)
+    stages = traits.held(rank)
+    last = {name: at for at, i in enumerate(listing) for name in i.writes if name[0] == "g"}
+    sums: dict[int, list[Instruction]] = defaultdict(list)  # behind the step at this position
+    tail: list[Instruction] = []
+    shared: dict[tuple[int, ...], int] = {}  # ranks that share stages -> where their last sum stands
+    for stage in reversed(stages):  # the order in which gradients come, which all that share stages must agree on
+        owners = place[stage] if stage < len(place) else (rank,)
+        waits = len(owners) > 1 or (bool(ends) and stage in (0, len(place) - 1))
+        early = _sums(stage, owners, traits)
+        data = _over_data(stage, traits)
+        at = last.get(f"g.{stage}", len(listing) - 1)
+        if len(peers := tuple(sorted(owners))) > 1:
+            at = shared[peers] = max(at, shared.get(peers, 0))
+        sums[at] += early + ([] if waits else data)
+        tail = (data if waits else []) + tail
+    if traits.sync == "late":
+        sums, tail = _late(sums, tail, len(listing) - 1)
+    out: list[Instruction] = []
+    begin = 0
+    for at in sorted(sums):
+        out += (*listing[begin : at + 1], *sums[at])
+        begin = at + 1
+    out += listing[begin:]
+    out += _tie(stages, ends, len(place) - 1, traits) if ends else []
+    out += tail
+    out += norms(rank, traits) if traits.clip else []
+    complete = traits.optimizer != POST_VALIDATED or rank == traits.pipe.ranks - 1
+    steps = [_step(stage, traits, complete) for stage in stages]
+    if traits.subgroups:  # the host has all its work before anything waits for it
+        out += [i for stage, step in zip(stages, steps, strict=True) for i in (step[0], *moves(stage, traits.stride))]
+        steps = [[*joined(stage, traits.stride), *step[1:]] for stage, step in zip(stages, steps, strict=True)]
+    out += [i for step in steps for i in step]
+    return out
 
 
 def _sums(stage: int, owners: tuple[int, ...], traits: Traits) -> list[Instruction]:

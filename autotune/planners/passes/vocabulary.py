@@ -16,56 +16,59 @@ and their gradients d.-2.m and d.S.m, as if of a stage more at either end, and t
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import lru_cache
 
 from autotune.planners.lower.traits import Traits
+from autotune.planners.passes.columns import Column, column, named, same
 from autotune.planners.passes.communicate import posted
-from autotune.planners.schedules.schedule import Step
+from autotune.planners.passes.seat import Listing, Seat, Ways
 from autotune.planners.schedules.vocabulary import EMBED, EMBED_W, VOCABULARIES
-from autotune.spec.program import ALL_TENSOR, Instruction, Program
+from autotune.spec.program import ALL_TENSOR, Instruction
 
 
-def _embed(step: Step, traits: Traits, rank: int) -> Instruction:
-    op, s, m = step
-    return Instruction(op, s, m, reads=("tokens", f"w.{s}"), writes=(f"x.{-traits.shares:d}.{m}",))
+def _embed(op: str, s: int, rank: int, traits: Traits) -> Column:
+    items = traits.pipe.items
+    reads = same("tokens", items), same(f"w.{s}", items)
+    return column(op, s, items, reads, (named("x", -traits.shares, items),))
 
 
-def _embed_gradient(step: Step, traits: Traits, rank: int) -> Instruction:
-    op, s, m = step
-    d = f"d.{-1 - traits.shares}.{m}"
-    return Instruction(op, s, m, reads=("tokens", d), writes=(f"g.{s}",), frees=(d,))
+def _embed_gradient(op: str, s: int, rank: int, traits: Traits) -> Column:
+    items = traits.pipe.items
+    d = named("d", -1 - traits.shares, items)
+    return column(op, s, items, (same("tokens", items), d), (same(f"g.{s}", items),), (d,))
 
 
-def _local(*writes: str) -> Callable[[Step, Traits, int], Instruction]:
+def _local(*writes: str) -> Callable[[str, int, int, Traits], Column]:
     """The first pass: from the last stage's output."""
 
-    def make(step: Step, traits: Traits, rank: int) -> Instruction:
-        op, s, m = step
-        beyond = s + traits.shares
-        names = tuple(f"d.{beyond - 1}.{m}" if name == "d" else f"{name}.{s}.{m}" for name in writes)
-        return Instruction(op, s, m, reads=(f"w.{s}", f"x.{beyond}.{m}", "targets"), writes=names)
+    def make(op: str, s: int, rank: int, traits: Traits) -> Column:
+        items, beyond = traits.pipe.items, s + traits.shares
+        reads = same(f"w.{s}", items), named("x", beyond, items), same("targets", items)
+        made = [named("d", beyond - 1, items) if name == "d" else named(name, s, items) for name in writes]
+        return column(op, s, items, reads, made)
 
     return make
 
 
-def _exponentials(step: Step, traits: Traits, rank: int) -> Instruction:
-    op, s, m = step
-    y, z, u = (f"{n}.{s}.{m}" for n in "yzu")
-    return Instruction(op, s, m, reads=(y, z, "targets"), writes=(y, u), frees=(z,))
+def _exponentials(op: str, s: int, rank: int, traits: Traits) -> Column:
+    items = traits.pipe.items
+    y, z, u = (named(n, s, items) for n in "yzu")
+    return column(op, s, items, (y, z, same("targets", items)), (y, u), (z,))
 
 
-def _gradients(step: Step, traits: Traits, rank: int) -> Instruction:
+def _gradients(op: str, s: int, rank: int, traits: Traits) -> Column:
     """The last pass; one rank with the last stage adds to the loss, whichever way a micro-batch went."""
-    op, s, m = step
-    beyond = s + traits.shares
-    held = (f"x.{beyond}.{m}", f"y.{s}.{m}", f"u.{s}.{m}")
-    weight, made = ((), ()) if op == "T_W" else ((f"w.{s}",), (f"d.{beyond - 1}.{m}",))
-    loss = ("loss",) if rank == traits.place[-1][0] else ()
-    return Instruction(op, s, m, reads=(*weight, *held, "targets"), writes=(f"g.{s}", *made, *loss), frees=held)
+    items, beyond = traits.pipe.items, s + traits.shares
+    held = (named("x", beyond, items), named("y", s, items), named("u", s, items))
+    weight = () if op == "T_W" else (same(f"w.{s}", items),)
+    made = () if op == "T_W" else (named("d", beyond - 1, items),)
+    loss = (same("loss", items),) if rank == traits.place[-1][0] else ()
+    writes = (same(f"g.{s}", items), *made, *loss)
+    return column(op, s, items, (*weight, *held, same("targets", items)), writes, held)
 
 
-STEPS: dict[str, Callable[[Step, Traits, int], Instruction]] = {
+STEPS: dict[str, Callable[[str, int, int, Traits], Column]] = {
     EMBED: _embed,
     EMBED_W: _embed_gradient,
     "S": _local("y", "z"),
@@ -78,37 +81,19 @@ STEPS: dict[str, Callable[[Step, Traits, int], Instruction]] = {
 }
 
 
-class Ways(NamedTuple):
-    """The way of every micro-batch: the ranks that run its first and its last stage (of two copies of a stage, one)."""
-
-    stages: int
-    ranks: int
-    first: Mapping[int, int]
-    final: Mapping[int, int]
-    shares: bool = False  # see Traits
-
-
-def _ways(program: Program, traits: Traits) -> Ways:
-    at: dict[int, dict[int, int]] = {0: {}, traits.pipe.stages - 1: {}}
-    for rank, _, instruction in program:
-        if instruction.op == "F" and instruction.stage in at:
-            at[instruction.stage][instruction.item] = rank
-    return Ways(traits.pipe.stages, traits.pipe.ranks, at[0], at[traits.pipe.stages - 1], traits.shares)
-
-
 def _reduce(part: str, name: str, item: int, root: int, rank: int, ways: Ways) -> Instruction:
     """The ranks' parts, summed as `name` on `root`; `part` is `name` itself unless tensor ranks share its tokens."""
     lane, op = _lane(name) + ALL_TENSOR, "REDUCE_SHARES" if ways.shares else "REDUCE"
     writes = (name,) if rank == root else ()
     frees = () if writes == (part,) else (part,)
-    meet, peers = f"{name}@sum", _from(root, ways)
+    meet, peers = f"{name}@sum", _from(root, ways.ranks)
     return Instruction(op, ways.stages, item, 0, lane, (part,), writes, frees, meet, peers)
 
 
 def _broadcast(name: str, whole: str, item: int, root: int, rank: int, ways: Ways) -> Instruction:
     """`name`, written on `root`, as `whole` on every rank: the same unless tensor ranks share its tokens. Each root has
     a lane of its own: none waits for what another has yet to make."""
-    lane, meet, peers = f"{_lane(name)}:{root}", f"{name}@all", _from(root, ways)
+    lane, meet, peers = f"{_lane(name)}:{root}", f"{name}@all", _from(root, ways.ranks)
     reads, writes = ((name,), ()) if rank == root else ((), (whole,))
     if not ways.shares:
         return Instruction("BROADCAST", ways.stages, item, 0, lane, reads, writes, (), meet, peers)
@@ -121,9 +106,10 @@ def _lane(name: str) -> str:
     return f"vocabulary.{name.rpartition('.')[0]}"
 
 
-def _from(root: int, ways: Ways) -> tuple[int, ...]:
+@lru_cache(maxsize=256)
+def _from(root: int, ranks: int) -> tuple[int, ...]:
     """All pipeline ranks, the root first."""
-    return (root, *(rank for rank in range(ways.ranks) if rank != root))
+    return (root, *(rank for rank in range(ranks) if rank != root))
 
 
 def _statistics(op: str, reads: str, writes: str) -> Callable[[int, int, Ways], Instruction]:
@@ -145,11 +131,8 @@ def _rescaled(item: int, rank: int, ways: Ways) -> Instruction:
     part = f"d.{s - 1 + ways.shares}.{item}"
     writes = (u, d) if rank == root else (u,)
     frees = (z, b) if part in writes else (z, b, part)
-    op, meet, peers = (
-        "GATHER_REDUCE_SHARES" if ways.shares else "GATHER_REDUCE",
-        f"GATHER_REDUCE.{d}",
-        _from(root, ways),
-    )
+    op = "GATHER_REDUCE_SHARES" if ways.shares else "GATHER_REDUCE"
+    meet, peers = f"GATHER_REDUCE.{d}", _from(root, ways.ranks)
     return Instruction(op, s, item, 0, f"vocabulary.z{ALL_TENSOR}", (z, part, b), writes, frees, meet, peers)
 
 
@@ -188,38 +171,29 @@ _AFTER: dict[str, Callable[[int, int, Ways], Instruction]] = {
 }
 
 
-def meet(program: Program, traits: Traits) -> Program:
+def meet(listing: Listing, seat: Seat, traits: Traits) -> Listing:
     """Adds the sums, broadcasts and exchanged statistics of a sharded vocabulary."""
     if traits.ends:
-        return program
-    ways, reader = _ways(program, traits), VOCABULARIES[traits.vocabulary].passes[0]
-    return Program(
-        tuple(_with_meetings(listing, rank, ways, reader) for rank, listing in enumerate(program.ranks)),
-        program.buffers,
-        program.live,
-        program.facts,
-    )
-
-
-def _with_meetings(listing: tuple[Instruction, ...], rank: int, ways: Ways, reader: str) -> tuple[Instruction, ...]:
-    """`reader`: the pass that the last stage's output is for."""
+        return listing
+    rank, ways = seat
+    reader = VOCABULARIES[traits.vocabulary].passes[0]  # the pass that the last stage's output is for
     before: dict[int, list[Instruction]] = defaultdict(list)
     for make, op, roots in ((_output, reader, ways.final), (_input_gradient, EMBED_W, ways.first)):
         for root in dict.fromkeys(roots.values()):
             reads = [at for at, i in enumerate(listing) if i.op == op and roots[i.item] == root != rank]
             places = posted(list(range(len(listing))), reads, 1) if reads else []
             for read, place in zip(reads, places, strict=True):
-                item = listing[read].item
-                before[place].append(make(item, root, rank, ways))
+                before[place].append(make(listing[read].item, root, rank, ways))
     out: list[Instruction] = []
     for position, instruction in enumerate(listing):
-        out += before[position]
+        if position in before:
+            out += before[position]
         out.append(instruction)
-        op, stage, item = instruction.op, instruction.stage, instruction.item
+        op, stage, item = instruction[:3]
         if op in _AFTER:
             out.append(_AFTER[op](item, rank, ways))
         elif op == "F" and stage == ways.stages - 1:
             out.append(_output(item, rank, rank, ways))
         elif op in ("B", "BW") and stage == 0:
             out.append(_input_gradient(item, rank, rank, ways))
-    return tuple(out)
+    return out

@@ -72,15 +72,17 @@ class _Clock:
     out: Order = field(init=False)
     now: list[float] = field(init=False)
     at: list[int] = field(init=False)  # of each rank, how many of `steps` are placed
-    count: list[dict[str, int]] = field(init=False)  # of each rank, how many of each pass are placed
+    ops: tuple[str, ...] = field(init=False)  # the passes, by number
+    count: list[list[int]] = field(init=False)  # of each rank, how many of each pass are placed
+    known: dict[str, list[float | None]] = field(init=False)  # [pass][number of its item]: when any rank may start it
     done: dict[tuple[str, int, int], tuple[float, int]] = field(default_factory=dict)
     ended: dict[tuple[str, int], tuple[int, float]] = field(default_factory=dict)  # (pass, item): ranks, latest end
-    known: dict[tuple[str, int], float] = field(default_factory=dict)  # (pass, number of its item): when it may start
 
     def __post_init__(self) -> None:
         ranks, p, last = range(self.pipe.ranks), self.vocabulary.passes, self.pipe.stages - 1
         self.out, self.now, self.at = [[] for _ in ranks], [0.0 for _ in ranks], [0 for _ in ranks]
-        self.count = [dict.fromkeys((EMBED, EMBED_W, *p), 0) for _ in ranks]
+        self.ops = (EMBED, EMBED_W, *p)
+        self.count = [[0] * len(self.ops) for _ in ranks]
         unit = sum(self.pipe.times.of("F", s) for s in range(last + 1)) / (last + 1)
         self.seconds = {op: count * self.product * unit for op, count in PRODUCTS.items()}
         self.seconds |= dict.fromkeys((EMBED, EMBED_W), LOOKUP * unit)
@@ -91,7 +93,12 @@ class _Clock:
         self.items = dict.fromkeys(p, self.passed(("F",), last, ends))  # the items of every pass, in order
         self.items[EMBED] = self.passed(("F",), 0, ends)
         self.items[EMBED_W] = self.passed(("B", "BW"), 0, ends)
+        self.number = {op: {item: n for n, item in enumerate(items)} for op, items in self.items.items()}
+        # Nothing comes after the last; nor does anything hold up the first embeddings.
+        self.known = {op: [None] * len(self.items[op]) + [math.inf] for op in self.ops}
         self.ahead = AHEAD * len(self.place[0])
+        first = min(self.ahead, self.pipe.items)
+        self.known[EMBED][:first] = [0.0] * first
 
     def passed(self, ops: Sequence[str], stage: int, ends: Sequence[Sequence[float]]) -> list[int]:
         """The items in the order in which their step at `stage` ends, whichever rank it is on."""
@@ -122,43 +129,35 @@ class _Clock:
 
     def next(self, rank: int) -> tuple[float, Step] | None:
         """(start, step) of what a rank can start first, as far as is known; of equals the pass named first."""
-        now, first, chosen = self.now[rank], float("inf"), ""
-        for op, placed in self.count[rank].items():
-            if placed < len(self.items[op]):
-                ready = self.known.get((op, placed))
-                if ready is None:
-                    ready = self.pass_ready(op, placed)
-                    if ready is None:
-                        continue
-                    self.known[op, placed] = ready  # of any rank, and for good
-                if max(now, ready) < first:
-                    first, chosen = max(now, ready), op
+        now, first, chosen = self.now[rank], math.inf, -1
+        for number, (placed, known) in enumerate(zip(self.count[rank], self.known.values(), strict=True)):
+            ready = known[placed]
+            if ready is None:
+                continue
+            if ready < now:
+                ready = now
+            if ready < first:
+                first, chosen = ready, number
         if self.at[rank] < len(self.steps[rank]):
             step = self.steps[rank][self.at[rank]]
             ready = self.step_ready(rank, step)
             if ready is not None and max(now, ready) < first:
                 return max(now, ready), step
-        return (first, Step(chosen, self.pipe.stages, self.items[chosen][self.count[rank][chosen]])) if chosen else None
+        if chosen < 0:
+            return None
+        op = self.ops[chosen]
+        return first, Step(op, self.pipe.stages, self.items[op][self.count[rank][chosen]])
 
     def over(self, op: str, item: int) -> float | None:
         """When a pass's barrier is over; None: not yet known."""
         ranks, end = self.ended.get((op, item), (0, 0.0))
         return end + self.barrier if ranks == self.pipe.ranks else None
 
-    def made(self, op: str, stage: int, item: int, late: float) -> float | None:
-        return self.done[op, stage, item][0] + late if (op, stage, item) in self.done else None
-
-    def pass_ready(self, op: str, number: int) -> float | None:
-        """When the inputs of the `number`-th item of a pass are there."""
-        item = self.items[op][number]
-        if op == EMBED:  # needs nothing, but its result takes memory until the first stage has used it
-            return self.made("F", 0, self.items[op][number - self.ahead], 0.0) if number >= self.ahead else 0.0
-        if op == EMBED_W:
-            return self.made("B", 0, item, self.barrier + self.late)
-        which = self.vocabulary.passes.index(op)
-        if which == 0:
-            return self.made("F", self.pipe.stages - 1, item, self.barrier)
-        return self.over(self.vocabulary.passes[which - 1], item)
+    def allow(self, op: str, item: int, at: float, later: int = 0) -> None:
+        """A pass may start with an item, or with that `later` after it."""
+        number = self.number[op][item] + later
+        if number < len(self.items[op]):
+            self.known[op][number] = at
 
     def step_ready(self, rank: int, step: Step) -> float | None:
         """When a stage's step has its inputs, those from the vocabulary's passes included."""
@@ -176,17 +175,27 @@ class _Clock:
         own = step.stage < self.pipe.stages
         self.now[rank] = start + (self.pipe.times.of(step.op, step.stage) if own else self.seconds[step.op])
         self.out[rank].append(step)
-        everyone = range(self.pipe.ranks)
+        everyone, now, passes = range(self.pipe.ranks), self.now[rank], self.vocabulary.passes
         if not own:
-            self.count[rank][step.op] += 1
+            self.count[rank][self.ops.index(step.op)] += 1
             ranks, end = self.ended.get((step.op, step.item), (0, 0.0))
-            self.ended[step.op, step.item] = ranks + 1, max(end, self.now[rank])
-            return everyone if ranks + 1 == self.pipe.ranks else (rank,)
+            self.ended[step.op, step.item] = ranks + 1, max(end, now)
+            if ranks + 1 < self.pipe.ranks:
+                return (rank,)
+            if step.op in passes[:-1]:
+                self.allow(passes[passes.index(step.op) + 1], step.item, max(end, now) + self.barrier)
+            return everyone
         self.at[rank] += 1
-        if step.op != "W":
-            self.done[step.op[0], step.stage, step.item] = self.now[rank], rank
-        outer = step.stage == 0 or (step.op == "F" and step.stage == self.pipe.stages - 1)
-        beside = step.stage + (1 if step.op == "F" else -1)
-        if outer or not 0 <= beside < self.pipe.stages:
+        op, stage, last = step.op[0], step.stage, self.pipe.stages - 1
+        if op != "W":
+            self.done[op, stage, step.item] = now, rank
+        if op == "F" and stage == 0:  # embeddings need nothing, but take memory until the first stage has used them
+            self.allow(EMBED, step.item, now, self.ahead)
+        if op == "F" and stage == last:
+            self.allow(passes[0], step.item, now + self.barrier)
+        if op == "B" and stage == 0:
+            self.allow(EMBED_W, step.item, now + self.barrier + self.late)
+        beside = stage + (1 if step.op == "F" else -1)
+        if stage == 0 or not 0 <= beside <= last:
             return everyone
         return tuple({rank, *self.place[beside]})

@@ -56,7 +56,12 @@ class Pipe:
 
 def linear(pipe: Pipe) -> Place:
     """Stage s on rank s mod p: Megatron's placement, with one chunk or many."""
-    return tuple((stage % pipe.ranks,) for stage in range(pipe.stages))
+    return _linear(pipe.ranks, pipe.stages)
+
+
+@lru_cache(maxsize=256)
+def _linear(ranks: int, stages: int) -> Place:
+    return tuple([(stage % ranks,) for stage in range(stages)])
 
 
 def wave(pipe: Pipe) -> Place:

@@ -12,7 +12,7 @@ from autotune.profiles_db.probes.memory_ops import HEAD, OPS, Shape
 from autotune.profiles_db.probes.pool import DTYPES
 from autotune.profiles_db.probes.timing import Trial
 from autotune.spec.errors import EnvironmentFault, nearest_name
-from autotune.spec.work import BYTES, Memory
+from autotune.spec.work import BYTES, Memory, Work
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -27,6 +27,12 @@ def works(setting: Setting) -> list[Memory]:
         sizes = [16 * MIB, 128 * KIB, 2 * MIB] if setting.quick else [64 * MIB, 32 * KIB, 2 * MIB, 256 * KIB, 16 * MIB]
     peak = [] if setting.device == "cuda" else [Memory("copy", 128 * MIB, dtype), Memory("read", 64 * MIB, dtype)]
     return list(dict.fromkeys([*peak, *(Memory(op, size, dtype) for size in sizes for op in OPS)]))
+
+
+def probed(work: Work) -> bool:
+    """Whether a probe can time this work by itself. A memory-bound operation without one is timed inside bodies alone,
+    and priced as a copy elsewhere."""
+    return not isinstance(work, Memory) or work.op in OPS
 
 
 def shape_of(work: Memory) -> tuple[int, int]:

@@ -11,7 +11,18 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from autotune.runners.ops import attention, cross_entropy, elementwise, embedding, linear, norm, rotary
+from autotune.runners.ops import (
+    attention,
+    cross_entropy,
+    elementwise,
+    embedding,
+    experts,
+    grouped,
+    latent,
+    linear,
+    norm,
+    rotary,
+)
 from autotune.runners.ops.cache import KVCache
 from autotune.runners.ops.env import Env
 from autotune.spec.graph import Node
@@ -45,5 +56,13 @@ OPERATIONS: dict[str, Operation] = {
     "attention": Operation(attention.forward, attention.dgrad),
     "swiglu": Operation(elementwise.swiglu, elementwise.swiglu_dgrad),
     "add": Operation(elementwise.add),
+    "latent_norm": Operation(latent.latent_norm, latent.latent_norm_dgrad, latent.latent_norm_wgrad),
+    "latent_key": Operation(latent.latent_key, latent.latent_key_dgrad),
+    "latent_rotary": Operation(latent.latent_rotary, latent.latent_rotary_dgrad),
+    "route": Operation(experts.route, experts.route_dgrad),
+    "dispatch": Operation(experts.dispatch, experts.dispatch_dgrad),
+    "grouped": Operation(grouped.forward, grouped.dgrad, grouped.wgrad),
+    "weighted_swiglu": Operation(experts.weighted_swiglu, experts.weighted_swiglu_dgrad),
+    "combine": Operation(experts.combine, experts.combine_dgrad),
     "cross_entropy": Operation(cross_entropy.forward, cross_entropy.dgrad),
 }

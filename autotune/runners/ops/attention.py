@@ -2,7 +2,8 @@
 parts of it that ranks in a ring do one after another (planners.lower.context).
 
 What computes it is a key of BACKENDS; a plan names one. Every backend takes and gives [batch, heads, sequence, width]
-views of the two-dimensional activations, so that no layout is ever copied where the kernel reads strides.
+views of the two-dimensional activations, so that no layout is ever copied where the kernel reads strides. Its q, k and
+v are of one width: narrower values (latent attention) are padded with zeros to it, and the result cut.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from autotune.runners.ops import attention_aten as fused
 from autotune.runners.ops import attention_math as plain
@@ -59,10 +61,18 @@ def unsupported(
     return BACKENDS[name].supported(device, dtype, head_dim, sequence, window)
 
 
-def _heads(env: Env, node: Node, *flat: Tensor) -> list[Tensor]:
+def _heads(env: Env, width: int, *flat: Tensor) -> list[Tensor]:
     """[tokens, heads * width] -> [batch, heads, sequence, width] views."""
-    shape = (env.batch, len(flat[0]) // env.batch, -1, node.attr("head_dim"))
+    shape = (env.batch, len(flat[0]) // env.batch, -1, width)
     return [x.view(shape).transpose(1, 2) for x in flat]
+
+
+def _values(env: Env, node: Node, *flat: Tensor) -> list[Tensor]:
+    """As `_heads`, of what is as wide as values are: widened with zeros to the width of keys."""
+    narrow, width = node.attr("v_dim"), node.attr("head_dim")
+    if narrow < width:
+        flat = tuple(F.pad(x.view(len(x), -1, narrow), (0, width - narrow)) for x in flat)
+    return _heads(env, width, *flat)
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -80,10 +90,13 @@ def _window(env: Env, node: Node, tokens: int) -> int:
 def forward(env: Env, node: Node, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     """q [tokens, heads * head_dim], k and v [tokens, kv_heads * head_dim] -> o like q, lse [tokens, heads].
 
+    v may be narrower, [tokens, kv_heads * v_dim], and so is o then: in training, not yet with a cache.
+
     With a cache, k and v are appended to it where the new tokens are, and the queries see everything before them too;
     past the prefill no lse is computed (no backward follows) and an empty tensor stands in its place.
     """
-    queries, keys, values = _heads(env, node, q, k, v)
+    queries, keys = _heads(env, node.attr("head_dim"), q, k)
+    (values,) = _values(env, node, v)
     window = _window(env, node, queries.shape[2])
     if env.cache is not None and env.lengths is not None:
         env.cache.append_at(env.layer, keys, values, env.positions)
@@ -92,14 +105,16 @@ def forward(env: Env, node: Node, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tens
     if env.lengths is not None or env.start:
         return _flat(over_cache(env, queries, window)), q.new_empty(0)
     o, lse = BACKENDS[env.attention].forward(queries, keys, values, window)
-    return _flat(o), _flat(lse)
+    return _flat(o[..., : node.attr("v_dim")]), _flat(lse)
 
 
 def dgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Gradient of o [tokens, heads * head_dim] and saved q, k, v, o, lse -> gradients of q, k and v."""
-    g, q, k, v, o = _heads(env, node, grads[0], *saved[:4])
+    q, k = _heads(env, node.attr("head_dim"), *saved[:2])
+    g, v, o = _values(env, node, grads[0], *saved[2:4])
     lse = saved[4].view(env.batch, g.shape[2], -1).transpose(1, 2)
-    return tuple(map(_flat, BACKENDS[env.attention].backward(g, q, k, v, o, lse, _window(env, node, g.shape[2]))))
+    dq, dk, dv = BACKENDS[env.attention].backward(g, q, k, v, o, lse, _window(env, node, g.shape[2]))
+    return _flat(dq), _flat(dk), _flat(dv[..., : node.attr("v_dim")])
 
 
 def _seen(env: Env, tokens: int) -> tuple[slice, slice]:
@@ -115,7 +130,7 @@ def more(env: Env, node: Node, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: 
 
     Two parts have lse log(e^a + e^b), and o the mean of theirs by e^(a - lse) and e^(b - lse) (2310.01889, 3).
     """
-    queries, keys, values, known = _heads(env, node, q, k, v, o)
+    queries, keys, values, known = _heads(env, node.attr("head_dim"), q, k, v, o)
     rows, columns = _seen(env, queries.shape[2])
     queries, known = queries[:, :, rows], known[:, :, rows]
     before = lse.view(env.batch, keys.shape[2], -1).transpose(1, 2)[:, :, rows]
@@ -129,7 +144,8 @@ def more(env: Env, node: Node, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: 
 
 def more_dgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """As `dgrad`, of the keys that have come from another rank; zero for queries that see none, and keys unseen."""
-    g, q, k, v, o = _heads(env, node, grads[0], *saved[:4])
+    width = node.attr("head_dim")
+    g, q, k, v, o = _heads(env, width, grads[0], *saved[:4])
     rows, columns = _seen(env, g.shape[2])
     lse = saved[4].view(env.batch, g.shape[2], -1).transpose(1, 2)[:, :, rows]
     made = [torch.zeros_like(x) for x in saved[:3]]
@@ -137,6 +153,6 @@ def more_dgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[Ten
     parts = BACKENDS[env.attention].backward(
         g[:, :, rows], q[:, :, rows], k[:, :, columns], v[:, :, columns], o[:, :, rows], lse, 0, causal=False
     )
-    for whole, part, place in zip(_heads(env, node, *made), parts, places, strict=True):
+    for whole, part, place in zip(_heads(env, width, *made), parts, places, strict=True):
         whole[:, :, place] = part
     return tuple(made)

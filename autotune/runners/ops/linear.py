@@ -34,16 +34,20 @@ def wgrad_rows(inputs: int, width: int) -> int:
     return max(1, WGRAD_CHUNK_BYTES // (inputs * width * ALIGNED_ROWS)) * ALIGNED_ROWS
 
 
+def accumulate(total: Tensor, g: Tensor, x: Tensor) -> None:
+    """Adds g^T x to `total` [outputs, inputs]; g [tokens, outputs], x [tokens, inputs]."""
+    if total.dtype == g.dtype:
+        total.addmm_(g.t(), x)
+        return
+    rows = wgrad_rows(x.shape[1], x.element_size())
+    for part, columns in zip(torch.split(total, rows), torch.split(g, rows, dim=1), strict=True):
+        part.add_(torch.mm(columns.t(), x))
+
+
 def wgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[Tensor, ...]) -> None:
     """Adds gradient^T x to the weight's accumulator and the column sums of the gradient to the bias's."""
     (g,), (x,) = grads, saved
-    total = env.grads[node.weights[0].name]
-    if total.dtype == g.dtype:
-        total.addmm_(g.t(), x)
-    else:
-        rows = wgrad_rows(x.shape[1], x.element_size())
-        for part, columns in zip(torch.split(total, rows), torch.split(g, rows, dim=1), strict=True):
-            part.add_(torch.mm(columns.t(), x))
+    accumulate(env.grads[node.weights[0].name], g, x)
     if len(node.weights) > 1:
         bias = env.grads[node.weights[1].name]
         bias.add_(g.sum(0, dtype=bias.dtype))

@@ -43,17 +43,19 @@ def _split(env: Env, node: Node, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return qkv[:, :end_q].view(shape), qkv[:, end_q:end_k].view(shape), qkv[:, end_k:]
 
 
-def _angles(env: Env, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def angles(env: Env, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """cos and sin of this micro-batch's positions, [sequence, 1, head_dim / 2], in at least fp32."""
     half = env.rope[0].shape[1] // 2
     cos, sin = (table.index_select(0, env.positions)[:, None, :half].to(wide(dtype)) for table in env.rope)
     return cos, sin
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, direction: int = 1) -> None:
-    """Writes x [batch, sequence, heads, head_dim] turned by direction * angle to `out` (which may not be x)."""
-    (a, b), (out_a, out_b) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
-    if out.dtype == cos.dtype:
+def turn_pairs(
+    x: tuple[Tensor, Tensor], table: tuple[Tensor, Tensor], out: tuple[Tensor, Tensor], direction: int = 1
+) -> None:
+    """Writes the pairs x turned by direction * angle to `out` (which may not be x); all [batch, sequence, heads, n]."""
+    (a, b), (cos, sin), (out_a, out_b) = x, table, out
+    if out_a.dtype == cos.dtype:
         torch.mul(a, cos, out=out_a).addcmul_(b, sin, value=-direction)
         torch.mul(b, cos, out=out_b).addcmul_(a, sin, value=direction)
     else:  # narrower: round once, at the end
@@ -61,12 +63,18 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, direction: int = 1) 
         out_b.copy_((b * cos).addcmul_(a, sin, value=direction))
 
 
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, direction: int = 1) -> None:
+    """Writes x [batch, sequence, heads, head_dim] turned by direction * angle to `out` (which may not be x)."""
+    (a, b), (out_a, out_b) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
+    turn_pairs((a, b), (cos, sin), (out_a, out_b), direction)
+
+
 def rotary(env: Env, node: Node, qkv: Tensor) -> tuple[Tensor, ...]:
     """[tokens, (heads + 2 * kv_heads) * head_dim] -> q, k (turned) and v, each [tokens, its heads * head_dim]."""
     if usable(qkv):
         return _turned(env, node, qkv)
     q, k, v = _split(env, node, qkv)
-    cos, sin = _angles(env, qkv.dtype)
+    cos, sin = angles(env, qkv.dtype)
     turned = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k)]
     for x, out in zip((q, k), turned, strict=True):
         _turn(x, cos, sin, out)
@@ -90,7 +98,7 @@ def rotary_dgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[T
         return _turned_back(env, node, grads)
     result = torch.empty((len(grads[0]), sum(g.shape[1] for g in grads)), dtype=grads[0].dtype, device=grads[0].device)
     q, k, v = _split(env, node, result)
-    cos, sin = _angles(env, result.dtype)
+    cos, sin = angles(env, result.dtype)
     for g, out in zip(grads, (q, k), strict=False):
         _turn(g.view(out.shape), cos, sin, out, -1)
     v.copy_(grads[2])
@@ -102,7 +110,7 @@ def rotary_norm(env: Env, node: Node, qkv: Tensor) -> tuple[Tensor, ...]:
     if usable(qkv):
         return _turned(env, node, qkv)
     q, k, v = _split(env, node, qkv)
-    cos, sin = _angles(env, qkv.dtype)
+    cos, sin = angles(env, qkv.dtype)
     results = []
     for x, weight in zip((q, k), node.weights, strict=True):
         normal = (x * reciprocal_rms(x, node.number("eps"))).mul_(env.weights[weight.name])
@@ -120,7 +128,7 @@ def rotary_norm_dgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tu
     result = torch.empty_like(qkv)
     *inputs, _ = _split(env, node, qkv)
     *outputs, v = _split(env, node, result)
-    cos, sin = _angles(env, qkv.dtype)
+    cos, sin = angles(env, qkv.dtype)
     for g, x, out, weight in zip(grads, inputs, outputs, node.weights, strict=False):
         back = torch.empty(x.shape, dtype=cos.dtype, device=x.device)
         _turn(g.view(x.shape), cos, sin, back, -1)
@@ -133,7 +141,7 @@ def rotary_norm_wgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tu
     """Adds the norms' weight gradients: sums over this rank's heads, so that the tensor group must add them up."""
     (qkv,) = saved
     *inputs, _ = _split(env, node, qkv)
-    cos, sin = _angles(env, qkv.dtype)
+    cos, sin = angles(env, qkv.dtype)
     for g, x, weight in zip(grads, inputs, node.weights, strict=False):
         back = torch.empty(x.shape, dtype=cos.dtype, device=x.device)
         _turn(g.view(x.shape), cos, sin, back, -1)
