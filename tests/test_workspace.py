@@ -206,7 +206,7 @@ def test_what_gloo_copies_through(pool: Pool, op: str) -> None:
         Plan(tensor=2, micro_batch=4, sequence_parallel=True, recompute="full"),
         Plan(context=2, micro_batch=4),
         Plan(context=2, context_ring=2, micro_batch=4),
-        Plan(context=2, context_ring=2, micro_batch=4, recompute="full", zero=1),
+        Plan(context=2, context_ring=2, micro_batch=4, recompute="full"),
         Plan(pipeline=2, micro_batch=1),
         Plan(pipeline=2, micro_batch=1, schedule="interleaved-1f1b", chunks=2),
         Plan(pipeline=2, micro_batch=2, schedule="gpipe"),

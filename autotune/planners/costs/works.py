@@ -76,8 +76,9 @@ def _attention_more(form: str) -> Rule:
 
     def rule(node: Node, shape: Shape) -> tuple[Work, ...]:
         core = shape.core
-        queries, keys = (node.attr(name) // core.tensor * node.attr("head_dim") for name in ("heads", "kv_heads"))
-        moved = 3 * queries if form == "fwd" else 3 * queries + 2 * 2 * keys
+        heads, kv = node.attr("heads") // core.tensor, node.attr("kv_heads") // core.tensor
+        width, narrow = node.attr("head_dim"), node.attr("v_dim")
+        moved = 3 * heads * narrow if form == "fwd" else 3 * heads * width + 2 * kv * (width + narrow)
         return *pairs(node, shape), Memory("add", core.tokens * moved * core.width, core.dtype)
 
     return rule
