@@ -75,6 +75,7 @@ class Exploration:
     bounded: int = 0
     queue: list[Waiting] = field(default_factory=list)
     tried: list[Waiting] = field(default_factory=list)  # the batch that is away
+    derived: set[Plan] = field(default_factory=set)  # plans that others have led to
 
     @property
     def trains(self) -> bool:
@@ -139,11 +140,17 @@ class Exploration:
             least = self.bounder.memory(plan)
             if least > self.allowed:
                 self.space.reject(too_large(least, self.allowed))
-                waiting += self.space.relieved(plan)
+                waiting += self._new(self.space.relieved(plan))
             elif self.question.minimize == "peak_memory":
                 self._wait(float(least), plan)
             else:
                 self._wait(valued(self.question, self.bounder.time(plan)), plan)
+
+    def _new(self, plans: Iterable[Plan]) -> list[Plan]:
+        """Those that no other plan has led to: several may, and each is to be tried once."""
+        found = [plan for plan in plans if plan not in self.derived]
+        self.derived.update(found)
+        return found
 
     def _wait(self, bound: float, plan: Plan) -> None:
         heapq.heappush(self.queue, Waiting(bound, self.bounded, plan))
@@ -191,7 +198,7 @@ class Exploration:
             self._refuse(entry.plan, outcome.bytes)
             return None
         if not entry.look:  # fewer moves may take less time than these, whatever these take
-            self.offer(self.space.eased(entry.plan))
+            self.offer(self._new(self.space.eased(entry.plan)))
         if isinstance(outcome, TooSlow):
             bound = max(entry.bound, valued(self.question, outcome.seconds))
             seen = LOOKS if outcome.look is None else outcome.look + 1
@@ -201,12 +208,12 @@ class Exploration:
         if max(outcome.peak_bytes) > self.allowed:
             self._refuse(entry.plan, max(outcome.peak_bytes))
             return None
-        self.offer(self.space.widened(entry.plan))
+        self.offer(self._new(self.space.widened(entry.plan)))
         return outcome
 
     def _refuse(self, plan: Plan, found: int) -> None:
         self.space.reject(too_large(found, self.allowed))
-        self.offer(self.space.relieved(plan))
+        self.offer(self._new(self.space.relieved(plan)))
 
 
 def too_large(found: int, allowed: int) -> str:
