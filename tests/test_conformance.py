@@ -32,7 +32,7 @@ EXPERTS = {  # the same with every layer, or all but some, of experts
     OPEN: replace(OPEN, architecture="Qwen3MoeForCausalLM", experts=Experts(4, 2, 8, dense_layers=(0, 3, 4))),
 }
 SEARCHED = [name for name, entry in SCHEDULES.items() if entry.searched]
-EACH = 3  # plans a schedule
+EACH = 2  # plans a schedule
 DRAWS = 600  # after which a pass that was not drawn is taken not to be legal with a schedule
 
 

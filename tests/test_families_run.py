@@ -133,9 +133,7 @@ steps = 1
 """
 PLANS = {
     "llama3-tied": (2, ("--pin", "tensor=2")),
-    "mistral": (1, ()),
     "qwen2": (2, ("--pin", "pipeline=2")),
-    "qwen3": (2, ("--pin", "tensor=2")),
     "mixtral": (2, ("--pin", "tensor=2")),
 }
 
