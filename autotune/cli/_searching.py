@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 STEPS, WARMUP = 3, 1  # of a plan that a search measures
 
+ROUNDS = 4  # of measuring the operations of the plans at the front
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -107,12 +109,12 @@ def find(recipe: Recipe, store: Store, lock: bool, progress: Callable[[str], Non
 def _refined(question: Question, store: Store, progress: Callable[[str], None]) -> Question:
     """The question with the operations of its most promising plans measured, and the profile kept with them.
 
-    Twice: better prices may bring other plans to the front.
+    Better prices may bring other plans to the front: again, until what is there is measured, but ROUNDS times at most.
     """
     from autotune.planners.search import search
     from autotune.runners.here import refine_for
 
-    for _ in range(2):
+    for _ in range(ROUNDS):
         front = [p.plan for p in search(question, progress=lambda text: None).ranking[: 2 * question.measure_budget]]
         profile = refine_for(question, front, progress)
         if profile is question.profile:
