@@ -49,9 +49,9 @@ def refine_for(
     question: Question, plans: Sequence[Plan], progress: Callable[[str], None], seconds_each: float = 0.1
 ) -> Profile:
     """The question's profile with every operation of `plans` that it lacks measured here."""
-    profile = TIMED[question.workload.kind](question, plans, progress)
     from autotune.profiles_db.probes.memory import probed
 
+    profile = TIMED[question.workload.kind](question, plans, progress)
     lacking = unmeasured(Predictor(question.model, question.workload, profile), plans)
     missing = {ranks: found for ranks, works in lacking.items() if (found := list(filter(probed, works)))}
     device = "cpu" if profile.device.kind == "cpu" else "cuda"

@@ -105,7 +105,7 @@ class Mesh:
     def open_boxes(self, messages: Mapping[Lane, int]) -> set[Lane]:
         """The lanes of messages between ranks of one host whose GPUs map each other's memory, on any host."""
         mapped: set[Lane] = set()
-        for members in hosts(self.device):
+        for members in hosts():
             inside = {lane: size for lane, size in messages.items() if set(lane[1]) <= set(members)}
             if not inside:
                 continue
@@ -113,6 +113,7 @@ class Mesh:
             group: Any = dist.group.WORLD if alone else _group(members)
             opened = [False]
             if self.rank in members:
+                self.axes["mapped"] = None if alone else group
                 at = {member: number for number, member in enumerate(members)}
                 self.boxes = Mailboxes.open(
                     {lane: Route(at[lane[1][0]], at[lane[1][1]], size) for lane, size in inside.items()},
@@ -127,7 +128,7 @@ class Mesh:
     def send(self, instruction: Instruction, tensor: Tensor) -> Handle:
         """Starts a message to the second of the instruction's peers, on the current stream or on gloo's threads."""
         lane = instruction.lane, instruction.peers
-        if lane not in self.lanes and self.boxes is not None:
+        if self.boxes is not None and lane in self.boxes.routes:
             self.boxes.send(lane, tensor)
             return Chain(None)
         tensor = tensor.cpu() if staged(self.device) else tensor
@@ -138,7 +139,7 @@ class Mesh:
     def receive(self, instruction: Instruction, into: Tensor) -> Handle:
         """Starts a message from the first of the instruction's peers, of the size and type of `into`."""
         lane = instruction.lane, instruction.peers
-        if lane not in self.lanes and self.boxes is not None:
+        if self.boxes is not None and lane in self.boxes.routes:
             self.boxes.receive(lane, into)
             return Chain(None)
         landing = torch.empty_like(into, device="cpu") if staged(self.device) else into

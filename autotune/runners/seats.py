@@ -50,7 +50,7 @@ def backend_for(seats: Collection[Seat]) -> str:
     return "cuda:nccl,cpu:gloo" if len(set(seats)) == len(seats) else "gloo"
 
 
-def hosts(device: torch.device) -> tuple[tuple[int, ...], ...]:
+def hosts() -> tuple[tuple[int, ...], ...]:
     """The ranks of each host, in the order of their first ranks: every rank of the world asks at the same time."""
     names: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(names, socket.gethostname())

@@ -164,8 +164,9 @@ class Trainer:
 
     def feed(self, batch: Batch) -> None:
         """Tokens and targets of a step, on the ranks that need them, each a part of each sequence; clears the loss."""
-        here = places(self.plan, self.workload, self.mesh.context)
-        batch = batch if self.plan.context == 1 else (batch[0][:, here], batch[1][:, here])
+        if self.plan.context > 1:
+            here = self.env.positions.to(batch[0].device)
+            batch = batch[0][:, here], batch[1][:, here]
         tokens, targets = (t.to(self.mesh.device) for t in batch)
         needed = {"tokens": tokens, "targets": targets}
         named = self.program.buffers[self.mesh.rank]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+NO_NODE = -1  # the `part` of a body's instruction that belongs to no node of its block
+
 
 @dataclass(frozen=True)
 class Stat:

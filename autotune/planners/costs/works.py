@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from autotune.planners.lower.body import NO_NODE, Body, lower_block
+from autotune.planners.lower.body import Body, lower_block
 from autotune.planners.lower.shape import Shape
 from autotune.spec.graph import Block, Node, blocks
 from autotune.spec.model import ModelSpec
+from autotune.spec.opset import NO_NODE
 from autotune.spec.program import CONTEXT, RING, TENSOR, Instruction, Program
 from autotune.spec.work import BYTES, Attention, Collective, Matmul, Memory, Work
 

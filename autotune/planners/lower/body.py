@@ -16,11 +16,10 @@ from autotune.planners.lower.context import EXCHANGES, around_attention, remade
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.shape import Shape
 from autotune.planners.lower.split import halve
+from autotune.planners.lower.widths import columns
 from autotune.spec.graph import Block, Node
-from autotune.spec.opset import ACTIVATION, COUNT, INDEX, OPS, WIDE
+from autotune.spec.opset import ACTIVATION, COUNT, INDEX, NO_NODE, OPS, WIDE
 from autotune.spec.program import COMPUTE, TENSOR, Buffer, Instruction, Program
-
-NO_NODE = -1  # the `part` of an instruction that belongs to no node
 
 
 @dataclass(frozen=True)
@@ -82,33 +81,6 @@ class _Values:
         return self.put(name, columns, split, {ACTIVATION: None, WIDE: max(4, self.shape.width), INDEX: 8}[kind])
 
 
-def columns(node: Node, shape: Shape) -> tuple[int, ...]:
-    """Elements a token of each of the node's writes, on one tensor rank; of counts, elements in all."""
-    t = shape.tensor
-    if node.op == "latent_norm":
-        return (node.attr("width"), node.attr("rope_dim"))
-    if node.op == "latent_rotary":
-        heads, turned = node.attr("heads") // t, node.attr("nope_dim") + node.attr("rope_dim")
-        return (heads * turned, heads * turned, heads * node.attr("v_dim"))
-    if node.op == "route":
-        return (node.attr("top_k"), node.attr("top_k"))
-    if node.op == "dispatch":
-        each = node.attr("top_k")
-        return (each * node.attr("width"), each, each, each, node.attr("experts"))
-    if node.op == "grouped":
-        return (node.attr("top_k") * node.attr("outputs") // (t if node.split == "heads" else 1),)
-    if node.op == "linear":
-        return (node.attr("outputs") // (t if node.split == "column" else 1),)
-    if node.op in ("rotary", "rotary_norm"):
-        head = node.attr("head_dim")
-        return (node.attr("heads") // t * head, *[node.attr("kv_heads") // t * head] * 2)
-    if node.op == "attention":
-        return (node.attr("heads") // t * node.attr("v_dim"),)
-    if node.op == "cross_entropy":
-        return (0,)
-    return (node.attr("width") // (t if node.split == "heads" else 1),)
-
-
 def _stat_columns(node: Node, times: str, shape: Shape) -> int:
     return node.attr(times) // shape.tensor if times else 1
 
@@ -164,7 +136,7 @@ def _forward(block: Block, shape: Shape, values: _Values, train: bool) -> list[I
         split = values.split[reads[0]]
         writes = []
         kinds = OPS[node.op].kinds or (ACTIVATION,) * len(node.writes)
-        for name, kind, count in zip(node.writes, kinds, columns(node, shape), strict=True):
+        for name, kind, count in zip(node.writes, kinds, columns(node, shape.tensor), strict=True):
             writes.append(values.write(f"{name}.part" if partial and sharded else name, kind, count, split))
         if node.op == "cross_entropy":
             values.size[node.writes[0]] = max(4, shape.width)

@@ -20,9 +20,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from autotune.planners.lower.shape import Shape
+from autotune.spec.opset import NO_NODE
 from autotune.spec.program import CONTEXT, RING, Instruction
-
-NO_NODE = -1  # the `part` of an instruction that belongs to no node
 
 # Of each step, the one that takes its gradient back. Ranks are numbered as their tokens follow one another.
 EXCHANGES = {

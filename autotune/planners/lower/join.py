@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 
-from autotune.planners.lower.body import NO_NODE, Body, as_program, lower_block, with_frees
+from autotune.planners.lower.body import Body, as_program, lower_block, with_frees
 from autotune.planners.lower.shape import Shape
 from autotune.spec.graph import Block
+from autotune.spec.opset import NO_NODE
 from autotune.spec.program import Instruction
 
 

@@ -15,6 +15,7 @@ from itertools import chain, repeat
 from operator import itemgetter
 
 from autotune.planners.passes.columns import instructions
+from autotune.planners.passes.woven import woven
 from autotune.spec.program import COMPUTE, Buffer, Instruction, Program, reads_of, writes_of
 
 Listing = tuple[Instruction, ...]
@@ -66,17 +67,8 @@ def communicate(program: Program, ahead: int = 1) -> Program:
     for rank, written in enumerate(order):
         for position, number in written:
             after[rank][position].append(next(sends[number]))
-    ranks = []
-    for listing, early, late in zip(program.ranks, before, after, strict=True):
-        out: list[Instruction] = []
-        for position, instruction in enumerate(listing):
-            if position in early:
-                out += early[position]
-            out.append(instruction)
-            if position in late:
-                out += late[position]
-        ranks.append(tuple(out))
-    return Program(tuple(ranks), tuple(buffers), program.live, program.facts)
+    ranks = tuple(map(tuple, map(woven, program.ranks, before, after)))
+    return Program(ranks, tuple(buffers), program.live, program.facts)
 
 
 def _channels(program: Program) -> tuple[list[_Channel], list[list[tuple[int, int]]]]:

@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol
 from autotune.planners.lower.traits import Traits
 from autotune.planners.passes.columns import Column, column, named
 from autotune.planners.passes.seat import Listing, Seat
+from autotune.planners.passes.woven import woven
 from autotune.spec.program import D2H, H2D, Instruction
 
 SELECTIVE, UNIFORM = "selective", "uniform"
@@ -124,11 +125,4 @@ def offload(listing: Listing, seat: Seat, traits: Traits) -> Listing:
         after[forward].append(out[item])
         after[forward + moves.window].append(release[item])
         before[backward - moves.window] += (mark[item], back[item])
-    found: list[Instruction] = []
-    for position, instruction in enumerate(listing):
-        if position in before:
-            found += before[position]
-        found.append(instruction)
-        if position in after:
-            found += after[position]
-    return found
+    return woven(listing, before, after)

@@ -27,6 +27,7 @@ from typing import NamedTuple
 from autotune.planners.lower.traits import Traits
 from autotune.planners.passes.seat import Listing, Seat
 from autotune.planners.passes.stays import Stay, Use, rounds, stays
+from autotune.planners.passes.woven import woven
 from autotune.spec.program import DATA, Instruction
 
 GATHER_LANE, SCATTER_LANE = f"{DATA}.gather", f"{DATA}.scatter"
@@ -73,16 +74,11 @@ def shard(listing: Listing, seat: Seat, traits: Traits) -> Listing:
     for stay, number in sums:
         before[stay.begin].append(Instruction("FRESH", stay.thing, number, writes=(f"fg.{stay.thing}",)))
     reading, adding = {use.position for use in weights}, {use.position for use in gradients}
-    out: list[Instruction] = []
-    for position, instruction in enumerate(listing):
-        if position in before:
-            out += before[position]
-        if position in reading or position in adding:
-            instruction = _whole(instruction, position in reading, position in adding, drops.get(position))
-        out.append(instruction)
-        if position in after:
-            out += after[position]
-    return [*out, *before.get(len(listing), ())]
+    seen = [
+        _whole(i, at in reading, at in adding, drops.get(at)) if at in reading or at in adding else i
+        for at, i in enumerate(listing)
+    ]
+    return woven(seen, before, after)
 
 
 def _users(listing: Listing, traits: Traits) -> tuple[list[Use], list[Use]]:
