@@ -18,6 +18,8 @@ from autotune.spec.graph import blocks
 from autotune.spec.model import ModelSpec
 from autotune.spec.work import Collective, Matmul, Memory
 
+pytestmark = pytest.mark.alone
+
 MODEL = ModelSpec("tiny", "LlamaForCausalLM", 32, 1, 4, 2, 8, 48, 64)
 SHIPPED = Path(__file__).parent.parent / "autotune" / "profiles_db" / "machines" / "h200-sxm.json"
 

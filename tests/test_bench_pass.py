@@ -17,6 +17,8 @@ from autotune.spec.model import ModelSpec
 from autotune.spec.work import Memory, Work
 from autotune.spec.workload import Workload
 
+pytestmark = pytest.mark.alone
+
 MODEL = ModelSpec("small", "LlamaForCausalLM", 64, 2, 4, 2, 16, 128, 96)
 
 

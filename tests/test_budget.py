@@ -18,6 +18,8 @@ from autotune.spec.model import ModelSpec
 from autotune.spec.prediction import Question
 from autotune.spec.workload import Workload
 
+pytestmark = pytest.mark.alone
+
 MODEL = ModelSpec("small", "LlamaForCausalLM", 256, 8, 8, 8, 32, 704, 1024)
 QUESTION = Question(MODEL, Workload(sequence_length=512, global_batch=16), load_profile(MACHINES / "h100-sxm.json"), 4)
 

@@ -17,6 +17,8 @@ from autotune.cli import _reference, _settings
 from autotune.spec.errors import RunError
 from tests.recipes import RECIPE, ROOT, Autotune
 
+pytestmark = pytest.mark.alone
+
 GOLDEN = Path(__file__).parent / "golden" / "flags.json"
 
 

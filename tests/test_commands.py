@@ -16,6 +16,8 @@ import pytest
 from autotune.profiles_db.profile_file import dump_profile, load_profile, shipped
 from tests.recipes import RECIPE, ROOT, Autotune
 
+pytestmark = pytest.mark.alone
+
 
 def test_a_new_recipe_is_ready_to_search(autotune: Autotune) -> None:
     for kind in ("train", "generate"):

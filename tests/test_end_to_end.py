@@ -17,6 +17,8 @@ from tests.commands import Home
 from tests.processes import gone, started_by, wait_for
 from tests.small import GENERATE, TRAIN
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:

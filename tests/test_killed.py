@@ -18,6 +18,8 @@ from tests.commands import Home
 from tests.processes import gone, started_by, threads, wait_for
 from tests.small import MODEL, TRAIN
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:

@@ -27,6 +27,8 @@ from autotune.spec.prediction import Prediction
 from autotune.spec.work import Attention, Memory
 from autotune.spec.workload import Workload
 
+pytestmark = pytest.mark.alone
+
 MODELS = Path(__file__).parents[1] / "recipes" / "models"
 WORK = Workload("generate", prompt_length=1024, new_tokens=256, batch=8)
 

@@ -35,6 +35,8 @@ from autotune.spec.work import (
     Work,
 )
 
+pytestmark = pytest.mark.alone
+
 BRIEF = 0.004
 SQUARE = {"batch": 1, "queries": 16, "keys": 16, "heads": 4, "kv_heads": 2, "head_dim": 8, "dtype": "fp32"}
 PIECES: list[Work] = [

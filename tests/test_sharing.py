@@ -21,6 +21,8 @@ from autotune.spec.workload import Workload
 from tests.commands import two_workers
 from tests.test_closed_forms import DEEP, UnitCosts
 
+pytestmark = pytest.mark.alone
+
 
 def graph(waits: list[list[int]]) -> Resolved:
     """Events in topological order already."""

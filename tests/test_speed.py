@@ -25,6 +25,8 @@ from autotune.spec.plan import Plan
 from autotune.spec.program import Instruction
 from autotune.spec.workload import Workload
 
+pytestmark = pytest.mark.alone
+
 MODEL = ModelSpec("deep", "LlamaForCausalLM", 16, 32, 4, 4, 4, 24, 32)
 LARGE = Plan(pipeline=16, schedule="interleaved-1f1b", chunks=2), Workload(sequence_length=8, global_batch=128)
 SMALL = Plan(pipeline=8), Workload(sequence_length=8, global_batch=32)

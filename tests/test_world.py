@@ -15,6 +15,8 @@ from autotune.runners.world import World, expand_counts, first_host, slurm_world
 from tests.commands import Home, Said
 from tests.small import TRAIN
 
+pytestmark = pytest.mark.alone
+
 STEP = {
     "SLURM_JOB_ID": "4711",
     "SLURM_STEP_ID": "0",

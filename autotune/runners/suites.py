@@ -216,6 +216,8 @@ def suites() -> dict[str, Suite]:
         Plan(tensor=2, pipeline=2, vocabulary="vocab-2", sequence_parallel=s, attention="cudnn") for s in (False, True)
     )
     short = Workload(sequence_length=1024, global_batch=8, precision="bf16")
+    # Two ranks share each sequence: heads for tokens (Ulysses), or keys and values passed around (ring).
+    together = tuple(Plan(context=2, context_ring=r, micro_batch=m, attention="cudnn") for r in (1, 2) for m in (1, 2))
     return {
         "h200-alone": Suite(_llama_1b(), eight, alone, "cuda"),
         "h200-shared": Suite(wide, short, shared, "cuda", steps=2, check=True),
@@ -230,6 +232,8 @@ def suites() -> dict[str, Suite]:
             _small(), replace(answers, prompt_length=64, new_tokens=16, precision="fp32"), rounds, "cpu"
         ),
         "h200x2": Suite(_llama_1b(), gpu, two, "cuda"),
+        "h200x2-context": Suite(_llama_1b(), gpu, together, "cuda"),
+        "h200x2-context-check": Suite(wide, short, together, "cuda", steps=2, check=True),
         "h200x2-schedules": _schedules(),
         "cpu-schedules": _schedules_on_cpu(),
     }
