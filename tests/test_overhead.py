@@ -17,8 +17,6 @@ from autotune.spec.graph import blocks
 from autotune.spec.machine import Profile
 from autotune.spec.model import ModelSpec
 
-pytestmark = pytest.mark.alone
-
 MODEL = ModelSpec("small", "LlamaForCausalLM", 64, 2, 4, 2, 16, 128, 96)
 SHIPPED = Path(__file__).parents[1] / "autotune" / "profiles_db" / "machines" / "h200-sxm.json"
 

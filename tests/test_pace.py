@@ -17,8 +17,6 @@ from autotune.spec.graph import blocks
 from autotune.spec.model import ModelSpec
 from autotune.spec.work import Memory
 
-pytestmark = pytest.mark.alone
-
 
 def paced(stretches: Iterator[float]) -> tuple[Pace, Callable[[], float]]:
     """A pace whose stretches take these seconds, and a clock that they alone move."""

@@ -118,6 +118,7 @@ def test_memory_over_time_keeps_every_peak_and_never_goes_back(measured: Timelin
     assert steps([0, 1, 1, 2], [5, 9, 5, 5]) == ((0, 5), (1, 9), (1, 5))
 
 
+@pytest.mark.alone
 def test_thirty_thousand_spans() -> None:
     """A page of 30,000 instructions is made in seconds and stays a few megabytes."""
     listing = tuple(

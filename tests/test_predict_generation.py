@@ -27,8 +27,6 @@ from autotune.spec.prediction import Prediction
 from autotune.spec.work import Attention, Memory
 from autotune.spec.workload import Workload
 
-pytestmark = pytest.mark.alone
-
 MODELS = Path(__file__).parents[1] / "recipes" / "models"
 WORK = Workload("generate", prompt_length=1024, new_tokens=256, batch=8)
 
@@ -159,6 +157,7 @@ def test_a_plan_that_cannot_run_is_refused(llama: ModelSpec, h100: Profile) -> N
         predict(llama, WORK, h100, Plan(data=3))
 
 
+@pytest.mark.alone
 def test_a_large_model_on_eight_devices_without_torch() -> None:
     script = f"""
 import sys, time

@@ -316,6 +316,7 @@ def test_operations_and_optimizers_without_samples_use_the_copy() -> None:
     assert pricer.price(update) == (pytest.approx(update.bytes / 2e12), "extrapolated")
 
 
+@pytest.mark.alone
 def test_it_is_fast_enough_to_price_a_search() -> None:
     """Aims at 1 microsecond remembered and 200 fresh on 1,125 samples; the bars here allow for a busy machine."""
     pricer = Pricer(bare(*(sample for form in ("fwd", "dgrad", "wgrad") for sample in grid(form))))
@@ -333,6 +334,7 @@ def test_it_is_fast_enough_to_price_a_search() -> None:
     assert min(best(again) for _ in range(5)) < 1e-5
 
 
+@pytest.mark.alone
 def test_a_measured_profile_is_indexed_and_asked_in_no_time() -> None:
     """Reached: 8 ms to index 1,700 samples, 80 microseconds a fresh product; the bars allow for a busy machine."""
     profile, source = SHIPPED["h200-sxm"], random.Random(2)

@@ -315,6 +315,7 @@ def test_export_optuna_opens_in_optuna(store: Store, tmp_path: Path) -> None:
         store.export_optuna(tmp_path / "optuna.db")
 
 
+@pytest.mark.alone
 def test_ten_thousand_predictions_in_about_two_seconds(store: Store) -> None:
     search = store.start_search(question())
     many = batch(10_000)

@@ -251,6 +251,7 @@ def test_what_the_search_tries_is_legal(name: str) -> None:
                 assert all(schedule.refuse(replace(pipe, group=group)) is None for group in schedule.groups(pipe))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", NAMES)
 def test_a_large_order_is_made_in_milliseconds(name: str) -> None:
     pipe = Pipe(16, 128, SCHEDULES[name].chunks[0])
