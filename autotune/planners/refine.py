@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from autotune.planners.costs.step import StepCosts
-from autotune.planners.costs.works import works
+from autotune.planners.costs.works import handed, works
 from autotune.planners.lower.body import lower_block
 from autotune.planners.lower.generate import block_shape, inference_body, pass_lengths
 from autotune.planners.lower.join import joined_body, together
@@ -20,6 +20,7 @@ from autotune.planners.lower.train import lower_training
 from autotune.planners.predict import Predictor
 from autotune.spec.machine import Profile, Sample
 from autotune.spec.plan import Plan
+from autotune.spec.program import COMPUTE
 from autotune.spec.work import Collective, Work
 
 
@@ -32,6 +33,8 @@ def step_works(predictor: Predictor, plan: Plan) -> set[Work]:
         body = lower_block(block, shape, plan.recompute)
         for instruction in (*body.forward.ranks[0], *body.backward.ranks[0]):
             found.update(works(block, body, instruction, shape, bodies.level, bodies.inner, bodies.around))
+            if instruction.lane != COMPUTE and not predictor.profile.inline:
+                found.add(handed(instruction))
     costs = StepCosts(plan, predictor.model, predictor.workload, predictor.profile, bodies)
     program = lower_training(plan, predictor.model, predictor.workload)
     for op, stage in {(i.op, i.stage) for _, _, i in program}:

@@ -8,12 +8,12 @@ walk in issue order (`memory`). What cannot be ordered is refused with a table t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate, repeat
+from itertools import accumulate, chain, repeat
 from operator import add, sub
 from typing import NamedTuple, Protocol, TypeVar, cast
 
 from autotune.planners.resolve import Resolved, Shared, resolve, uncollected
-from autotune.planners.sharing import shared_sweep
+from autotune.planners.sharing import Capacity, shared_sweep, sharers
 from autotune.spec.program import COMPUTE, DEVICE, Instruction, Program, changes_of, likeness_of
 from autotune.spec.timeline import Span, Timeline
 
@@ -148,15 +148,6 @@ def alike(listing: Sequence[Instruction]) -> tuple[tuple[int, ...], tuple[int, .
     return tuple(map(first.__getitem__, number)), tuple(map(number.__getitem__, keys))
 
 
-def _computes(program: Program, resolved: Resolved) -> list[bool]:
-    """Of every event whether it takes a core."""
-    found = [False] * resolved.events
-    for listing, events in zip(program.ranks, resolved.event, strict=True):
-        for instruction, number in zip(listing * resolved.steps, events, strict=True):
-            found[number] = instruction.lane == COMPUTE
-    return found
-
-
 def simulate(
     program: Program,
     costs: Costs,
@@ -164,16 +155,16 @@ def simulate(
     inline: bool = False,
     resolved: Resolved | None = None,
     steps: int = 1,
-    capacity: float | None = None,
+    capacities: Sequence[Capacity] = (),
 ) -> Timeline:
     """The predicted timeline of `steps` steps in a row (memory and bytes sent are those of one).
 
-    `capacity`: how many ranks can compute at once at full speed; None: all of them, each has a device of its own.
+    `capacities`: what ranks share; without any each has a device and all its ways of its own.
     """
     resolved = resolved or resolve(program, inline, steps)
     with uncollected():
         priced = prices(program, costs)
-        start, end = timed(program, priced, resolved, capacity)
+        start, end = timed(program, priced, resolved, capacities)
         spans = [span for rank in range(program.world) for span in spans_of(program, resolved, rank, start, end)]
         held = [held_by(program, rank, priced[rank]) for rank in range(program.world)]
     sent = tuple(sum(price[2] for price in mine) for mine in priced)
@@ -186,7 +177,7 @@ def held_by(program: Program, rank: int, mine: Sequence[Price]) -> dict[str, lis
 
 
 def timed(
-    program: Program, priced: Sequence[Sequence[Price]], resolved: Resolved, capacity: float | None
+    program: Program, priced: Sequence[Sequence[Price]], resolved: Resolved, capacities: Sequence[Capacity]
 ) -> tuple[list[float], list[float]]:
     """Start and end of every event: it takes as long as its slowest member."""
     duration = [0.0] * resolved.events
@@ -195,9 +186,12 @@ def timed(
         for number, each in zip(events, seconds, strict=True):
             if each > duration[number]:
                 duration[number] = each
-    if capacity is None or capacity >= program.world:
+    listings = [[instruction.lane for instruction in listing] for listing in program.ranks] if capacities else []
+    used = set(chain.from_iterable(listings))
+    taken = [capacity for capacity in capacities if capacity.lanes is None or not used.isdisjoint(capacity.lanes)]
+    if not taken:
         return sweep(resolved, duration)
-    return shared_sweep(resolved, duration, _computes(program, resolved), capacity)
+    return shared_sweep(resolved, duration, *sharers(listings, resolved.event, resolved.events, taken))
 
 
 def spans_of(

@@ -17,12 +17,12 @@ from datetime import UTC, datetime
 from autotune.profiles_db.facts import Facts, machine_facts
 from autotune.profiles_db.heap import keep_heap
 from autotune.spec.errors import EnvironmentFault, UsageError, nearest_name
-from autotune.spec.machine import Device, Interference, Link, Profile, Sample
-from autotune.spec.work import Collective, Copy, Matmul, Memory, Work
+from autotune.spec.machine import COPIES_AT_ONCE, Device, Interference, Link, Profile, Sample
+from autotune.spec.work import Collective, Copy, Launch, Matmul, Memory, Work
 
 Progress = Callable[[str], None]
 PEAKS = 2  # pieces at the head of the product and memory grids that show the best rates
-SHARED = ("collective", "copy")  # probes of what several accelerators share: links and the memory of the host
+SHARED = ("launch", "collective", "copy")  # probes of several accelerators: handing collectives over, links, the host
 CLEAR = 4.0  # latencies that a message must take before its bandwidth is read off
 # What `only` may name: the table of probes.PROBES (a test holds them equal) and two that are no piece of work.
 NAMES = ("launch", "collective", "matmul", "memory", "attention", "optimizer", "copy", "disk", "host", "interference")
@@ -164,6 +164,7 @@ def _alone(found: _Found, device: str, wanted: frozenset[str], quick: bool, budg
     from autotune.profiles_db.probes.crew import Crew
     from autotune.profiles_db.probes.host import measure_host
     from autotune.profiles_db.probes.session import merged, run_session
+    from autotune.profiles_db.probes.ways import copies_at_once
 
     if device == "cuda":
         torch.cuda.synchronize()
@@ -173,6 +174,8 @@ def _alone(found: _Found, device: str, wanted: frozenset[str], quick: bool, budg
     crew = Crew(device)
     found.samples += merged(run_session(crew, _plan(wanted, device, quick, 1, 1), budget.alone, progress))
     crew.pool.release()
+    if device == "cuda" and "copy" in wanted:
+        found.coefficients[f"{COPIES_AT_ONCE}.1"] = copies_at_once(crew)
     if "host" not in wanted:
         return
     if device == "cpu":
@@ -214,6 +217,8 @@ def _worlds(
         if device == "cuda":
             key = "communicator_bytes"
             found.coefficients[key] = max(found.coefficients.get(key, 0.0), float(answer.communicator_bytes))
+            if answer.at_once:
+                found.coefficients[f"{COPIES_AT_ONCE}.{world}"] = answer.at_once
         else:
             found.context_bytes = max(found.context_bytes, answer.context_bytes)
     return largest
@@ -296,6 +301,11 @@ def _profile(facts: Facts, found: _Found, largest: int) -> Profile:
     )
 
 
+def _meets(work: Work) -> bool:
+    """Whether accelerators do it together."""
+    return isinstance(work, Collective) or (isinstance(work, Launch) and bool(work.what))
+
+
 def _grouped(works: Iterable[Work]) -> dict[str, list[Work]]:
     from autotune.profiles_db.probes import probe_for
 
@@ -335,7 +345,7 @@ def measure(
                 hint=f"measure it with ranks={max(2, work.group)}",
             )
     unique = list(dict.fromkeys(works))
-    together = [w for w in unique if ranks > 1 and (device == "cpu" or isinstance(w, Collective))]
+    together = [w for w in unique if ranks > 1 and (device == "cpu" or _meets(w))]
     alone = [w for w in unique if w not in set(together)]
     samples: list[Sample] = []
     if alone:

@@ -28,7 +28,7 @@ from autotune.planners.costs.works import works
 from autotune.planners.lower.body import Body, lower_block
 from autotune.planners.lower.shape import Shape
 from autotune.profiles_db.probes.crew import Crew, join, use_threads
-from autotune.runners.bench_rounds import ROUNDS, Stamps, held_rounds, hot_rounds
+from autotune.runners.bench_rounds import ROUNDS, Stamps, Untimed, held_rounds, hot_rounds
 from autotune.runners.body import Call, Values, compile_body
 from autotune.runners.clock import Clock
 from autotune.runners.mesh import REDUCTIONS
@@ -39,13 +39,17 @@ from autotune.spec.graph import Block
 from autotune.spec.machine import Sample
 from autotune.spec.model import ModelSpec
 from autotune.spec.program import CONTEXT, RING, TENSOR
-from autotune.spec.work import Work
+from autotune.spec.work import Launch, Work
 
 Works = tuple[Work, ...]
 Known = Callable[[Work], float]  # seconds of a work, as far as a profile tells
 
+# Times that every body is come back to: what else runs on a processor slows it for spells of seconds, and times that
+# lie apart are seldom all in one.
+VISITS = {"cpu": 3, "cuda": 1}
 COPIES = 4  # sets of weights that follow one another as a model's layers do, so that everything comes cold
 TRIM = 0.25  # of the times at either end is left out: a step adds up means, but not the machine's hiccups
+TRAIN = "train"  # what a `Launch` of one of a training body's instructions is called
 GLOO_S = 60.0  # a collective that takes longer is stuck
 
 
@@ -190,6 +194,18 @@ class _Bench:
         """From the first mark of the first round to the last of the last."""
         return self.clock.between(rounds[0][0][1][0], rounds[-1][-1][1][-1])
 
+    def issuing(self) -> float:
+        """Seconds that the host takes to hand one instruction over: the median round's, the device left to follow."""
+        seconds = list[float]()
+        for number in range(ROUNDS):
+            x, chain = self.input(), self.chains[number % len(self.chains)]
+            self.clock.settle()
+            begin = time.perf_counter()
+            stamps = self.through(chain, x, Untimed(self.device))
+            seconds.append((time.perf_counter() - begin) / sum(len(program.ranks[0]) for program, _ in stamps))
+        self.clock.settle()
+        return statistics.median(seconds)
+
     def times(self, rounds: Sequence[Stamps]) -> dict[Works, list[float]]:
         """Seconds of every instruction that is work at all."""
         seen: dict[Works, list[float]] = defaultdict(list)
@@ -204,15 +220,19 @@ class _Bench:
         return seen
 
 
-def time_piece(model: ModelSpec, piece: Piece, device: torch.device, group: Any = None) -> dict[Works, float]:
-    """Seconds of every instruction of a body, by the works that it is; `group`: the tensor ranks, where they meet.
+def time_piece(model: ModelSpec, piece: Piece, device: torch.device, group: Any = None) -> dict[Works, list[float]]:
+    """Seconds of every instruction of a body in every round, by the works that it is; of a layer on an accelerator also
+    what handing one of its instructions over takes the host. `group`: the tensor ranks, where they meet.
 
     On a CPU the copies of a block are passed forwards one after another and then backwards, as a stage's layers are;
     on accelerators, whose caches are small, one at a time, which takes less memory.
     """
     bench = _Bench(model, piece, device, group)
     rounds = hot_rounds(bench) if device.type == "cuda" else []
-    return {made: trimmed(times) for made, times in bench.times(rounds or held_rounds(bench)).items()}
+    found = bench.times(rounds or held_rounds(bench, VISITS[device.type]))
+    if device.type == "cuda" and piece.block.kind == "layer":
+        found[Launch(1, TRAIN),] = [bench.issuing()]
+    return found
 
 
 def told_apart(made: Works, seconds: float, known: Known | None) -> tuple[Work, float] | None:
@@ -243,13 +263,14 @@ def _worker(rank: int, ranks: int, device: str, model: ModelSpec, pieces: Sequen
         where = torch.device(device, rank)
         torch.cuda.set_device(where)
         crew, ranks = Crew(device), 1
-    found: list[dict[Works, float]] = []
+    seen: list[dict[Works, list[float]]] = [{} for _ in pieces]
     told: list[str] = []
-    for piece in pieces:
+    for piece, times in list(zip(pieces, seen, strict=True)) * VISITS[where.type]:
         group = crew.block(piece.shape.tensor) if 1 < piece.shape.tensor <= ranks else None
         crew.barrier()
         try:
-            found.append(time_piece(model, piece, where, group))
+            for made, more in time_piece(model, piece, where, group).items():
+                times.setdefault(made, []).extend(more)
         except RuntimeError as error:  # out of memory, or a backend that refuses: the other bodies are still wanted
             if ranks > 1:  # the other workers would wait in its collectives
                 raise
@@ -257,7 +278,7 @@ def _worker(rank: int, ranks: int, device: str, model: ModelSpec, pieces: Sequen
             told.append(f"not timed: {piece.block.kind}, {shape.batch} x {shape.queries} {shape.attention}: {said}")
         if where.type == "cuda":
             torch.cuda.empty_cache()
-    out.put((rank, found, told))
+    out.put((rank, [{made: trimmed(every) for made, every in times.items()} for times in seen if times], told))
     crew.barrier()
     if ranks > 1:
         dist.destroy_process_group()

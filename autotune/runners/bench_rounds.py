@@ -69,7 +69,7 @@ def hot_rounds(bench: Bench) -> list[Stamps]:
 
 
 @dataclass(frozen=True)
-class _Untimed(Clock):
+class Untimed(Clock):
     """No marks: what is captured cannot be timed from inside."""
 
     def mark(self, stream: Any = None) -> Any:
@@ -91,7 +91,7 @@ class _Filler:
         x, clock = bench.input(), bench.clock
         try:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                bench.through(bench.chains[0], x, _Untimed(bench.device))
+                bench.through(bench.chains[0], x, Untimed(bench.device))
         except RuntimeError:
             return None
         graph.replay()
@@ -106,10 +106,11 @@ class _Filler:
             self.graph.replay()
 
 
-def held_rounds(bench: Bench) -> list[Stamps]:
-    """Rounds that each wait until the host has issued them: on CUDA behind the same work, as hot as in a step."""
+def held_rounds(bench: Bench, visits: int = 1) -> list[Stamps]:
+    """Rounds that each wait until the host has issued them: on CUDA behind the same work, as hot as in a step. Those
+    of one of so many `visits` of the bench."""
     length = len(bench.chains[0])
-    warm, counted = -(-WARM // length), -(-ROUNDS // length)
+    warm, counted = -(-WARM // length), -(-ROUNDS // (length * visits))
     issue, rounds = 0.0, list[Stamps]()
     filler = None
     if bench.device.type == "cuda":

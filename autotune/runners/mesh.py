@@ -12,14 +12,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from autotune.kernels.few_blocks import few_blocks
 from autotune.kernels.mailbox import Mailboxes, Route
 from autotune.planners.lower.expand import coordinates, groups
 from autotune.runners.flying import Handle
 from autotune.runners.seats import hosts
 from autotune.spec.plan import Plan
-from autotune.spec.program import Instruction, Program
+from autotune.spec.program import BESIDE, Instruction, Program
 
-MESSAGE_BLOCKS = 2  # thread blocks of a message between stages that NCCL carries
 REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 Members = tuple[int, ...]
 Lane = tuple[str, Members]
@@ -84,8 +84,8 @@ class Mesh:
         messages = _messages(programs)
         mapped = mesh.open_boxes(messages) if device.type == "cuda" and not staged(device) else set()
         for lane, members in sorted(meetings - mapped):
-            few = (lane, members) in messages and not staged(device)
-            group = _group(members, _few_blocks(device) if few else None)
+            few = (lane, members) in messages or lane.startswith(BESIDE)
+            group = _group(members, few_blocks(device.type) if few and not staged(device) else None)
             if rank in members:
                 mesh.lanes[lane, members] = group
         if not staged(device):
@@ -215,16 +215,6 @@ def staged(device: torch.device) -> bool:
 def _group(members: Members, options: Any = None) -> dist.ProcessGroup:
     group: dist.ProcessGroup = dist.new_group(list(members), timeout=timedelta(seconds=600), pg_options=options)
     return group
-
-
-def _few_blocks(device: torch.device) -> Any:
-    """NCCL options for messages that wait beside compute: a kernel that waits for its peer keeps its thread blocks
-    busy, so it gets few. Measured on two H200s: with NCCL's own choice compute beside it was 10 to 20 % slower."""
-    if device.type != "cuda":
-        return None
-    options = dist.ProcessGroupNCCL.Options()
-    options.config.max_ctas = MESSAGE_BLOCKS
-    return options
 
 
 def barrier(device: torch.device) -> None:

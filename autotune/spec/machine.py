@@ -59,6 +59,11 @@ class Sample:
     spread: float = 0.0  # interquartile range over median
 
 
+# A coefficient for each number of accelerators of a node, e.g. "copies_at_once.2": how many copies between them and the
+# host run at full speed at once, where the full speed is that of all of them copying one way.
+COPIES_AT_ONCE = "copies_at_once"
+
+
 @dataclass(frozen=True)
 class Interference:
     """How much slower compute and a collective get while they overlap (1.0: not at all)."""

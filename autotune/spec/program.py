@@ -28,6 +28,7 @@ H2D, D2H = "h2d", "d2h"  # copies from the host and to it
 TENSOR, DATA = "tensor", "data"  # data: all that hold the same weights, ranks that share a sequence included
 CONTEXT, RING = "context", "ring"  # inside bodies: who exchange heads for tokens, who pass keys around
 AXES = (TENSOR, DATA, CONTEXT, RING)
+BESIDE = "vocabulary."  # how lanes begin whose meetings ranks wait for beside compute, once a micro-batch
 ALL_TENSOR = "*tensor"  # how a lane's name ends whose meetings join all tensor ranks of their peers
 DEVICE = "device"  # the tier that every buffer is in unless it says otherwise
 HOST = "host"

@@ -147,9 +147,13 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """`count` operations handed to the device, with nothing to do on it."""
+    """`count` operations handed to the device: what that takes the host, whatever they have to do.
+
+    `what`: kernels with nothing to do (""), a collective by its name, or instructions of our bodies ("train").
+    """
 
     count: int = 1
+    what: str = ""
 
     kind: ClassVar[str] = "launch"
     flops: ClassVar[float] = 0.0

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from autotune.planners.costs.price import Pricer
-from autotune.planners.costs.works import TOGETHER, Around, works
+from autotune.planners.costs.works import TOGETHER, Around, handed, works
 from autotune.planners.lower.body import Body
 from autotune.planners.lower.join import joined_body, together
 from autotune.planners.lower.shape import Shape
@@ -99,8 +99,7 @@ class BodyCosts:
 
     def price(self, block: Block, body: Body, program: Program, shape: Shape, form: str = "train") -> Cost:
         """Simulates one body program and adds up what its instructions rest on. `form`: train | prefill | decode."""
-        issue = self.issue(form)
-        table = _Table(self, block, body, shape, issue)
+        table = _Table(self, block, body, shape, self.issue(form))
         timeline = simulate(program, table, inline=self.profile.inline)
         kinds: dict[str, float] = defaultdict(float)
         grades: dict[str, float] = defaultdict(float)
@@ -113,7 +112,8 @@ class BodyCosts:
         slowed = self.contention(timeline)
         kinds["contention"] += slowed
         # A pass of generation is captured: its device does not wait for the host.
-        waited = self.starved(len(program.ranks[0]) * issue, timeline.makespan + slowed) if form == "train" else 0.0
+        busy = timeline.makespan + slowed
+        waited = self.starved(sum(map(self.handing, program.ranks[0])), busy) if form == "train" else 0.0
         kinds["launch"] += waited
         return Cost(timeline.makespan + slowed + waited, kinds, grades, timeline.sent[0])
 
@@ -146,7 +146,17 @@ class BodyCosts:
     def issue(self, form: str) -> float:
         """Seconds that one instruction takes however small it is: measured on our own bodies, else one launch."""
         generic = "decode" if form == "decode" else "train"
-        return self.profile.coefficients.get(f"instruction_seconds.{generic}") or self.pricer.seconds(Launch(1))
+        seconds, grade = self.pricer.price(Launch(1, generic))
+        known = self.profile.coefficients.get(f"instruction_seconds.{generic}", seconds)
+        return seconds if grade == "measured" else known
+
+    def handing(self, instruction: Instruction) -> float:
+        """Seconds of the host for one instruction of a training body: a collective's are its own where measured."""
+        if instruction.lane != COMPUTE:
+            seconds, grade = self.pricer.price(handed(instruction))
+            if grade == "measured":
+                return seconds
+        return self.issue("train")
 
 
 @dataclass

@@ -179,6 +179,10 @@ class Pricer:
         return price or (self._roofline.copy(work), "datasheet")
 
     def _launch(self, work: Launch) -> Price:
+        if work in self._exact:
+            return self._exact[work], "measured"
+        if work.what:
+            return self._launch(Launch(work.count))[0], "extrapolated"
         price = self._sized(("launch",), lambda key: _far(key[-1], self.ranks), work.count)
         return price or (work.count * self._roofline.launch(), "datasheet")
 
@@ -195,7 +199,7 @@ class Pricer:
                 key = _dense_key(work, sample.ranks)
                 points.setdefault(key, []).append(work)
                 values.setdefault(key, []).append(self._roofline.ideal(work) / seconds)
-            elif not isinstance(work, Collective):
+            elif not isinstance(work, Collective) and not (isinstance(work, Launch) and work.what):
                 size = work.count if isinstance(work, Launch) else work.bytes
                 sizes.setdefault(_size_key(work, sample.ranks), []).append((size, seconds))
             far = _far(sample.ranks, self.ranks)
@@ -205,6 +209,7 @@ class Pricer:
                 nearest[work][1].append(seconds)
         self._scatters = {key: _Curve(works, values[key], self._roofline) for key, works in points.items()}
         self._sizes = {key: SizeTable(pairs) for key, pairs in sizes.items()}
+        self._exact |= {work: sum(times) / len(times) for work, (_, times) in nearest.items() if work.kind == "launch"}
         for kind in ("matmul", "attention", "memory", "optimizer"):
             ranks = {key[-1] for key in (*points, *sizes) if key[0] == kind}
             chosen = min(ranks, key=lambda measured: _far(measured, self.ranks), default=None)

@@ -15,7 +15,7 @@ from autotune.spec.graph import Block, Node, blocks
 from autotune.spec.model import ModelSpec
 from autotune.spec.opset import NO_NODE
 from autotune.spec.program import CONTEXT, RING, TENSOR, Instruction, Program
-from autotune.spec.work import BYTES, Attention, Collective, Matmul, Memory, Work
+from autotune.spec.work import BYTES, Attention, Collective, Launch, Matmul, Memory, Work
 
 Rule = Callable[[Node, Shape], tuple[Work, ...]]
 
@@ -190,6 +190,11 @@ def works(
     name = PROBE_NAMES.get(instruction.op, instruction.op.replace(".dgrad", "_bwd").replace(".wgrad", "_wgrad"))
     exchanged = (Collective(op, size, shape.tensor, level, inner) for op, size in sends)
     return Memory(name, moved, shape.dtype), *exchanged
+
+
+def handed(instruction: Instruction) -> Launch:
+    """A collective as the host hands it over, whatever its size: both ways around a ring are one."""
+    return Launch(1, {"shift_back": "shift"}.get(instruction.op, instruction.op))
 
 
 def flops(block: Block, program: Program, body: Body, shape: Shape) -> float:

@@ -24,7 +24,7 @@ from autotune.planners.passes.columns import Column, column, named, same
 from autotune.planners.passes.communicate import posted
 from autotune.planners.passes.seat import Listing, Seat, Ways
 from autotune.planners.schedules.vocabulary import EMBED, EMBED_W, VOCABULARIES
-from autotune.spec.program import ALL_TENSOR, Instruction
+from autotune.spec.program import ALL_TENSOR, BESIDE, Instruction
 
 
 def _embed(op: str, s: int, rank: int, traits: Traits) -> Column:
@@ -103,7 +103,7 @@ def _broadcast(name: str, whole: str, item: int, root: int, rank: int, ways: Way
 
 def _lane(name: str) -> str:
     """The lane of a family of buffers, e.g. `vocabulary.x.0`."""
-    return f"vocabulary.{name.rpartition('.')[0]}"
+    return f"{BESIDE}{name.rpartition('.')[0]}"
 
 
 @lru_cache(maxsize=256)
@@ -119,7 +119,7 @@ def _statistics(op: str, reads: str, writes: str) -> Callable[[int, int, Ways], 
         s, frees = ways.stages, () if reads == writes else (f"{reads}.{ways.stages}.{item}",)
         read, write = (f"{n}.{s}.{item}" for n in (reads, writes))
         meet, peers = f"{op}.{write}", tuple(range(ways.ranks))
-        return Instruction(op, s, item, 0, f"vocabulary.{reads}{ALL_TENSOR}", (read,), (write,), frees, meet, peers)
+        return Instruction(op, s, item, 0, f"{BESIDE}{reads}{ALL_TENSOR}", (read,), (write,), frees, meet, peers)
 
     return make
 
@@ -133,7 +133,7 @@ def _rescaled(item: int, rank: int, ways: Ways) -> Instruction:
     frees = (z, b) if part in writes else (z, b, part)
     op = "GATHER_REDUCE_SHARES" if ways.shares else "GATHER_REDUCE"
     meet, peers = f"GATHER_REDUCE.{d}", _from(root, ways.ranks)
-    return Instruction(op, s, item, 0, f"vocabulary.z{ALL_TENSOR}", (z, part, b), writes, frees, meet, peers)
+    return Instruction(op, s, item, 0, f"{BESIDE}z{ALL_TENSOR}", (z, part, b), writes, frees, meet, peers)
 
 
 def _embedded(item: int, rank: int, ways: Ways) -> Instruction:

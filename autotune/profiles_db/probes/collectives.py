@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from autotune.kernels.few_blocks import few_blocks
 from autotune.kernels.mailbox import Mailboxes, Route
 from autotune.profiles_db.probes.crew import Crew
 from autotune.profiles_db.probes.grid import Setting
@@ -45,12 +46,20 @@ def _all_to_all(whole: torch.Tensor, part: torch.Tensor, group: Any, size: int) 
     return lambda i: dist.all_to_all_single(other, whole, group=group)
 
 
+def _few(group: Any, device: torch.device) -> Any:
+    """A group of the same ranks for what waits beside compute, as the executor makes it."""
+    options = few_blocks(device.type)
+    return dist.new_group(dist.get_process_group_ranks(group), pg_options=options) if options else group
+
+
 def _broadcast(whole: torch.Tensor, part: torch.Tensor, group: Any, size: int) -> Callable[[int], Any]:
     # The root moves on each time: a fixed one would run ahead and hide how long a message takes to arrive.
+    group = _few(group, whole.device)
     return lambda i: dist.broadcast(whole, group=group, group_src=i % size)
 
 
 def _reduce(whole: torch.Tensor, part: torch.Tensor, group: Any, size: int) -> Callable[[int], Any]:
+    group = _few(group, whole.device)
     return lambda i: dist.reduce(whole, group=group, group_dst=i % size)
 
 

@@ -1,23 +1,35 @@
-"""Probe: what it costs the host to issue one operation that has next to nothing to do."""
+"""Probe: what it costs the host to issue one operation that has next to nothing to do, or one collective."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from autotune.profiles_db.probes.crew import Crew
 from autotune.profiles_db.probes.grid import Setting
 from autotune.profiles_db.probes.pool import DTYPES
 from autotune.profiles_db.probes.timing import Trial
+from autotune.spec.errors import EnvironmentFault, nearest_name
 from autotune.spec.work import Launch
 
+FEW = 20  # collectives issued likewise
 BURST = 200  # operations issued before the device is waited for: fewer than any device's queue holds
 
 
 def works(setting: Setting) -> list[Launch]:
-    """One launch is the whole grid: the cost of several is their number times it."""
-    return [Launch(1)]
+    """One launch: the cost of several is their number times it. In a world of accelerators one of each collective."""
+    return [Launch(1, what) for what in HANDED] if setting.device == "cuda" and setting.world > 1 else [Launch(1)]
 
 
 def prepare(work: Launch, crew: Crew) -> Trial:
-    """In-place additions of one element, issued back to back without waiting; on a processor they also run."""
+    """In-place additions of one element, issued back to back without waiting; on a processor they also run. Or small
+    collectives, each waited for as the executor does: by the stream."""
+    if work.what:
+        return _collective(work, crew)
     x = crew.pool.fresh((1,), DTYPES["fp32"])
 
     def run(i: int) -> None:
@@ -25,3 +37,47 @@ def prepare(work: Launch, crew: Crew) -> Trial:
             x.add_(1.0)
 
     return Trial(run, clock="issue", each=BURST / work.count, once=True)
+
+
+def _collective(work: Launch, crew: Crew) -> Trial:
+    if work.what not in HANDED:
+        near = nearest_name(work.what, HANDED)
+        raise EnvironmentFault(f"no collective named {work.what!r} to hand over (nearest: {near})")
+    if crew.world < 2:
+        raise EnvironmentFault(f"handing over {work.what}: found a world of {crew.world}; expected at least 2")
+    whole, issue = torch.zeros(64 * crew.world, device=crew.place), HANDED[work.what]
+
+    def run(i: int) -> None:
+        for _ in range(FEW):
+            for started in issue(whole, crew):
+                started.wait()
+
+    return Trial(run, clock="issue", each=FEW / work.count, once=True)
+
+
+def _shift(whole: Tensor, crew: Crew) -> list[Any]:
+    """Two values to the next rank, two from the one before."""
+    ahead, behind = ((crew.rank + step) % crew.world for step in (1, -1))
+    ends = ((dist.isend, ahead), (dist.irecv, behind))
+    parts = [(act, torch.empty_like(whole), peer, tag) for act, peer in ends for tag in range(2)]
+    return list(dist.batch_isend_irecv([dist.P2POp(act, x, group_peer=peer, tag=tag) for act, x, peer, tag in parts]))
+
+
+def _gather(whole: Tensor, crew: Crew) -> list[Any]:
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    return [gather(whole, whole[: len(whole) // crew.world].clone(), async_op=True)]
+
+
+def _scatter(whole: Tensor, crew: Crew) -> list[Any]:
+    scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+    return [scatter(whole.new_empty(len(whole) // crew.world), whole, async_op=True)]
+
+
+# Collectives of bodies, as the executor starts them: each over the world.
+HANDED: dict[str, Callable[[Tensor, Crew], list[Any]]] = {
+    "all_reduce": lambda whole, crew: [dist.all_reduce(whole, async_op=True)],
+    "all_gather": _gather,
+    "reduce_scatter": _scatter,
+    "all_to_all": lambda whole, crew: [dist.all_to_all_single(torch.empty_like(whole), whole, async_op=True)],
+    "shift": _shift,
+}

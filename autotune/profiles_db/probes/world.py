@@ -22,6 +22,7 @@ from autotune.profiles_db.facts import private_bytes
 from autotune.profiles_db.probes.crew import join, use_threads
 from autotune.profiles_db.probes.interference import measure_interference
 from autotune.profiles_db.probes.session import merged, run_session
+from autotune.profiles_db.probes.ways import copies_at_once
 from autotune.spec.errors import EnvironmentFault
 from autotune.spec.machine import Interference, Sample
 from autotune.spec.work import Work
@@ -46,12 +47,14 @@ class Task:
 
 @dataclass
 class Answer:
-    """What came back. `context_bytes`: of a worker before its first tensor; `communicator_bytes`: of its group."""
+    """What came back. `context_bytes`: of a worker before its first tensor; `communicator_bytes`: of its group.
+    `at_once`: copies to and from the host that run at full speed together."""
 
     samples: list[Sample]
     interference: list[Interference]
     context_bytes: int = 0
     communicator_bytes: int = 0
+    at_once: float = 0.0
 
 
 def _device_bytes(device: str) -> int:
@@ -80,6 +83,8 @@ def _worker(rank: int, task: Task, rendezvous: str, results: Any) -> None:
     send("context_bytes", private_bytes())
     for sample in run_session(crew, task.works, task.seconds, lambda text: send("say", text), task.patient):
         send("sample", sample)
+    if task.device == "cuda" and "copy" in task.works:
+        send("at_once", copies_at_once(crew))
     if task.interference_s > 0:
         send("interference", measure_interference(crew, task.interference_s))
     crew.barrier()
