@@ -77,6 +77,7 @@ def draw_plan(draw: random.Random, name: str) -> tuple[ModelSpec, Plan, Workload
     plan = replace(plan, optimizer=update.choice(["barrier", "post-validated"]) if clip else "barrier")
     share = update.choice([0, 50, 100]) if plan.optimizer == "barrier" else 0
     plan = replace(plan, optimizer_offload=share, optimizer_stride=update.choice([0, 1, 3, 8]) if share else 0)
+    plan = replace(plan, optimizer_window=update.choice([0, 1, 4]) if plan.optimizer_stride else 0)
     pipe = pipe_of(plan, items)
     if entry.refuse(pipe) or not entry.groups(pipe):
         return None

@@ -131,9 +131,10 @@ def test_leave_one_out_on_the_h200_samples() -> None:
     """How well the shipped samples tell one another, by kind: what a shape between them can be trusted to.
 
     Of the collectives those with few thread blocks are left out: NCCL's protocols change between 256 KiB and 1 MiB
-    (broadcast: 21 and 67 us), which no sample beside them tells. Mean errors over every sample that the others surround: products 3.3 %, memory-bound operations 6.4 %, collectives
-    5.3 %, copies 11 % (pageable ones change their slope), attention passes 8.5 %, decoding 25 % (the curve does not
-    tell numbers of key-value heads apart: with samples of one number alone it is 9 to 11 %).
+    (broadcast: 21 and 67 us), which no sample beside them tells. Mean errors over every sample that the others
+    surround: products 3.3 %, memory-bound operations 6.4 %, collectives 5.3 %, copies 11 % (pageable ones change their
+    slope), attention passes 8.5 %, decoding 25 % (the curve does not tell numbers of key-value heads apart: with
+    samples of one number alone it is 9 to 11 %).
     Every fifth is left out here, to save time.
     """
     profile = SHIPPED["h200-sxm"]

@@ -55,7 +55,8 @@ def h100() -> Predictor:
     ids=lambda x: x.describe() if isinstance(x, Plan) else str(x),
 )
 def test_any_share_and_stride_equals_the_reference(pool: Pool, mesh: Plan, percent: int, stride: int) -> None:
-    plan = replace(mesh, attention="math", optimizer_offload=percent, optimizer_stride=stride)
+    window = percent % 7 if stride else 0
+    plan = replace(mesh, attention="math", optimizer_offload=percent, optimizer_stride=stride, optimizer_window=window)
     assert why_not(MODEL, WORK, plan, plan.world) is None
     assert_equal(pool, MODEL, plan, WORK, steps=3)
 
@@ -97,6 +98,28 @@ def test_the_moved_share_leaves_the_device() -> None:
         update = [i.op for i in lower_training(plan, MODEL, work).ranks[0]].index("OPT")
         assert max(held["device"][update:]) - held["device"][-1] == (2 * 12 * each if stride else 0)
         assert max(plain["device"]) - max(held["device"]) >= moved - 2 * 12 * each
+
+
+def test_early_fetches_take_memory_that_backwards_have_given_back() -> None:
+    """Two fetches beside the last two backwards: they are over before the update, which is as much shorter, and the
+    step's peak is where it was. A window of the whole step has the states beside every activation."""
+    times = Subgroup(fetch=2.0, update=0.1, back=0.1, gradient=0.1, host=0.1, weight=0.1)
+    plan = Plan(attention="math", recompute="full", optimizer_offload=100, optimizer_stride=8)
+
+    class Steps(Table):
+        def seconds(self, rank: int, instruction: Instruction) -> float:
+            return {"F": 1.0, "BW": 2.0}.get(instruction.op, super().seconds(rank, instruction))
+
+    found = {}
+    for window in (0, 1, 2, 99):
+        program = lower_training(replace(plan, schedule="gpipe", optimizer_window=window), MODEL, WORK)
+        ops = [i.op for i in program.ranks[0] if i.op in ("F", "BW", "FETCH", "OPT")]
+        found[window] = simulate(program, Steps(times)).makespan, max(memory(program, lambda rank, i: 0)[0]["device"])
+        behind = ops[ops.index("FETCH") :]
+        assert behind.count("BW") == min(window, WORK.global_batch) and behind.count("FETCH") == 2
+    assert found[2][0] < found[1][0] < found[0][0]
+    assert found[2][1] == found[0][1] < found[99][1]
+    assert found[99][0] == found[2][0]
 
 
 MOVES = ("FETCH", "OPT_FETCHED", "RETURN", "GRADIENT_DOWN", "OPT_HOST", "WEIGHT_UP")
@@ -170,6 +193,11 @@ def test_host_updates_are_priced_by_the_host(h100: Predictor) -> None:
         (Plan(optimizer_offload=120), "optimizer_offload must be a percentage (found 120; nearest 100)"),
         (Plan(optimizer_stride=2), "optimizer_stride needs optimizer_offload above 0"),
         (Plan(optimizer_offload=50, optimizer_stride=40), "optimizer_stride must be 0 to 16 (found 40; nearest 16)"),
+        (
+            Plan(optimizer_offload=50, optimizer_window=2),
+            "optimizer_window needs optimizer_stride above 0",
+        ),
+        (Plan(optimizer_offload=50, optimizer_stride=2, optimizer_window=-1), "optimizer_window must be 0 or more"),
         (Plan(1, 1, 2, optimizer_offload=50, optimizer="post-validated"), "needs optimizer_offload 0"),
     ],
 )

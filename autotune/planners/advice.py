@@ -15,6 +15,7 @@ from autotune.planners.costs.step import StepCosts
 from autotune.planners.lower.shape import training_shape
 from autotune.planners.lower.stage import cut_of, whole_runs
 from autotune.planners.lower.subgroups import SUBGROUPS, split, subgroup_bytes
+from autotune.planners.passes.subgroups import AT_ONCE
 from autotune.planners.schedules.times import Times
 from autotune.planners.solvers.partition import partition
 from autotune.planners.solvers.stride import Subgroup, best_stride
@@ -92,6 +93,13 @@ class PricedAdvice:
         if key not in self._strides:
             self._strides[key] = best_stride(SUBGROUPS, subgroup_times(self.bounder.costs(plan)))
         return self._strides[key]
+
+    def ahead(self, plan: Plan) -> int:
+        """As many compute steps as the fetches take, of the stage with most parameters."""
+        costs = self.bounder.costs(plan)
+        stage = max(range(plan.stages), key=lambda s: costs.sizes[s].parameters)
+        backward = costs.stage(stage, "BW").seconds
+        return ceil(AT_ONCE * costs.seconds(0, Instruction("FETCH", stage)) / backward) if backward else 0
 
     def times(self, plan: Plan) -> str:
         """Durations of F, B, W of each stage and of a hop, relative to the mean forward."""

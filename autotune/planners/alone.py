@@ -42,6 +42,7 @@ APART: dict[str, Any] = {  # the traits that nothing but the other passes looks 
     "optimizer": "barrier",
     "subgroups": False,
     "stride": 0,
+    "ahead": 0,
 }
 LOOKS = 2  # at a plan: at the list that it shares with others, and at its own
 MOST_INSTRUCTIONS = 300_000  # of the sketches that are kept: about 300 bytes each

@@ -35,6 +35,7 @@ APART = {
     "optimizer": "barrier",
     "optimizer_offload": 0,
     "optimizer_stride": 0,
+    "optimizer_window": 0,
     "sync": "eager",
 }
 _family_of = attrgetter(*(axis.name for axis in fields(Plan) if axis.name not in APART))
@@ -118,7 +119,8 @@ class Bounder:
 
     def updates(self, plan: Plan) -> list[tuple[float, float, float]]:
         """(collectives over the replicas, optimizer, the busiest lane of states on the host) seconds of each stage."""
-        axes = (plan.replicas, plan.tensor, plan.zero, plan.optimizer_offload, plan.optimizer_stride, plan.world)
+        host = plan.optimizer_offload, plan.optimizer_stride, plan.optimizer_window > 0
+        axes = (plan.replicas, plan.tensor, plan.zero, *host, plan.world)
         costs: StepCosts | None = None
         found = []
         for stage, size in enumerate(self.family(plan).sizes):
@@ -178,10 +180,13 @@ def _update(costs: StepCosts, stage: int) -> tuple[float, float, float]:
 
 
 def busiest_lane(costs: StepCosts, stage: int) -> float:
-    """Seconds of the lane that a stage's subgroups keep busiest: the host, either direction of its link, or compute."""
-    if not costs.plan.optimizer_offload:
+    """Seconds of the lane that a stage's subgroups keep busiest after its last gradient: the host, either direction of
+    its link, or compute."""
+    plan = costs.plan
+    if not plan.optimizer_offload:
         return 0.0
     lanes: dict[str, float] = defaultdict(float)
-    for instruction in (*moves(stage, costs.plan.optimizer_stride), *joined(stage, costs.plan.optimizer_stride)):
+    early = plan.optimizer_window > 0
+    for instruction in (*moves(stage, plan.optimizer_stride, early), *joined(stage, plan.optimizer_stride)):
         lanes[instruction.lane] += costs.seconds(0, instruction)
     return max(lanes.values())

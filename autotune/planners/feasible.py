@@ -34,6 +34,7 @@ TRAINING_AXES = (
     "optimizer",
     "optimizer_offload",
     "optimizer_stride",
+    "optimizer_window",
     "gathered",
     "sync",
     "weight_gradients",
@@ -276,6 +277,10 @@ def _optimizer(plan: Plan, workload: Workload) -> str | None:
         return f"optimizer_stride must be 0 to {SUBGROUPS} (found {plan.optimizer_stride}; nearest {nearest})"
     if plan.optimizer_stride and not plan.optimizer_offload:
         return f"optimizer_stride needs optimizer_offload above 0 (found stride {plan.optimizer_stride}; nearest 0)"
+    if plan.optimizer_window < 0:
+        return f"optimizer_window must be 0 or more compute steps (found {plan.optimizer_window}; nearest 0)"
+    if plan.optimizer_window and not plan.optimizer_stride:
+        return f"optimizer_window needs optimizer_stride above 0 (found window {plan.optimizer_window}; nearest 0)"
     if plan.optimizer == "barrier":
         return None
     if plan.optimizer_offload:

@@ -93,6 +93,7 @@ INNER = (
     "gathered",
     "optimizer_offload",
     "optimizer_stride",
+    "optimizer_window",
     "weight_gradients",
     "gather_each",
 )
@@ -113,6 +114,9 @@ class Advice(Protocol):
     def stride(self, plan: Plan) -> int:
         """The `optimizer_stride` of a plan with optimizer states on the host."""
 
+    def ahead(self, plan: Plan) -> int:
+        """The `optimizer_window` in which the first subgroups are fetched."""
+
     def moved(self, plan: Plan) -> tuple[int, int]:
         """The `offload` whose copies take no longer than compute, and the `offload_window` that lets them."""
 
@@ -130,6 +134,9 @@ class Plain:
         return ()
 
     def stride(self, plan: Plan) -> int:
+        return 0
+
+    def ahead(self, plan: Plan) -> int:
         return 0
 
     def moved(self, plan: Plan) -> tuple[int, int]:
@@ -271,7 +278,11 @@ class Enumeration:
     def _strides(self, plan: Plan) -> Iterator[Plan]:
         advised = self.advice.stride(plan) if plan.optimizer_offload else 0
         for stride in self.question.axes.get("optimizer_stride", (advised,)):
-            yield plan.altered(optimizer_stride=stride)
+            strided = plan.altered(optimizer_stride=stride)
+            # Fetched early, states take room beside the last activations: where there is none, they come at the update.
+            early = (0, self.advice.ahead(strided)) if stride else (0,)
+            for window in dict.fromkeys(self.question.axes.get("optimizer_window", early)):
+                yield strided.altered(optimizer_window=window)
 
     def _given(self, axis: str) -> Values:
         return tuple(self.question.axes.get(axis, (DEFAULTS[axis],)))

@@ -32,6 +32,7 @@ class Plan:
     optimizer: str = "barrier"  # with clipping: barrier | post-validated (update first, judge by the norm later)
     optimizer_offload: int = 0  # percent of a rank's optimizer states that live on the host, in subgroups
     optimizer_stride: int = 0  # each so manieth of those subgroups is updated by the device; 0: none
+    optimizer_window: int = 0  # compute steps before the update at which the first of these start to be fetched
     layers: str = ""  # layers of each stage, "5,6,6,5"; "": as even as can be
     group: int = 0  # micro-batches of a scheduling unit, for schedules with such; 0: the schedule's own choice
     limit: int = 0  # chunk activations that a rank may hold, for schedules made under a limit; 0: the schedule's own

@@ -37,6 +37,7 @@ class Traits:
     optimizer: str = "barrier"  # when it waits: before the update, or after it
     subgroups: bool = False  # whether some optimizer states live on the host
     stride: int = 0  # every so manieth subgroup is updated by the device
+    ahead: int = 0  # compute steps before the update at which the first of these start to be fetched
     shares: bool = False  # whether tensor ranks share the tokens between stages, of which a shard needs all
     gathered: int = 0  # see spec.plan
     sync: str = "eager"  # when gradients are summed: after the stage's last backward, or the rank's
@@ -137,6 +138,7 @@ def traits(plan: Plan, model: ModelSpec, workload: Workload) -> Traits:
         plan.optimizer,
         plan.optimizer_offload > 0,
         plan.optimizer_stride,
+        plan.optimizer_window,
         plan.sequence_parallel and plan.vocabulary != "ends",
         plan.gathered,
         plan.sync,

@@ -7,6 +7,9 @@ directions, on compute, and on the host's.
 Buffers of stage s and subgroup j: oh.s.j its states on the host, f.s.j the same on the device while it updates them,
 hg.s.j and hw.s.j its gradients and its new weights on the host. Tokens: r.s.j, that its move may start; e.s.j, that its
 weights are up. Two subgroups at most are on the device: the next is fetched while one is updated and returned.
+
+Early, the first two come while the last backwards run, whose activations give back memory as they go: a token that
+compute writes some steps before the update says when (the paper's section 4.3 puts moves where memory is slack).
 """
 
 from __future__ import annotations
@@ -17,19 +20,28 @@ from autotune.spec.program import D2H, H2D, HOST, Instruction
 AT_ONCE = 2  # subgroups on the device
 
 
-def started(stage: int, stride: int) -> tuple[str, ...]:
+def started(stage: int, stride: int, early: bool = False) -> tuple[str, ...]:
     """The tokens that the optimizer step writes: whose moves may start once it has seen the gradients' norm."""
-    late = set(fetched(stride)[AT_ONCE:])  # these wait for one that is returned
-    return tuple(f"r.{stage}.{j}" for j in range(SUBGROUPS) if j not in late)
+    here = fetched(stride)
+    apart = set(here if early else here[AT_ONCE:])  # those after the first wait for one that is returned
+    return tuple(f"r.{stage}.{j}" for j in range(SUBGROUPS) if j not in apart)
 
 
-def moves(stage: int, stride: int) -> list[Instruction]:
-    """Every subgroup's update, in order; what is fetched comes one subgroup ahead."""
+def fetches(stage: int, stride: int) -> list[Instruction]:
+    """The first subgroups for the device, some compute steps before the update; a token says when."""
+    first = fetched(stride)[:AT_ONCE]
+    mark = Instruction("MARK", stage, writes=tuple(f"r.{stage}.{j}" for j in first))
+    return [mark, *(_fetch(stage, j) for j in first)] if first else []
+
+
+def moves(stage: int, stride: int, early: bool = False) -> list[Instruction]:
+    """Every subgroup's update, in order; what is fetched comes one subgroup ahead. `early`: the first have come."""
     here = fetched(stride)
     found = [_fetch(stage, j) for j in here[: AT_ONCE - 1]]
     for j in range(SUBGROUPS):
         found += _on_device(stage, here, here.index(j)) if j in here else _on_host(stage, j)
-    return found
+    come = set(here[:AT_ONCE]) if early else set()
+    return [i for i in found if i.op != "FETCH" or i.item not in come]
 
 
 def joined(stage: int, stride: int) -> list[Instruction]:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from autotune.planners.lower.body import PROGRAMS
 from autotune.planners.lower.traits import Traits
 from autotune.planners.passes.clip import NORM, POST_VALIDATED, norms
 from autotune.planners.passes.seat import Listing, Seat
-from autotune.planners.passes.subgroups import joined, moves, started
+from autotune.planners.passes.subgroups import fetches, joined, moves, started
 from autotune.spec.program import COMPUTE, DATA, TENSOR, Instruction
 
 
@@ -41,6 +42,11 @@ def update(listing: Listing, seat: Seat, traits: Traits) -> Listing:
         tail = (data if waits else []) + tail
     if traits.sync == "late":
         sums, tail = _late(sums, tail, len(listing) - 1)
+    first = stages[0] if traits.ahead else None  # whose subgroups for the device come early
+    if first is not None:
+        steps_at = [at for at, i in enumerate(listing) if i.op in PROGRAMS]
+        at = steps_at[-min(traits.ahead, len(steps_at))] - 1
+        sums[at] = [*sums.get(at, ()), *fetches(first, traits.stride)]
     out: list[Instruction] = []
     begin = 0
     for at in sorted(sums):
@@ -51,9 +57,10 @@ def update(listing: Listing, seat: Seat, traits: Traits) -> Listing:
     out += tail
     out += norms(rank, traits) if traits.clip else []
     complete = traits.optimizer != POST_VALIDATED or rank == traits.pipe.ranks - 1
-    steps = [_step(stage, traits, complete) for stage in stages]
+    steps = [_step(stage, traits, complete, stage == first) for stage in stages]
     if traits.subgroups:  # the host has all its work before anything waits for it
-        out += [i for stage, step in zip(stages, steps, strict=True) for i in (step[0], *moves(stage, traits.stride))]
+        for stage, step in zip(stages, steps, strict=True):
+            out += [step[0], *moves(stage, traits.stride, stage == first)]
         steps = [[*joined(stage, traits.stride), *step[1:]] for stage, step in zip(stages, steps, strict=True)]
     out += [i for step in steps for i in step]
     return out
@@ -101,16 +108,17 @@ def _over_data(stage: int, traits: Traits) -> list[Instruction]:
     return [Instruction(op, stage, lane=DATA, reads=g, writes=g) for op in traits.sharding(stage).sums]
 
 
-def _step(stage: int, traits: Traits, complete: bool) -> list[Instruction]:
+def _step(stage: int, traits: Traits, complete: bool, early: bool) -> list[Instruction]:
     """The optimizer step; where data ranks share the states each updates its share, and who keeps whole weights
     gathers the rest.
 
     Part 1 is a step that knows only a part of the gradients' norm. One that may be taken back leaves the gradients.
+    `early`: the first subgroups that the device updates have been fetched.
     """
     w, g, o = f"w.{stage}", f"g.{stage}", f"o.{stage}"
     reads = (g, w, NORM) if traits.clip else (g, w)
     gradients = () if traits.optimizer == POST_VALIDATED else (g,)
-    tokens = started(stage, traits.stride) if traits.subgroups else ()
+    tokens = started(stage, traits.stride, early) if traits.subgroups else ()
     writes = (w, o, *gradients, *tokens)
     step = Instruction("OPT", stage, part=0 if complete else 1, reads=reads, writes=writes)
     spreads = traits.sharding(stage).spreads if traits.data > 1 else ()
