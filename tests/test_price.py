@@ -130,25 +130,26 @@ def test_shapes_between_the_grid_points() -> None:
 def test_leave_one_out_on_the_h200_samples() -> None:
     """How well the shipped samples tell one another, by kind: what a shape between them can be trusted to.
 
-    Of the collectives those with few thread blocks are left out: NCCL's protocols change between 256 KiB and 1 MiB
-    (broadcast: 21 and 67 us), which no sample beside them tells. Mean errors over every sample that the others
-    surround: products 3.3 %, memory-bound operations 6.4 %, collectives 5.3 %, copies 11 % (pageable ones change their
-    slope), attention passes 8.5 %, decoding 25 % (the curve does not tell numbers of key-value heads apart: with
-    samples of one number alone it is 9 to 11 %).
-    Every fifth is left out here, to save time.
+    Mean errors over every sample that the others surround: products 3.3 %, memory-bound operations 6.4 %, collectives
+    5.3 %, those with few thread blocks 12 % (NCCL's protocols change between 256 KiB and 1 MiB: 21 and 67 us), copies
+    11 % (pageable ones change their slope), attention passes 8.5 %, decoding 25 % (the curve does not tell numbers of
+    key-value heads apart: with samples of one number alone it is 9 to 11 %).
+    Every fifth is left out here, to save time; of those with few thread blocks each.
     """
     profile = SHIPPED["h200-sxm"]
     errors: dict[str, list[float]] = {}
-    for i in range(0, len(profile.samples), 5):
-        sample = profile.samples[i]
+    for i, sample in enumerate(profile.samples):
+        few = isinstance(sample.work, Collective) and sample.work.op in ("broadcast", "reduce")
+        if i % 5 and not few:
+            continue
         rest = replace(profile, samples=profile.samples[:i] + profile.samples[i + 1 :])
         seconds, grade = Pricer(rest, sample.ranks).price(sample.work)
-        few = isinstance(sample.work, Collective) and sample.work.op in ("broadcast", "reduce")
-        if grade == "interpolated" and not few:
+        if grade == "interpolated":
             decodes = isinstance(sample.work, Attention) and sample.work.queries < sample.work.keys
-            kind = "decoding" if decodes else sample.work.kind
+            kind = "decoding" if decodes else "few blocks" if few else sample.work.kind
             errors.setdefault(kind, []).append(abs(seconds / sample.seconds - 1))
     bounds = {"matmul": 0.035, "memory": 0.075, "collective": 0.06, "copy": 0.13, "attention": 0.095, "decoding": 0.32}
+    bounds["few blocks"] = 0.13
     for kind, bound in bounds.items():
         assert len(errors[kind]) >= 5, kind
         assert sum(errors[kind]) / len(errors[kind]) <= bound, kind
@@ -221,7 +222,6 @@ def test_the_h200_profile_agrees_with_what_was_measured_apart_from_it() -> None:
 
 @pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_more_bytes_are_never_faster(name: str) -> None:
-    """Except where both sizes of a collective were measured: those are given as they were."""
     profile, sizes = SHIPPED[name], sorted({int(2 ** (i / 3)) for i in range(108)})
     makers: list[Callable[[int], Work]] = [lambda size: Memory("rmsnorm", size), Optimizer]
     makers += [lambda size, to=to: Copy(to, size) for to in ("h2d", "d2h", "d2d", "h2h", "disk_read")]
@@ -231,10 +231,8 @@ def test_more_bytes_are_never_faster(name: str) -> None:
     for ranks in (1, 8):
         pricer = Pricer(profile, ranks)
         for make in makers:
-            works = [make(size) for size in sizes]
-            told = [w for w in works if w.kind != "collective" or w.group == 1 or pricer.grade(w) != "measured"]
-            times = [pricer.seconds(work) for work in told]
-            assert times == sorted(times) and len(told) > len(works) / 2, make(1)
+            times = [pricer.seconds(make(size)) for size in sizes]
+            assert times == sorted(times), make(1)
 
 
 @pytest.mark.parametrize("name", sorted(set(SHIPPED) - {"h200-sxm"}))

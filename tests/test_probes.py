@@ -14,6 +14,7 @@ from autotune.profiles_db.probes import PROBES, prepare, probe_for, world
 from autotune.profiles_db.probes.crew import Crew
 from autotune.profiles_db.probes.grid import Setting, coarse_first, spread_out
 from autotune.profiles_db.probes.interference import slowdowns
+from autotune.profiles_db.probes.launch import HANDED
 from autotune.profiles_db.probes.memory import shape_of
 from autotune.profiles_db.probes.memory_ops import OPS
 from autotune.profiles_db.probes.session import attempt, merged, run_session
@@ -216,6 +217,15 @@ def test_a_world_that_cannot_make_a_piece_goes_on() -> None:
 def test_a_world_that_cannot_start_says_why() -> None:
     with pytest.raises(EnvironmentFault, match="2 workers did not start"):
         run_world(Task("cuda", 2, 2, {"collective": [Collective("all_reduce", 1024, 2)]}, 0.2), print)
+
+
+def test_handing_over_each_collective_is_timed() -> None:
+    """Those of bodies, by two workers; one alone has nobody to hand them to."""
+    wanted = [Launch(1, what) for what in HANDED]
+    found = run_world(Task("cpu", 2, 2, {"launch": wanted}, 0.5, patient=True), print).samples
+    assert {s.work for s in found} == set(wanted) and all(s.seconds > 0 and s.ranks == 2 for s in found)
+    assert "at least 2" in str(attempt(wanted[0], Crew("cpu"), BRIEF))
+    assert "nearest: shift" in str(attempt(Launch(1, "shft"), Crew("cpu"), BRIEF))
 
 
 def test_a_stuck_world_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -278,6 +278,7 @@ def _worker(rank: int, ranks: int, device: str, model: ModelSpec, pieces: Sequen
             told.append(f"not timed: {piece.block.kind}, {shape.batch} x {shape.queries} {shape.attention}: {said}")
         if where.type == "cuda":
             torch.cuda.empty_cache()
+    told = list(dict.fromkeys(told))  # once, however many visits
     out.put((rank, [{made: trimmed(every) for made, every in times.items()} for times in seen if times], told))
     crew.barrier()
     if ranks > 1:

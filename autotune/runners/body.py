@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from autotune.kernels.exchange import GATHER, SCATTER, Several, shift
 from autotune.runners.layouts import LAYOUTS
 from autotune.runners.ops import OPERATIONS, Env
 from autotune.spec.graph import Block
@@ -26,10 +27,6 @@ from autotune.spec.program import COMPUTE, Instruction, Program
 Values = dict[str, Tensor]
 Groups = Mapping[str, dist.ProcessGroup | None]  # by lane: whom this rank meets there
 ALONE: Groups = {}
-
-# torch 2.13 renames these two; the versions before know only the old names.
-GATHER: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-SCATTER: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 class Call(NamedTuple):
@@ -106,32 +103,12 @@ def _all_to_all(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, 
     return received, dist.all_to_all_single(received, reads[0], group=group, async_op=True)
 
 
-class Several:
-    """Messages under way together; waited for once."""
-
-    def __init__(self, started: list[dist.Work], held: tuple[Tensor, ...]) -> None:
-        self.started, self.held = started, held  # what is sent stays until it has gone
-
-    def wait(self) -> None:
-        for work in self.started:
-            work.wait()
-        self.started, self.held = [], ()
-
-
 def _shifted(way: int) -> Callable[[Env, dist.ProcessGroup | None, tuple[Tensor, ...]], tuple[object, ...]]:
     """Each operand to the rank `way` further in the ring, from the one as far before."""
 
     def run(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
-        at, ranks = dist.get_rank(group), dist.get_world_size(group)
-        ahead, behind = ((at + step) % ranks for step in (way, -way))
-        sent = tuple(read.contiguous() for read in reads)
-        received = tuple(map(torch.empty_like, sent))
-        messages = [
-            dist.P2POp(act, tensor, group=group, tag=tag, group_peer=peer)
-            for act, tensors, peer in ((dist.isend, sent, ahead), (dist.irecv, received, behind))
-            for tag, tensor in enumerate(tensors)
-        ]
-        return *received, Several(dist.batch_isend_irecv(messages), sent)
+        received, started = shift(reads, group, way)
+        return *received, started
 
     return run
 

@@ -102,7 +102,7 @@ def _broadcast(name: str, whole: str, item: int, root: int, rank: int, ways: Way
 
 
 def _lane(name: str) -> str:
-    """The lane of a family of buffers, e.g. `vocabulary.x.0`."""
+    """The lane of a family of buffers, e.g. `beside.x.0`."""
     return f"{BESIDE}{name.rpartition('.')[0]}"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from autotune.kernels.few_blocks import few_blocks
+from autotune.kernels.exchange import GATHER, SCATTER
 from autotune.kernels.mailbox import Mailboxes, Route
 from autotune.profiles_db.probes.crew import Crew
 from autotune.profiles_db.probes.grid import Setting
@@ -23,6 +23,7 @@ from autotune.spec.work import Collective
 
 KIB, MIB = 1 << 10, 1 << 20
 DTYPE = {"cpu": "fp32", "cuda": "bf16"}
+BESIDE = ("broadcast", "reduce")  # the executor has them where they wait beside compute: with few thread blocks
 SHARDS = ("all_gather", "reduce_scatter", "all_to_all")  # a rank holds a part: the size must divide by the group
 
 
@@ -31,14 +32,11 @@ def _all_reduce(whole: torch.Tensor, part: torch.Tensor, group: Any, size: int) 
 
 
 def _all_gather(whole: torch.Tensor, part: torch.Tensor, group: Any, size: int) -> Callable[[int], Any]:
-    # torch 2.13 renames these two; the versions before know only the old names.
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    return lambda i: gather(whole, part, group=group)
+    return lambda i: GATHER(whole, part, group=group)
 
 
 def _reduce_scatter(whole: torch.Tensor, part: torch.Tensor, group: Any, size: int) -> Callable[[int], Any]:
-    scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-    return lambda i: scatter(part, whole, group=group)
+    return lambda i: SCATTER(part, whole, group=group)
 
 
 def _all_to_all(whole: torch.Tensor, part: torch.Tensor, group: Any, size: int) -> Callable[[int], Any]:
@@ -46,20 +44,12 @@ def _all_to_all(whole: torch.Tensor, part: torch.Tensor, group: Any, size: int) 
     return lambda i: dist.all_to_all_single(other, whole, group=group)
 
 
-def _few(group: Any, device: torch.device) -> Any:
-    """A group of the same ranks for what waits beside compute, as the executor makes it."""
-    options = few_blocks(device.type)
-    return dist.new_group(dist.get_process_group_ranks(group), pg_options=options) if options else group
-
-
 def _broadcast(whole: torch.Tensor, part: torch.Tensor, group: Any, size: int) -> Callable[[int], Any]:
     # The root moves on each time: a fixed one would run ahead and hide how long a message takes to arrive.
-    group = _few(group, whole.device)
     return lambda i: dist.broadcast(whole, group=group, group_src=i % size)
 
 
 def _reduce(whole: torch.Tensor, part: torch.Tensor, group: Any, size: int) -> Callable[[int], Any]:
-    group = _few(group, whole.device)
     return lambda i: dist.reduce(whole, group=group, group_dst=i % size)
 
 
@@ -132,7 +122,7 @@ def prepare(work: Collective, crew: Crew) -> Trial:
     share = work.group if work.op in SHARDS else 1
     elements = max(1, -(-work.size // (dtype.itemsize * share))) * share
     whole = crew.pool.fresh((elements,), dtype).mul_(1e-3)  # summed over and over, it must stay finite
-    group = crew.block(work.group)
+    group = crew.block(work.group, few=work.op in BESIDE)
     if group is None:
         return Trial(lambda i: None)
     run = OPS[work.op](whole, whole[: elements // share].clone(), group, work.group)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from autotune.kernels.few_blocks import few_blocks
 from autotune.profiles_db.heap import keep_heap
 from autotune.profiles_db.probes.pace import Pace
 from autotune.profiles_db.probes.pool import Pool
@@ -25,7 +26,7 @@ class Crew:
     rank: int = 0
     world: int = 1
     pool: Pool = field(init=False)
-    groups: dict[int, Any] = field(default_factory=dict)
+    groups: dict[tuple[int, bool], Any] = field(default_factory=dict)
     pace: Pace = field(init=False)
 
     def __post_init__(self) -> None:
@@ -68,22 +69,25 @@ class Crew:
         dist.all_gather(parts, mine)
         return [[float(v) for v in part] for part in parts]
 
-    def block(self, size: int) -> Any:
-        """The process group of the `size` neighbouring ranks this one belongs to; None for a rank left over.
+    def block(self, size: int, few: bool = False) -> Any:
+        """The process group of the `size` neighbouring ranks this one belongs to; None for a rank left over. `few`: one
+        whose collectives get few thread blocks, where the device has such.
 
         Ranks 0..size-1 are one block, the next `size` another. Every rank must ask for the same sizes in the same
         order, since making a group is itself a collective.
         """
-        if size == self.world:
+        options = few_blocks(self.device) if few else None
+        if size == self.world and options is None:
             return dist.group.WORLD
-        if size not in self.groups:
-            self.groups[size] = None
+        key = size, options is not None
+        if key not in self.groups:
+            self.groups[key] = None
             for first in range(0, self.world - size + 1, size):
                 members = list(range(first, first + size))
-                group = dist.new_group(members)
+                group = dist.new_group(members, pg_options=options)
                 if self.rank in members:
-                    self.groups[size] = group
-        return self.groups[size]
+                    self.groups[key] = group
+        return self.groups[key]
 
 
 def use_threads(ranks: int, cores: int) -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from autotune.kernels.exchange import GATHER, SCATTER, shift
 from autotune.profiles_db.probes.crew import Crew
 from autotune.profiles_db.probes.grid import Setting
 from autotune.profiles_db.probes.pool import DTYPES
@@ -45,39 +46,21 @@ def _collective(work: Launch, crew: Crew) -> Trial:
         raise EnvironmentFault(f"no collective named {work.what!r} to hand over (nearest: {near})")
     if crew.world < 2:
         raise EnvironmentFault(f"handing over {work.what}: found a world of {crew.world}; expected at least 2")
-    whole, issue = torch.zeros(64 * crew.world, device=crew.place), HANDED[work.what]
+    whole, start = torch.zeros(64 * crew.world, device=crew.place), HANDED[work.what]
+    part = whole[:64].clone()
 
     def run(i: int) -> None:
         for _ in range(FEW):
-            for started in issue(whole, crew):
-                started.wait()
+            start(whole, part).wait()
 
     return Trial(run, clock="issue", each=FEW / work.count, once=True)
 
 
-def _shift(whole: Tensor, crew: Crew) -> list[Any]:
-    """Two values to the next rank, two from the one before."""
-    ahead, behind = ((crew.rank + step) % crew.world for step in (1, -1))
-    ends = ((dist.isend, ahead), (dist.irecv, behind))
-    parts = [(act, torch.empty_like(whole), peer, tag) for act, peer in ends for tag in range(2)]
-    return list(dist.batch_isend_irecv([dist.P2POp(act, x, group_peer=peer, tag=tag) for act, x, peer, tag in parts]))
-
-
-def _gather(whole: Tensor, crew: Crew) -> list[Any]:
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    return [gather(whole, whole[: len(whole) // crew.world].clone(), async_op=True)]
-
-
-def _scatter(whole: Tensor, crew: Crew) -> list[Any]:
-    scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-    return [scatter(whole.new_empty(len(whole) // crew.world), whole, async_op=True)]
-
-
-# Collectives of bodies, as the executor starts them: each over the world.
-HANDED: dict[str, Callable[[Tensor, Crew], list[Any]]] = {
-    "all_reduce": lambda whole, crew: [dist.all_reduce(whole, async_op=True)],
-    "all_gather": _gather,
-    "reduce_scatter": _scatter,
-    "all_to_all": lambda whole, crew: [dist.all_to_all_single(torch.empty_like(whole), whole, async_op=True)],
-    "shift": _shift,
+# Collectives of bodies, as the executor starts them, over the world: of a whole tensor and one rank's part.
+HANDED: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "all_reduce": lambda whole, part: dist.all_reduce(whole, async_op=True),
+    "all_gather": lambda whole, part: GATHER(torch.empty_like(whole), part, async_op=True),
+    "reduce_scatter": lambda whole, part: SCATTER(torch.empty_like(part), whole, async_op=True),
+    "all_to_all": lambda whole, part: dist.all_to_all_single(torch.empty_like(whole), whole, async_op=True),
+    "shift": lambda whole, part: shift((whole, whole), None, 1)[1],  # keys and values
 }
