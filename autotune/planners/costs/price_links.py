@@ -71,9 +71,7 @@ class Links:
         self._roofline = roofline
         self._start = roofline.coefficient("collective_seconds", default=0.0)
         self._tables = _tables(profile.samples, ranks)
-        # Bodies on a processor time collectives as well, where they take longer than alone: such a size is priced as it
-        # was measured. Elsewhere all sizes were measured alike, and the table smooths what is noise.
-        self._exact = _exact(profile.samples, ranks) if profile.inline else {}
+        self._exact = _exact(profile.samples, ranks)
         self._best: dict[tuple[str, int, int], float] = {}
         for sample in profile.samples:
             if isinstance(sample.work, Collective) and sample.work.group > 1:
