@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from autotune.planners.lower.generate import inference_body
 from autotune.planners.lower.join import joined_body
 from autotune.planners.simulate import memory
+from autotune.profiles_db.cores import all_cores, own_cores, share_of
 from autotune.runners.body import COLLECTIVES
 from autotune.runners.checkpoint import shard
 from autotune.runners.generation import Generator
@@ -208,6 +210,20 @@ def generate(rank: int, world: int, plan: Plan, model: ModelSpec, workload: Work
         "again": again.tolist(),
         "traces": [(trace.order, trace.memory) for trace in traces.values()],
     }
+
+
+def bind(rank: int, world: int) -> tuple[tuple[int, ...], int]:
+    """The cores that a CPU worker of this world computes on, and its threads; lets them go again."""
+    own_cores(rank, world, all_cores())
+    bound = (
+        tuple(sorted(os.sched_getaffinity(0)))
+        if hasattr(os, "sched_getaffinity")
+        else share_of(rank, world, all_cores())
+    )
+    threads = torch.get_num_threads()
+    own_cores(0, 1, all_cores())
+    torch.set_num_threads(1)
+    return bound, threads
 
 
 def standing(rank: int, world: int, jobs: list[Job], folder: Path) -> list[tuple[float, ...]]:

@@ -207,7 +207,7 @@ def test_a_world_of_two_measures_collectives_and_compute() -> None:
 def test_a_world_that_cannot_make_a_piece_goes_on() -> None:
     told: list[str] = []
     works: list[Work] = [Collective("all_reduce", 1024, 2), Collective("send_recv", 1024, 3)]
-    answer = run_world(Task("cpu", 2, 2, {"collective": works}, 0.2, interference_s=0.2, patient=True), told.append)
+    answer = run_world(Task("cpu", 2, {"collective": works}, 0.2, interference_s=0.2, patient=True), told.append)
     assert {s.work for s in answer.samples} == {works[0]} and any("group of 3" in line for line in told)
     assert len(answer.interference) == 1 and answer.context_bytes > 0
     assert answer.interference[0].compute >= 1 and answer.interference[0].communication >= 1
@@ -216,13 +216,13 @@ def test_a_world_that_cannot_make_a_piece_goes_on() -> None:
 @pytest.mark.skipif(facts.has_driver(), reason="needs a machine whose workers cannot start on an accelerator")
 def test_a_world_that_cannot_start_says_why() -> None:
     with pytest.raises(EnvironmentFault, match="2 workers did not start"):
-        run_world(Task("cuda", 2, 2, {"collective": [Collective("all_reduce", 1024, 2)]}, 0.2), print)
+        run_world(Task("cuda", 2, {"collective": [Collective("all_reduce", 1024, 2)]}, 0.2), print)
 
 
 def test_handing_over_each_collective_is_timed() -> None:
     """Those of bodies, by two workers; one alone has nobody to hand them to."""
     wanted = [Launch(1, what) for what in HANDED]
-    found = run_world(Task("cpu", 2, 2, {"launch": wanted}, 0.5, patient=True), print).samples
+    found = run_world(Task("cpu", 2, {"launch": wanted}, 0.5, patient=True), print).samples
     assert {s.work for s in found} == set(wanted) and all(s.seconds > 0 and s.ranks == 2 for s in found)
     assert "at least 2" in str(attempt(wanted[0], Crew("cpu"), BRIEF))
     assert "nearest: shift" in str(attempt(Launch(1, "shft"), Crew("cpu"), BRIEF))
@@ -234,7 +234,7 @@ def test_a_stuck_world_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(world, "GRACE_S", 0.1)
     before = set(multiprocessing.active_children())  # the session's own pool of workers
     with pytest.raises(EnvironmentFault, match="no answer in time"):
-        run_world(Task("cpu", 2, 2, {"launch": [Launch()]}, 0.0), print)
+        run_world(Task("cpu", 2, {"launch": [Launch()]}, 0.0), print)
     assert set(multiprocessing.active_children()) <= before
 
 

@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from autotune.profiles_db.cores import all_cores
 from autotune.spec.machine import Host
 
 # Any of these exists where a CUDA or ROCm driver is loaded (the last is Windows' Linux subsystem).
@@ -53,9 +54,7 @@ def cpu_name() -> str:
 
 def cpu_cores() -> int:
     """Cores that this process may run on (its affinity mask), not those of the whole board."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(all_cores())
 
 
 def cgroup_limit() -> int | None:

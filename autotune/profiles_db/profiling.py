@@ -200,7 +200,7 @@ def _worlds(
         overlap = budget.interference if "interference" in wanted else 0.0
         if not plan and not overlap:
             continue
-        task = Task(device, world, facts.host.cores, plan, budget.worlds / len(sizes), overlap)
+        task = Task(device, world, plan, budget.worlds / len(sizes), overlap)
         try:
             answer = run_world(task, progress)
         except EnvironmentFault as error:
@@ -360,7 +360,7 @@ def measure(
 
         kind = "cpu" if device == "cpu" else "cuda"
         seconds = seconds_each * len(together)
-        task = Task(kind, ranks, facts.host.cores, _grouped(together), seconds, patient=True)
+        task = Task(kind, ranks, _grouped(together), seconds, patient=True)
         samples += run_world(task, progress).samples
     order = {work: i for i, work in enumerate(unique)}
     return sorted(samples, key=lambda s: order[s.work])

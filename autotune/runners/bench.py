@@ -9,7 +9,6 @@ are measured by themselves. No step is timed: what a step takes stays a predicti
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
 import time
@@ -27,7 +26,8 @@ from torch import Tensor
 from autotune.planners.costs.works import works
 from autotune.planners.lower.body import Body, lower_block
 from autotune.planners.lower.shape import Shape
-from autotune.profiles_db.probes.crew import Crew, join, use_threads
+from autotune.profiles_db.cores import all_cores, own_cores
+from autotune.profiles_db.probes.crew import Crew, join
 from autotune.runners.bench_rounds import ROUNDS, Stamps, Untimed, held_rounds, hot_rounds
 from autotune.runners.body import Call, Values, compile_body
 from autotune.runners.clock import Clock
@@ -253,11 +253,20 @@ def trimmed(times: Sequence[float]) -> float:
     return statistics.fmean(sorted(times)[cut : len(times) - cut])
 
 
-def _worker(rank: int, ranks: int, device: str, model: ModelSpec, pieces: Sequence[Piece], meet: str, out: Any) -> None:
+def _worker(
+    rank: int,
+    ranks: int,
+    cores: Sequence[int],
+    device: str,
+    model: ModelSpec,
+    pieces: Sequence[Piece],
+    meet: str,
+    out: Any,
+) -> None:
     torch.set_grad_enabled(False)
     if device == "cpu":
         where = torch.device(device)
-        use_threads(ranks, len(os.sched_getaffinity(0)))
+        own_cores(rank, ranks, cores)
         crew = join(device, rank, ranks, meet, GLOO_S) if ranks > 1 else Crew(device)
     else:  # each by itself on a device of its own
         where = torch.device(device, rank)
@@ -303,7 +312,7 @@ def time_pieces(
     out = context.SimpleQueue()
     answers: dict[int, list[dict[Works, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="autotune-bench-") as folder:
-        arguments = (workers, device, model, tuple(pieces), (Path(folder) / "store").as_uri(), out)
+        arguments = (workers, all_cores(), device, model, tuple(pieces), (Path(folder) / "store").as_uri(), out)
         processes = [context.Process(target=_worker, args=(rank, *arguments), daemon=True) for rank in range(workers)]
         for process in processes:
             process.start()

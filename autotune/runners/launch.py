@@ -19,6 +19,7 @@ from autotune.planners.costs.works import model_flops
 from autotune.planners.lower.expand import expand
 from autotune.planners.lower.train import lower_training
 from autotune.planners.parent import follower
+from autotune.profiles_db.cores import all_cores
 from autotune.runners.job import Job, RankReport, RunResult
 from autotune.runners.world import world_here
 from autotune.spec.errors import RunError, UsageError
@@ -65,7 +66,7 @@ def _take_part(job: Job, log_dir: Path, rank: int, world: int) -> None:
 
 def _elastic(nproc: int, log_dir: Path, timeout_s: float) -> None:
     """One elastic launch of `nproc` workers; ends with all of them gone, whatever happened."""
-    cores = len(os.sched_getaffinity(0))
+    cores = len(all_cores())
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // nproc)), "TORCH_CPP_LOG_LEVEL": "ERROR"}
     roots = [str(Path(__file__).resolve().parents[2]), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, roots))

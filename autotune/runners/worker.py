@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from autotune.profiles_db.heap import keep_heap
+from autotune.profiles_db.cores import all_cores, own_cores, use_threads
 from autotune.runners.checkpoint import kept, open_checkpoint, shard
 from autotune.runners.job import Job
 from autotune.runners.reference import init_weight
@@ -42,13 +42,13 @@ def join(where: str) -> tuple[int, torch.device]:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     store = _meeting(rank, world)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    local = int(os.environ.get("LOCAL_RANK", rank))
     if where == "cuda":
         # A lane that waits for a peer must not hold up another that shares its hardware queue: one each, up to 32.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
-        local, count = int(os.environ.get("LOCAL_RANK", rank)), torch.cuda.device_count()
-        device = torch.device("cuda", local % count)
+        device = torch.device("cuda", local % torch.cuda.device_count())
         torch.cuda.set_device(device)
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
+        use_threads(here)
         backend = backend_for(exchange(store, rank, world, seat_here(device)))
         dist.init_process_group(
             backend,
@@ -60,8 +60,7 @@ def join(where: str) -> tuple[int, torch.device]:
         )
     else:
         device = torch.device("cpu")
-        keep_heap()
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
+        own_cores(local, here, all_cores())
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=TIMEOUT)
     torch.set_grad_enabled(False)
     return rank, device

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 
 from autotune.kernels.few_blocks import few_blocks
-from autotune.profiles_db.heap import keep_heap
 from autotune.profiles_db.probes.pace import Pace
 from autotune.profiles_db.probes.pool import Pool
 
@@ -88,12 +87,6 @@ class Crew:
                 if self.rank in members:
                     self.groups[key] = group
         return self.groups[key]
-
-
-def use_threads(ranks: int, cores: int) -> None:
-    """Sets torch's threads as the executor does: the cores shared out evenly, at least one each."""
-    keep_heap()
-    torch.set_num_threads(max(1, cores // ranks))
 
 
 def join(device: str, rank: int, world: int, rendezvous: str, timeout_s: float) -> Crew:

@@ -18,8 +18,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+from autotune.profiles_db.cores import all_cores, own_cores, use_threads
 from autotune.profiles_db.facts import private_bytes
-from autotune.profiles_db.probes.crew import join, use_threads
+from autotune.profiles_db.probes.crew import join
 from autotune.profiles_db.probes.interference import measure_interference
 from autotune.profiles_db.probes.session import merged, run_session
 from autotune.profiles_db.probes.ways import copies_at_once
@@ -38,7 +39,6 @@ class Task:
 
     device: str
     world: int
-    cores: int
     works: Mapping[str, Sequence[Work]]
     seconds: float
     interference_s: float = 0.0
@@ -69,8 +69,10 @@ def _worker(rank: int, task: Task, rendezvous: str, results: Any) -> None:
     send: Callable[[str, Any], None] = (
         (lambda what, value: results.put((what, value))) if rank == 0 else (lambda *_: None)
     )
-    use_threads(task.world, task.cores)
-    if task.device == "cuda":
+    if task.device == "cpu":
+        own_cores(rank, task.world, all_cores())
+    else:
+        use_threads(task.world)
         torch.cuda.set_device(rank)
         torch.cuda.synchronize()
     before = _device_bytes(task.device)
