@@ -17,12 +17,12 @@ from autotune.planners.resolve import resolve
 from autotune.planners.simulate import memory
 from autotune.planners.validate import validate
 from autotune.runners import tokens as text
-from autotune.runners.generation import Generator, prompt_tokens
+from autotune.runners.generation import Generator, likeliest, prompt_tokens
 from autotune.runners.reference import reference_generate, reference_logits
 from autotune.spec.errors import InfeasibleError, UsageError
 from autotune.spec.graph import Weight, blocks
 from autotune.spec.model import ModelSpec
-from autotune.spec.plan import Plan
+from autotune.spec.plan import FUSED, Plan
 from autotune.spec.workload import Workload
 from tests.pool import Pool
 from tests.tasks import lively_weight, random_prompts
@@ -52,6 +52,9 @@ CASES = [
     ("window", Plan(tensor=2, pipeline=2)),
     ("llama", Plan(data=2, tensor=2)),
     ("qwen", Plan(data=2, pipeline=2)),
+    ("llama", Plan(kernels=FUSED)),
+    ("window", Plan(kernels=FUSED, attention="math")),
+    ("qwen", Plan(kernels=FUSED, tensor=2, pipeline=2)),
 ]
 
 
@@ -185,6 +188,8 @@ def test_plans_that_cannot_run_are_refused_before_a_weight_is_read() -> None:
 
     for plan, error, said in (
         (Plan(data=3), InfeasibleError, "must divide batch 8 (found 3; nearest 2)"),
+        (Plan(kernels="fusd"), InfeasibleError, "kernels 'fusd' is unknown (nearest fused)"),
+        (Plan(kernels=FUSED, micro_batch=8), InfeasibleError, "a micro_batch of at most 4 (found 8)"),
         (Plan(attention="flash"), UsageError, "needs a CUDA device, not cpu"),
         (Plan(attention="flsh"), UsageError, "expected one of"),
     ):
@@ -192,6 +197,14 @@ def test_plans_that_cannot_run_are_refused_before_a_weight_is_read() -> None:
         with pytest.raises(error) as caught:
             Generator.build(plan, LLAMA, WORK, 0, torch.device("cpu"), load)
         assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("vocabulary", [272, 97, 1024])
+def test_the_likeliest_token_is_the_first_of_equal_ones(vocabulary: int) -> None:
+    logits = torch.randint(6, (16, vocabulary)).float()  # many share the largest
+    best, token = likeliest(logits)
+    assert best.tolist() == logits.max(dim=1).values.tolist()
+    assert token.tolist() == [row.index(max(row)) for row in logits.tolist()]
 
 
 def test_tokens_that_the_model_does_not_have() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from autotune.runners.ops import OPERATIONS, Env, elementwise, sharded_softmax
+from autotune.runners.ops import OPERATIONS, Env, KVCache, elementwise, fused, sharded_softmax
 from autotune.runners.ops.sharded_softmax import Columns
 from autotune.runners.rope import tables
 from autotune.spec.graph import Node, blocks
@@ -18,15 +19,16 @@ from autotune.spec.model import ModelSpec
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
 pytest.importorskip("triton", reason="Triton is not installed for this machine")
-from autotune.kernels import rotary, softmax, swiglu, usable
+from autotune.kernels import decode, matvec, rotary, softmax, swiglu, usable
 
 BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
+HALF = 2e-3
 
 
 def close(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
     assert found.dtype == wanted.dtype == dtype
     error = (found.double() - wanted.double()).norm() / wanted.double().norm()
-    assert float(error) < BOUNDS[dtype]
+    assert float(error) < BOUNDS.get(dtype, HALF)
 
 
 def case(norm: bool, heads: int, keys: int, width: int, dtype: torch.dtype) -> tuple[Env, Node, rotary.Heads, Any]:
@@ -102,3 +104,92 @@ def test_cross_entropy(dtype: torch.dtype) -> None:
 
 def test_a_cpu_runs_none_of_them() -> None:
     assert not usable(torch.zeros(1))
+
+
+def joined(op: str, nodes: tuple[Node, ...]) -> tuple[Node, ...]:
+    """The run of `nodes` that stands for `op`."""
+    names = tuple(op.split("+"))
+    found = (nodes[i : i + len(names)] for i in range(len(nodes)))
+    return next(run for run in found if tuple(node.op for node in run) == names)
+
+
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("op", ["rmsnorm+linear", "linear+add", "rmsnorm+linear+swiglu"])
+def test_product_of_a_few_rows(op: str, tokens: int, bias: bool, dtype: torch.dtype) -> None:
+    """Widths that are no powers of two, and fewer outputs than the last program has rows."""
+    torch.manual_seed(tokens)
+    model = ModelSpec("small", "LlamaForCausalLM", 72, 1, 3, 1, 24, 100, 64, qkv_bias=bias, out_bias=bias)
+    nodes = joined(op, blocks(model)[1].nodes)
+    weights = {w.name: (0.3 * torch.randn(w.shape) + (w.init == "ones")).to(dtype) for n in nodes for w in n.weights}
+    env = Env(model, tokens, 1, torch.arange(1), tables(model, 16, torch.device("cpu")), weights)
+    reads = [torch.randn(tokens, 72).to(dtype) for _ in range(1 + op.endswith("add"))]
+    wide = {name: weight.double() for name, weight in weights.items()}
+    (wanted,) = fused.one_by_one(replace(env, weights=wide), nodes, *(x.double() for x in reads))
+    linear = next(n for n in nodes if n.op == "linear")
+    weight, *more = (weights[w.name] for w in linear.weights)
+    norm = matvec.Norm(weights[nodes[0].weights[0].name], nodes[0].number("eps")) if op[0] == "r" else None
+    for rows in (1, 4):
+        found = matvec.product(
+            reads[0],
+            weight,
+            norm,
+            more[0] if more else None,
+            *(reads[1:] or [None]),
+            gated=op.endswith("swiglu"),
+            how=matvec.Tiles(rows, 4),
+        )
+        close(found, wanted.to(dtype), dtype)
+
+
+def decoding(norm: bool, heads: rotary.Heads, dtype: torch.dtype, batch: int) -> tuple[Any, ...]:
+    """What attention of a new token a sequence needs: (env with a filled cache, nodes, norms, qkv)."""
+    torch.manual_seed(heads.queries)
+    model = ModelSpec("small", "Qwen3ForCausalLM", 64, 1, heads.queries, heads.keys, heads.width, 128, 64, qk_norm=norm)
+    nodes = joined("rotary_norm+attention" if norm else "rotary+attention", blocks(model)[1].nodes)
+    weights = {w.name: (torch.rand(heads.width) + 0.5).to(dtype) for w in nodes[0].weights}
+    norms = rotary.Norms(*weights.values(), nodes[0].number("eps")) if norm else None
+    cache = KVCache.empty(model, 2, batch, 128, dtype=dtype)
+    for part in (cache.k, cache.v):
+        part.copy_(torch.randn(part.shape))
+    env = Env(model, batch, 1, torch.arange(1), tables(model, 128, torch.device("cpu")), weights, cache=cache, layer=1)
+    return env, nodes, norms, torch.randn(batch, (heads.queries + 2 * heads.keys) * heads.width).to(dtype)
+
+
+def own(cache: KVCache, layer: int, used: Tensor) -> decode.Cache:
+    return decode.Cache(cache.k.clone()[layer], cache.v.clone()[layer], used)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)  # interpreted, bf16 has no products
+@pytest.mark.parametrize(("norm", "window"), [(False, 0), (True, 0), (False, 20)], ids=["", "norms", "window"])
+@pytest.mark.parametrize(("used", "splits"), [(1, 4), (33, 4), (33, 1), (128, 3), (100, 2)])
+@pytest.mark.parametrize(("heads", "keys", "width"), [(6, 2, 48), (3, 3, 32), (20, 1, 64)])
+def test_attention_over_a_cache(
+    heads: int, keys: int, width: int, used: int, splits: int, norm: bool, window: int, dtype: torch.dtype
+) -> None:
+    """Parts of a head's keys, and none; the new key and value come into the cache and nothing else changes there."""
+    sizes = rotary.Heads(heads, keys, width, 1)
+    env, nodes, norms, qkv = decoding(norm, sizes, dtype, 2)
+    cache = own(env.cache, 1, torch.full((2,), used, dtype=torch.int32))
+    room = decode.parts(2, sizes, qkv.device, splits)
+    found = decode.attend(qkv, sizes, env.rope, cache, room, window, norms)
+    attention = replace(nodes[1], attrs=(*(a for a in nodes[1].attrs if a[0] != "window"), ("window", window)))
+    env = replace(env, start=used - 1, positions=torch.tensor([used - 1]))
+    (wanted,) = fused.one_by_one(env, (nodes[0], attention), qkv)
+    close(found, wanted, dtype)
+    for ours, plain in ((cache.keys, env.cache.k[1]), (cache.values, env.cache.v[1])):
+        torch.testing.assert_close(ours, plain, rtol=HALF if dtype == torch.float16 else 1e-5, atol=1e-5)
+    assert not room.done.any()
+
+
+def test_sequences_of_different_lengths() -> None:
+    sizes = rotary.Heads(4, 2, 32, 1)
+    env, _, _, qkv = decoding(False, sizes, torch.float32, 3)
+    used = torch.tensor([3, 128, 65], dtype=torch.int32)
+    room = decode.parts(3, sizes, qkv.device, 2)
+    together = decode.attend(qkv, sizes, env.rope, own(env.cache, 1, used), room)
+    for i in range(3):
+        alone = decode.Cache(*(part[i : i + 1] for part in own(env.cache, 1, used)))
+        room = decode.parts(1, sizes, qkv.device, 2)
+        torch.testing.assert_close(decode.attend(qkv[i : i + 1], sizes, env.rope, alone, room), together[i : i + 1])

@@ -15,7 +15,7 @@ from autotune.planners.schedules.times import parse_times
 from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.spec.errors import nearest_divisor, nearest_name
 from autotune.spec.model import ModelSpec
-from autotune.spec.plan import Plan
+from autotune.spec.plan import FUSED, LIBRARY, Plan
 from autotune.spec.workload import Workload
 
 # Axes that have no meaning when generating.
@@ -51,6 +51,8 @@ SYNCS = ("eager", "late")
 PRODUCTS = ("apart", "joined")
 GATHERS = ("step", "unit")
 CHOICES = ("selective", "uniform")
+KERNELS = (LIBRARY, FUSED)
+MOST_FUSED = 4  # sequences at a time: kernels.matvec multiplies each by itself
 
 
 def _divides(what: str, value: int, of: int, whole: str) -> str | None:
@@ -184,6 +186,8 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
     found.append(_sharding(plan))
     found.append(_sync(plan))
     found.append(_weight_gradients(plan, model))
+    if plan.kernels != LIBRARY:
+        found.append(f"kernels has no meaning when training (found {plan.kernels!r}; nearest {LIBRARY!r})")
     return found
 
 
@@ -295,12 +299,22 @@ def _optimizer(plan: Plan, workload: Workload) -> str | None:
     return None
 
 
+def _kernels(plan: Plan) -> str | None:
+    """What is wrong with whose kernels decode."""
+    if plan.kernels not in KERNELS:
+        return f"kernels {plan.kernels!r} is unknown (nearest {nearest_name(plan.kernels, KERNELS) or LIBRARY})"
+    if plan.kernels == FUSED and plan.micro_batch > MOST_FUSED:
+        return f"kernels {FUSED} takes a micro_batch of at most {MOST_FUSED} (found {plan.micro_batch})"
+    return None
+
+
 def _generation(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:
     found = [_divides("data x micro_batch", plan.data * plan.micro_batch, workload.batch, "batch")]
     if model.latent:
         found.append(f"{model.architecture}'s latent attention has no key-value cache in this version: it trains only")
     if plan.pipeline > model.layers:
         found.append(f"pipeline must be at most layers {model.layers} (found {plan.pipeline})")
+    found.append(_kernels(plan))
     for axis in TRAINING_AXES:
         plain = getattr(Plan(), axis)
         if getattr(plan, axis) != plain:

@@ -17,7 +17,7 @@ from autotune.planners.lower.sharding import LEVELS
 from autotune.planners.lower.traits import pipe_of
 from autotune.planners.schedules import OWN, SCHEDULES, Place, held, schedule_of
 from autotune.spec.machine import Profile
-from autotune.spec.plan import Plan
+from autotune.spec.plan import FUSED, LIBRARY, Plan
 from autotune.spec.prediction import Question
 
 Values = tuple[object, ...]
@@ -60,6 +60,7 @@ def axis_values(question: Question) -> dict[str, Values]:
         # Later sums only add waits: the recipe must want them (say, to measure both).
         "sync": (DEFAULTS["sync"],),
         "sequence_parallel": (False, True) if train else (False,),
+        "kernels": (LIBRARY, FUSED) if not train and question.profile.device.kind == "cuda" else (LIBRARY,),
     }
     return {axis: tuple(question.axes.get(axis, choices)) for axis, choices in everything.items()}
 

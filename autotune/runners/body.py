@@ -18,8 +18,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from autotune.kernels.exchange import GATHER, SCATTER, Several, shift
+from autotune.planners.lower.fuse import JOIN, parts
 from autotune.runners.layouts import LAYOUTS
 from autotune.runners.ops import OPERATIONS, Env
+from autotune.runners.ops.fused import FUSED
 from autotune.spec.graph import Block
 from autotune.spec.opset import OPS
 from autotune.spec.program import COMPUTE, Instruction, Program
@@ -50,6 +52,12 @@ def _forward(block: Block, instruction: Instruction) -> Call:
     if hop := instruction.item:
         return _call(instruction, lambda env, group, reads: forward(replace(env, hop=hop), node, *reads))
     return _call(instruction, lambda env, group, reads: forward(env, node, *reads))
+
+
+def _fused(block: Block, instruction: Instruction) -> Call:
+    nodes = block.nodes[instruction.part : instruction.part + len(parts(instruction.op))]
+    function = FUSED[instruction.op]
+    return _call(instruction, lambda env, group, reads: function(env, nodes, *reads))
 
 
 def _gradient(block: Block, instruction: Instruction, op: str, form: str) -> Call:
@@ -156,6 +164,8 @@ def compile_body(block: Block, program: Program) -> tuple[Call, ...]:
             calls.append(_call(instruction, COLLECTIVES[op]))
         elif form:
             calls.append(_gradient(block, instruction, op, form))
+        elif JOIN in op:
+            calls.append(_fused(block, instruction))
         elif op in LAYOUTS:
             shares = tuple(program.buffers[0][name].size for name in instruction.writes)
             calls.append(_call(instruction, partial(LAYOUTS[op], shares)))

@@ -7,6 +7,7 @@ computes is captured once and replayed, and the host runs ahead of the device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -42,6 +43,7 @@ from autotune.spec.plan import Plan
 from autotune.spec.program import Instruction
 from autotune.spec.workload import Workload
 
+MOST_PARTS = 256  # of a row of logits whose largest are found at the same time
 COMPUTING = ("F", "PICK", "TAKE")  # what a CUDA graph may hold: the rest are messages
 
 
@@ -63,6 +65,16 @@ def prompt_tokens(model: ModelSpec, workload: Workload, prompts: Sequence[str] =
     check_generation(model, workload)
     corpus = open_corpus(workload.data, model.vocab)
     return batch(corpus, 0, workload.batch, workload.prompt_length, 0, workload.batch)[0]
+
+
+def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of each row [rows, vocabulary] and its place, of equal ones the first. In two steps where the
+    vocabulary divides: a row alone would keep one of a device's processors busy and leave the others idle."""
+    rows, vocabulary = logits.shape
+    parts = math.gcd(vocabulary, MOST_PARTS)
+    best, place = logits.view(rows, parts, -1).max(dim=2)
+    top, part = best.max(dim=1)
+    return top, part * (vocabulary // parts) + place.gather(1, part[:, None]).squeeze(1)
 
 
 class _Step(NamedTuple):
@@ -286,7 +298,7 @@ class Generator:
     def pick(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """The likeliest next token of each sequence; of equal ones the first, whoever holds it."""
         logits = values["logits"]
-        best, token = logits.max(dim=1)
+        best, token = likeliest(logits)
         if self.plan.tensor > 1:
             mine = torch.stack((best.double(), (token + self.mesh.tensor * logits.shape[1]).double()))
             pairs = mine.new_empty((self.plan.tensor * 2, mine.shape[1]))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from autotune.spec.families import load_model
 from autotune.spec.model import ModelSpec
-from autotune.spec.plan import Plan
+from autotune.spec.plan import FUSED, Plan
 from autotune.spec.workload import Workload
 
 
@@ -34,6 +34,10 @@ def _other() -> ModelSpec:
 
 def _models() -> Path:
     return Path(__file__).resolve().parents[2] / "recipes" / "models"
+
+
+def _llama_8b() -> ModelSpec:
+    return load_model(_models() / "meta-llama--Llama-3.1-8B.json")
 
 
 def _llama_1b() -> ModelSpec:
@@ -180,6 +184,7 @@ def suites() -> dict[str, Suite]:
     # Eight sequences one after another, and together: the suite measures one round of each.
     answers = Workload(kind="generate", prompt_length=512, new_tokens=64, batch=8, precision="bf16")
     rounds = (Plan(micro_batch=1), Plan(micro_batch=8))
+    ours = (Plan(micro_batch=1, kernels=FUSED), Plan(micro_batch=4, kernels=FUSED))
     # One device holds every stage: what splitting the backward and moving activations to the host cost and give.
     alone = tuple(
         Plan(micro_batch=1, attention="cudnn", schedule=s, chunks=c, offload=o)
@@ -226,8 +231,8 @@ def suites() -> dict[str, Suite]:
         "h200": Suite(_llama_1b(), gpu, one, "cuda"),
         "h200-qwen3": Suite(load_model(_models() / "Qwen--Qwen3-0.6B.json"), shorter, alike, "cuda"),
         "h200-qwen2.5": Suite(load_model(_models() / "Qwen--Qwen2.5-0.5B.json"), longer, apart, "cuda"),
-        "h200-generate-1b": Suite(_llama_1b(), answers, rounds, "cuda", steps=1),
-        "h200-generate-8b": Suite(load_model(_models() / "meta-llama--Llama-3.1-8B.json"), answers, rounds, "cuda", 1),
+        "h200-generate-1b": Suite(_llama_1b(), answers, (*rounds, *ours), "cuda", steps=1),
+        "h200-generate-8b": Suite(_llama_8b(), answers, (*rounds, *ours), "cuda", 1),
         "cpu-generate": Suite(
             _small(), replace(answers, prompt_length=64, new_tokens=16, precision="fp32"), rounds, "cpu"
         ),

@@ -11,6 +11,8 @@ from typing import Any
 from autotune.spec.digest import digest
 from autotune.spec.errors import UsageError, nearest_name
 
+LIBRARY, FUSED = "library", "fused"  # whose kernels decode a token
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -49,6 +51,9 @@ class Plan:
     offload_choice: str = "selective"  # which chunk activations move: the longest waits | uniform (an even share)
     context: int = 1  # ranks that share each sequence (planners.lower.context)
     context_ring: int = 1  # of them those that pass keys and values around; so many groups exchange heads for tokens
+    kernels: str = (
+        LIBRARY  # of a decoded token: the libraries' | fused, ours that join neighbours (planners.lower.fuse)
+    )
 
     @property
     def world(self) -> int:

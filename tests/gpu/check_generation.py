@@ -13,17 +13,23 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from autotune.planners.feasible import KERNELS
 from autotune.runners.job import Job
 from autotune.runners.launch import launch
 from autotune.spec.model import ModelSpec
-from autotune.spec.plan import Plan
+from autotune.spec.plan import FUSED, Plan
 from autotune.spec.workload import Workload
 
 MODEL = ModelSpec("small", "LlamaForCausalLM", 256, 4, 8, 4, 64, 704, 256)
 WORK = Workload(kind="generate", prompt_length=48, new_tokens=40, batch=4)
 PLANS = {
-    1: (Plan(micro_batch=4), Plan(micro_batch=1)),
-    2: (Plan(tensor=2, micro_batch=4), Plan(pipeline=2, micro_batch=4), Plan(data=2, micro_batch=2)),
+    1: (Plan(micro_batch=4), Plan(micro_batch=1), Plan(micro_batch=4, kernels=FUSED), Plan(kernels=FUSED)),
+    2: (
+        Plan(tensor=2, micro_batch=4),
+        Plan(pipeline=2, micro_batch=4),
+        Plan(data=2, micro_batch=2),
+        Plan(tensor=2, micro_batch=4, kernels=FUSED),
+    ),
 }
 
 
@@ -32,6 +38,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--ranks", type=int, default=1, choices=sorted(PLANS))
     parser.add_argument("--only", help="this model alone")
+    parser.add_argument("--kernels", choices=KERNELS, help="plans with these alone")
     asked = parser.parse_args()
     failed = 0
     variants = {
@@ -39,7 +46,7 @@ def main() -> int:
         "window": replace(MODEL, window=32),
         "qk norm": replace(MODEL, architecture="Qwen3ForCausalLM", qk_norm=True),
     }
-    for plan in PLANS[asked.ranks]:
+    for plan in (p for p in PLANS[asked.ranks] if asked.kernels in (None, p.kernels)):
         for precision in ("fp32", "bf16"):
             for name, model in variants.items():
                 if asked.only not in (None, name):

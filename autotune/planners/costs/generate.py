@@ -69,9 +69,9 @@ class PassCosts:
             body = inference_body(block, self.shape)
             form = "prefill" if self.queries > 1 else "decode"
             cost = self.bodies.price(block, body, body.forward, shape, form)
-            for node in block.nodes:
-                if node.op == "attention":
-                    copies = (Memory("append", 2 * body.sizes[name], shape.dtype) for name in node.reads[1:])
+            for instruction in body.forward.ranks[0]:
+                if instruction.op == "attention":
+                    copies = (Memory("append", 2 * body.sizes[name], shape.dtype) for name in instruction.reads[1:])
                     cost += self.piece(*copies, issued=False)  # the instruction they belong to is issued already
             self.blocks[key] = cost
         return self.blocks[key]

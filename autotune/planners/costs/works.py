@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from autotune.planners.costs.fused import fused_work
 from autotune.planners.lower.body import Body, lower_block
+from autotune.planners.lower.fuse import JOIN
 from autotune.planners.lower.shape import Shape
 from autotune.spec.graph import Block, Node, blocks
 from autotune.spec.model import ModelSpec
@@ -180,6 +182,8 @@ def works(
     if instruction.lane == TENSOR:
         whole = max(body.sizes[n] for n in instruction.reads + instruction.writes)
         return (Collective(instruction.op, whole, shape.tensor, level, inner),)
+    if JOIN in instruction.op:
+        return (fused_work(block, body, instruction, shape),)
     if instruction.op in WORKS:
         return WORKS[instruction.op](block.nodes[instruction.part], shape)
     if instruction.part == NO_NODE:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from autotune.planners.lower.context import EXCHANGES, around_attention, remade
+from autotune.planners.lower.fuse import fuse
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.shape import Shape
 from autotune.planners.lower.split import halve
@@ -330,6 +331,7 @@ def _lower(block: Block, shape: Shape, policy: str, loss: bool, train: bool) -> 
     source, output = block.nodes[0].reads[0], block.nodes[-1 if loss else -2 if block.kind == "head" else -1].writes[0]
     given = {source, "targets", "tokens"}
     if not train:
+        listing = fuse(listing, block, output) if shape.fused else listing
         forward = as_program(with_frees(listing, given | {output}), values.size, given, set())
         nothing = Program(((),), ({},))
         return Body(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from autotune.spec.plan import Plan
+from autotune.spec.plan import FUSED, Plan
 from autotune.spec.work import BYTES
 from autotune.spec.workload import Workload
 
@@ -22,6 +22,7 @@ class Shape:
     attention: str = "sdpa"
     context: int = 1  # ranks that share each sequence
     ring: int = 1  # of them those that pass keys and values around
+    fused: bool = False  # whether neighbours are joined (lower.fuse): of decoded tokens alone
 
     @property
     def tokens(self) -> int:
@@ -62,4 +63,6 @@ def training_shape(plan: Plan, workload: Workload) -> Shape:
 
 def generation_shape(plan: Plan, workload: Workload, queries: int, keys: int) -> Shape:
     """The shape of a prefill (queries = prompt) or of one decoded token (queries = 1)."""
-    return Shape(workload.batch // plan.data, queries, keys, plan.tensor, False, workload.precision, plan.attention)
+    fused = plan.kernels == FUSED and queries == 1 < keys
+    batch = workload.batch // plan.data
+    return Shape(batch, queries, keys, plan.tensor, False, workload.precision, plan.attention, fused=fused)

@@ -80,7 +80,7 @@ def _flat(x: Tensor) -> Tensor:
     return x.transpose(1, 2).reshape(x.shape[0] * x.shape[2], -1)
 
 
-def _window(env: Env, node: Node, tokens: int) -> int:
+def window_of(env: Env, node: Node, tokens: int) -> int:
     """The sliding window where it hides anything of sequences of so many tokens given now, or may, else 0."""
     window = node.attr("window")
     last = env.start + tokens if env.lengths is None or env.cache is None else env.cache.max_len
@@ -97,7 +97,7 @@ def forward(env: Env, node: Node, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tens
     """
     queries, keys = _heads(env, node.attr("head_dim"), q, k)
     (values,) = _values(env, node, v)
-    window = _window(env, node, queries.shape[2])
+    window = window_of(env, node, queries.shape[2])
     if env.cache is not None and env.lengths is not None:
         env.cache.append_at(env.layer, keys, values, env.positions)
     elif env.cache is not None:
@@ -113,7 +113,7 @@ def dgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[Tensor, 
     q, k = _heads(env, node.attr("head_dim"), *saved[:2])
     g, v, o = _values(env, node, grads[0], *saved[2:4])
     lse = saved[4].view(env.batch, g.shape[2], -1).transpose(1, 2)
-    dq, dk, dv = BACKENDS[env.attention].backward(g, q, k, v, o, lse, _window(env, node, g.shape[2]))
+    dq, dk, dv = BACKENDS[env.attention].backward(g, q, k, v, o, lse, window_of(env, node, g.shape[2]))
     return _flat(dq), _flat(dk), _flat(dv[..., : node.attr("v_dim")])
 
 

@@ -22,7 +22,7 @@ def _heads(env: Env, node: Node) -> tuple[int, int]:
     return node.attr("heads") // env.tensor_size, node.attr("kv_heads") // env.tensor_size
 
 
-def _on_gpu(env: Env, node: Node) -> tuple[Any, Any, Any]:
+def on_gpu(env: Env, node: Node) -> tuple[Any, Any, Any]:
     """Our kernels, the heads they are to turn, and the norms that come first (None: none)."""
     from autotune.kernels import rotary as kernels
 
@@ -82,13 +82,13 @@ def rotary(env: Env, node: Node, qkv: Tensor) -> tuple[Tensor, ...]:
 
 
 def _turned(env: Env, node: Node, qkv: Tensor) -> tuple[Tensor, ...]:
-    kernels, heads, norms = _on_gpu(env, node)
+    kernels, heads, norms = on_gpu(env, node)
     made: tuple[Tensor, ...] = kernels.split_and_turn(qkv, heads, env.rope, env.positions, norms)
     return made
 
 
 def _turned_back(env: Env, node: Node, grads: tuple[Tensor, ...], qkv: Tensor | None = None) -> tuple[Tensor, ...]:
-    kernels, heads, norms = _on_gpu(env, node)
+    kernels, heads, norms = on_gpu(env, node)
     return (kernels.turn_back(grads, heads, env.rope, env.positions, norms, qkv),)
 
 

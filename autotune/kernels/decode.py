@@ -1,0 +1,236 @@
+"""Attention of one new token a sequence over a cache, with all that comes before it: q, k, v split, q and k normalised
+(where asked) and turned, the new key and value put into the cache. One kernel where libraries take five.
+
+The keys of a sequence are shared out among programs, as many as the device has room for (Flash-Decoding, Dao et al.
+2023): each merges its part into (m, l, o), the largest score, the sum of exponentials and the weighted values, and
+whichever program of a head comes last merges the parts, which is one associative step more. Query heads that share a
+key head are the rows of one product. How long the cache is only the device knows.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from autotune.kernels import ahead
+from autotune.kernels.rotary import Heads, Norms
+
+LEAST_ROWS = 16  # of a matrix product
+PROGRAMS = 2  # a processor, at least: where a sequence is short most of them have nothing to do
+MERGED = 4096  # elements of the parts that are merged at a time
+LOG2_E = 1.4426950408889634
+
+
+class Parts(NamedTuple):
+    """Where the programs of a head leave their parts: fp32 [heads of all sequences, splits, rows, 2 lanes + 2], and how
+    many have, int32 [heads of all sequences], zero between two launches."""
+
+    values: Tensor
+    done: Tensor
+
+
+class Tiles(NamedTuple):
+    """Keys of one step of a program, and its warps."""
+
+    keys: int = 32
+    warps: int = 2
+    least: int = 64  # keys of a program
+
+
+class Cache(NamedTuple):
+    """One layer's keys and values [batch, positions, key heads, width], and int32 [batch]: how many of the positions
+    are filled once the new token is in."""
+
+    keys: Tensor
+    values: Tensor
+    used: Tensor
+
+
+@triton.jit
+def _turned(at, lane, inside, weight, cos, sin, eps, half: tl.constexpr, norm: tl.constexpr):
+    """Both halves of a vector at `at`, or of several, normalised and turned, in fp32."""
+    a = tl.load(at + lane, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(at + half + lane, mask=inside, other=0.0).to(tl.float32)
+    if norm:
+        r = tl.rsqrt((tl.sum(a * a, 1, keep_dims=True) + tl.sum(b * b, 1, keep_dims=True)) / (2 * half) + eps)
+        a = a * r * tl.load(weight + lane, mask=lane < half, other=0.0).to(tl.float32)
+        b = b * r * tl.load(weight + half + lane, mask=lane < half, other=0.0).to(tl.float32)
+    return a * cos - b * sin, b * cos + a * sin
+
+
+@triton.jit
+def _keys(keys, values, of_head, begin, end, lane, heads, half: tl.constexpr, block: tl.constexpr):
+    """Both halves of a block of keys and of their values, from `begin` and before `end`."""
+    place = begin + tl.arange(0, block)
+    known = (place < end)[:, None] & (lane < half)
+    at = of_head + place.to(tl.int64)[:, None] * heads * 2 * half + lane
+    ka = tl.load(keys + at, mask=known, other=0.0)
+    kb = tl.load(keys + at + half, mask=known, other=0.0)
+    va = tl.load(values + at, mask=known, other=0.0)
+    vb = tl.load(values + at + half, mask=known, other=0.0)
+    return ka, kb, va, vb
+
+
+@triton.jit
+def _merge(qa, qb, ka, kb, va, vb, m, l, oa, ob, scale, left, block: tl.constexpr):
+    """A block's part, of whose keys the first `left` count, merged into (m, l, o)."""
+    scores = tl.dot(qa, tl.trans(ka), input_precision="ieee")
+    scores = tl.dot(qb, tl.trans(kb), scores, input_precision="ieee") * scale
+    scores = tl.where(tl.arange(0, block)[None, :] < left, scores, float("-inf"))
+    top = tl.maximum(m, tl.max(scores, 1, keep_dims=True))
+    p = tl.exp2(scores - top)
+    kept = tl.exp2(m - top)
+    l = l * kept + tl.sum(p, 1, keep_dims=True)
+    oa = tl.dot(p.to(va.dtype), va, oa * kept, input_precision="ieee")
+    ob = tl.dot(p.to(vb.dtype), vb, ob * kept, input_precision="ieee")
+    return top, l, oa, ob
+
+
+@triton.jit
+def _attend(
+    qkv, keys, values, used, cos, sin, q_weight, k_weight, eps, parts, done, out, scale, positions, window,
+    queries: tl.constexpr, heads: tl.constexpr, half: tl.constexpr, lanes: tl.constexpr, rows: tl.constexpr,
+    block: tl.constexpr, splits: tl.constexpr,
+    least: tl.constexpr, few: tl.constexpr, chunk: tl.constexpr, norm: tl.constexpr, early: tl.constexpr,
+):  # fmt: skip
+    ahead.begin(early)
+    pair, split = tl.program_id(0), tl.program_id(1)
+    sequence, head = pair // heads, pair % heads
+    group: tl.constexpr = queries // heads
+    width: tl.constexpr = 2 * half
+    row, lane = tl.arange(0, rows)[:, None], tl.arange(0, lanes)[None, :]
+    inside = lane < half
+    mine = (row < group) & inside
+    # What this token's kernels do not write is asked for before any of them has ended.
+    last = tl.load(used + sequence) - 1  # the new token's position
+    first = tl.maximum(0, last + 1 - window) if window > 0 else 0
+    each = tl.cdiv(tl.maximum(least, tl.cdiv(last - first, splits)), block) * block
+    active = tl.maximum(1, tl.cdiv(last - first, each))
+    begin = first + split * each
+    end = tl.minimum(last, begin + each)
+    of_head = (sequence.to(tl.int64) * positions * heads + head) * width
+    ka, kb, va, vb = _keys(keys, values, of_head, begin, end, lane, heads, half, block)
+    c = tl.load(cos + last * width + lane, mask=inside, other=0.0)
+    s = tl.load(sin + last * width + lane, mask=inside, other=0.0)
+    ahead.wait(early)
+    if split < active:
+        of_token = qkv + sequence.to(tl.int64) * (queries + 2 * heads) * width
+        qa, qb = _turned(of_token + (head * group + row) * width, lane, mine, q_weight, c, s, eps, half, norm)
+        kind = keys.dtype.element_ty
+        qa, qb = qa.to(kind), qb.to(kind)
+        m = tl.full([rows, 1], float("-inf"), tl.float32)
+        l = tl.zeros([rows, 1], tl.float32)
+        oa, ob = tl.zeros([rows, lanes], tl.float32), tl.zeros([rows, lanes], tl.float32)
+        if split == 0:  # the new token's own key and value
+            na, nb = _turned(of_token + (queries + head) * width, lane, inside, k_weight, c, s, eps, half, norm)
+            na, nb = na.to(kind), nb.to(kind)
+            at_v = of_token + (queries + heads + head) * width + lane
+            wa, wb = tl.load(at_v, mask=inside, other=0.0), tl.load(at_v + half, mask=inside, other=0.0)
+            to = of_head + last.to(tl.int64) * heads * width + lane
+            tl.store(keys + to, na, mask=inside)
+            tl.store(keys + to + half, nb, mask=inside)
+            tl.store(values + to, wa, mask=inside)
+            tl.store(values + to + half, wb, mask=inside)
+            both = qa.to(tl.float32) * na.to(tl.float32) + qb.to(tl.float32) * nb.to(tl.float32)
+            m = tl.sum(both, 1, keep_dims=True) * scale
+            l = tl.full([rows, 1], 1.0, tl.float32)
+            oa, ob = oa + wa.to(tl.float32), ob + wb.to(tl.float32)
+        if begin < end:
+            m, l, oa, ob = _merge(qa, qb, ka, kb, va, vb, m, l, oa, ob, scale, end - begin, block)
+        for start in range(begin + block, end, block):
+            ka, kb, va, vb = _keys(keys, values, of_head, start, end, lane, heads, half, block)
+            m, l, oa, ob = _merge(qa, qb, ka, kb, va, vb, m, l, oa, ob, scale, end - start, block)
+        where = out + sequence.to(tl.int64) * queries * width + (head * group + row) * width + lane
+        if active == 1:
+            tl.store(where, oa / l, mask=mine)
+            tl.store(where + half, ob / l, mask=mine)
+        else:
+            size: tl.constexpr = rows * (2 * lanes + 2)
+            of_pair = parts + pair.to(tl.int64) * splits * size
+            at = of_pair + split * size
+            line = row * lanes + lane
+            tl.store(at + line, oa, mask=mine)
+            tl.store(at + rows * lanes + line, ob, mask=mine)
+            tl.store(at + 2 * rows * lanes + row, m)
+            tl.store(at + 2 * rows * lanes + rows + row, l)
+            tl.debug_barrier()  # all of this program's part is written before it says so
+            if tl.atomic_add(done + pair, 1, sem="acq_rel") == active - 1:
+                tl.debug_barrier()
+                r, spot = tl.arange(0, few)[:, None], tl.arange(0, lanes)[None, :]
+                m_all = tl.where(r < group, float("-inf"), 0.0)
+                l_all = tl.where(r < group, 0.0, 1.0)
+                a_all, b_all = tl.zeros([few, lanes], tl.float32), tl.zeros([few, lanes], tl.float32)
+                for start in range(0, active, chunk):
+                    part = start + tl.arange(0, chunk)[:, None, None]
+                    there = (part < active) & (r < group)[None, :, :]
+                    told = of_pair + part * size + 2 * rows * lanes + r[None, :, :]
+                    m_of = tl.load(told, mask=there, other=float("-inf"), cache_modifier=".cg")
+                    l_of = tl.load(told + rows, mask=there, other=0.0, cache_modifier=".cg")
+                    left = of_pair + part * size + (r * lanes + spot)[None, :, :]
+                    known = there & (spot < half)[None, :, :]
+                    a_of = tl.load(left, mask=known, other=0.0, cache_modifier=".cg")
+                    b_of = tl.load(left + rows * lanes, mask=known, other=0.0, cache_modifier=".cg")
+                    higher = tl.maximum(m_all, tl.max(m_of, 0))
+                    keep, share = tl.exp2(m_all - higher), tl.exp2(m_of - higher[None, :, :])
+                    l_all = l_all * keep + tl.sum(l_of * share, 0)
+                    a_all = a_all * keep + tl.sum(a_of * share, 0)
+                    b_all = b_all * keep + tl.sum(b_of * share, 0)
+                    m_all = higher
+                whole = out + (sequence.to(tl.int64) * queries + head * group + r) * width + spot
+                tl.store(whole, a_all / l_all, mask=(r < group) & (spot < half))
+                tl.store(whole + half, b_all / l_all, mask=(r < group) & (spot < half))
+                tl.store(done + pair, 0)
+
+
+def parts(batch: int, heads: Heads, device: torch.device, splits: int = 0) -> Parts:
+    """Room for the parts of all heads of `batch` sequences; what follows one another may share it. `splits`: programs a
+    head; 0: as many as the device has room for."""
+    pairs = batch * heads.keys
+    if not splits:
+        splits = max(1, -(-PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count // pairs))
+    rows, lanes = _rows(heads), _lanes(heads)
+    values = torch.empty((pairs, splits, rows * (2 * lanes + 2)), dtype=torch.float32, device=device)
+    return Parts(values, torch.zeros(pairs, dtype=torch.int32, device=device))
+
+
+def _lanes(heads: Heads) -> int:
+    return max(LEAST_ROWS, int(triton.next_power_of_2(heads.width // 2)))
+
+
+def _rows(heads: Heads) -> int:
+    return max(LEAST_ROWS, int(triton.next_power_of_2(heads.queries // heads.keys)))
+
+
+def attend(
+    qkv: Tensor,
+    heads: Heads,
+    rope: tuple[Tensor, Tensor],
+    cache: Cache,
+    room: Parts,
+    window: int = 0,
+    norms: Norms | None = None,
+    how: Tiles | None = None,
+) -> Tensor:
+    """qkv [batch, (queries + 2 keys) width] of one new token a sequence -> o [batch, queries * width].
+
+    Its key and value go into the cache at position used - 1. `rope`: cos and sin, fp32 [positions, width]. `window`: so
+    many positions are seen, the new one included (0: all). `heads.width` / 2 at least 16.
+    """
+    how = how or Tiles()
+    batch, half = len(qkv), heads.width // 2
+    splits = min(room.values.shape[1], triton.cdiv(cache.keys.shape[1], how.least))
+    out = torch.empty((batch, heads.queries * heads.width), dtype=qkv.dtype, device=qkv.device)
+    early = ahead.possible(qkv.device)
+    weights = (norms.q, norms.k, norms.eps) if norms else (rope[0], rope[0], 0.0)
+    few, lanes = triton.next_power_of_2(heads.queries // heads.keys), _lanes(heads)
+    _attend[(batch * heads.keys, splits)](
+        qkv.contiguous(), cache.keys, cache.values, cache.used, *rope, *weights, *room, out,
+        LOG2_E / heads.width**0.5, cache.keys.shape[1], window, heads.queries, heads.keys, half, lanes, _rows(heads),
+        how.keys, splits, how.least, few, max(1, MERGED // (few * lanes)), norms is not None, early,
+        num_warps=how.warps, **ahead.launched(early),
+    )  # fmt: skip
+    return out

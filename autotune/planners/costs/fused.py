@@ -1,0 +1,35 @@
+"""What a run of joined operations moves: it is bound by memory, or nobody would have joined it (lower.fuse)."""
+
+from __future__ import annotations
+
+from math import prod
+
+from autotune.planners.lower.body import Body
+from autotune.planners.lower.fuse import parts
+from autotune.planners.lower.shape import Shape
+from autotune.spec.graph import Block, Node
+from autotune.spec.nodes import Weight
+from autotune.spec.program import Instruction
+from autotune.spec.work import Memory
+
+
+def _elements(weight: Weight, tensor: int) -> int:
+    return prod(weight.shape) // (tensor if weight.shard is not None else 1)
+
+
+def _cache(node: Node, shape: Shape) -> int:
+    """Elements of the keys and values that are read, and of the new ones that are written."""
+    if node.op != "attention":
+        return 0
+    keys = min(shape.keys, node.attr("window") or shape.keys)
+    return (
+        shape.batch * (keys + 1) * node.attr("kv_heads") // shape.tensor * (node.attr("head_dim") + node.attr("v_dim"))
+    )
+
+
+def fused_work(block: Block, body: Body, instruction: Instruction, shape: Shape) -> Memory:
+    """Operands, results, weights and cache, each once; what the joined operations hand one another is nowhere."""
+    nodes = block.nodes[instruction.part : instruction.part + len(parts(instruction.op))]
+    elements = sum(_elements(w, shape.tensor) for n in nodes for w in n.weights) + sum(_cache(n, shape) for n in nodes)
+    passed = sum(body.sizes[name] for name in instruction.reads + instruction.writes)
+    return Memory(instruction.op, elements * shape.width + passed, shape.dtype)
