@@ -25,7 +25,7 @@ SHIPPED = Path(__file__).parent.parent / "autotune" / "profiles_db" / "machines"
 
 
 def test_hiccups_do_not_count() -> None:
-    assert trimmed([1.0, 2.0, 3.0, 1e6]) == 2.5
+    assert trimmed([1.0, *[2.0] * 8, 4.0, 4.0, 1e6]) == 2.4, "one of ten at either end"
     assert trimmed([5.0]) == 5.0
 
 

@@ -48,7 +48,7 @@ Known = Callable[[Work], float]  # seconds of a work, as far as a profile tells
 # lie apart are seldom all in one.
 VISITS = {"cpu": 3, "cuda": 1}
 COPIES = 4  # sets of weights that follow one another as a model's layers do, so that everything comes cold
-TRIM = 0.25  # of the times at either end is left out: a step adds up means, but not the machine's hiccups
+TRIM = 0.1  # of the times at either end is left out: a step adds up means, but not the machine's rare hiccups
 TRAIN = "train"  # what a `Launch` of one of a training body's instructions is called
 GLOO_S = 60.0  # a collective that takes longer is stuck
 

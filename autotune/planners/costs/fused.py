@@ -28,8 +28,9 @@ def _cache(node: Node, shape: Shape) -> int:
 
 
 def fused_work(block: Block, body: Body, instruction: Instruction, shape: Shape) -> Memory:
-    """Operands, results, weights and cache, each once; what the joined operations hand one another is nowhere."""
+    """Operands, results, weights and cache, each once; what the joined operations hand one another is nowhere. Named by
+    its tokens too: a few rows are multiplied one by one, so that with each the same bytes take longer."""
     nodes = block.nodes[instruction.part : instruction.part + len(parts(instruction.op))]
     elements = sum(_elements(w, shape.tensor) for n in nodes for w in n.weights) + sum(_cache(n, shape) for n in nodes)
     passed = sum(body.sizes[name] for name in instruction.reads + instruction.writes)
-    return Memory(instruction.op, elements * shape.width + passed, shape.dtype)
+    return Memory(f"{instruction.op} x{shape.tokens}", elements * shape.width + passed, shape.dtype)
