@@ -21,6 +21,7 @@ from autotune.runners.job import Job
 from autotune.runners.memory import peak_during
 from autotune.runners.ops import Env
 from autotune.runners.overhead import TINY
+from autotune.runners.prompts import Prompts
 from autotune.runners.reference import init_weight
 from autotune.runners.standing import Standing
 from autotune.runners.state import DTYPES
@@ -190,8 +191,9 @@ def generate(rank: int, world: int, plan: Plan, model: ModelSpec, workload: Work
         weight, lively_weight(weight, workload.precision), rank % plan.tensor, plan.tensor
     )
     generator = Generator.build(plan, model, workload, rank, torch.device("cpu"), load)
-    prompts = random_prompts(workload, model.vocab)
-    again = generator.generate(prompts.flip(0)).tokens.flip(0)  # leaves another prompt's keys in the cache
+    whole = random_prompts(workload, model.vocab)
+    prompts = Prompts(whole, (workload.prompt_length,) * workload.batch)
+    again = generator.generate(prompts._replace(tokens=whole.flip(0))).tokens.flip(0)  # other keys stay in the cache
     traces = {0: Trace(), workload.new_tokens - 1: Trace()}
     generator.watch = []
     found = generator.generate(prompts, traces)
@@ -210,6 +212,32 @@ def generate(rank: int, world: int, plan: Plan, model: ModelSpec, workload: Work
         "again": again.tolist(),
         "traces": [(trace.order, trace.memory) for trace in traces.values()],
     }
+
+
+def answer(
+    rank: int,
+    world: int,
+    plan: Plan,
+    model: ModelSpec,
+    workload: Workload,
+    lengths: tuple[int, ...],
+    until: tuple[int, ...] = (),
+) -> list[list[int]]:
+    """The tokens after prompts of these lengths, generated after others, with seed 3; until every answer has the token
+    of `until` that is its own."""
+    load = lambda index, weight: shard(  # noqa: E731
+        weight, lively_weight(weight, workload.precision), rank % plan.tensor, plan.tensor
+    )
+    generator = Generator.build(plan, model, workload, rank, torch.device("cpu"), load, seed=3)
+    whole = random_prompts(workload, model.vocab)
+    generator.generate(Prompts(whole, (workload.prompt_length,) * workload.batch))
+    first = generator.mesh.data * (workload.batch // plan.data)
+
+    def ended(rows: list[list[int]]) -> bool:
+        return all(token in row for token, row in zip(until[first:], rows, strict=False))
+
+    found = generator.generate(Prompts(whole, lengths), ended=ended if until else None).tokens
+    return found.tolist()  # type: ignore[no-any-return]
 
 
 def bind(rank: int, world: int) -> tuple[tuple[int, ...], int]:

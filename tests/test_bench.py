@@ -25,8 +25,9 @@ SHIPPED = Path(__file__).parent.parent / "autotune" / "profiles_db" / "machines"
 
 
 def test_hiccups_do_not_count() -> None:
-    assert trimmed([1.0, *[2.0] * 8, 4.0, 4.0, 1e6]) == 2.4, "one of ten at either end"
-    assert trimmed([5.0]) == 5.0
+    assert trimmed([1.0, *[2.0] * 8, 4.0, 4.0, 1e6], 0.1) == 2.4, "one of ten at either end"
+    assert trimmed([1.0, 2.0, 3.0, 1e6], 0.25) == 2.5
+    assert trimmed([5.0], 0.25) == 5.0
 
 
 def test_a_narrow_weight_gradient_is_what_its_sum_leaves() -> None:

@@ -143,6 +143,27 @@ def test_generation_from_recipe_to_pictures(home: Home) -> None:
     assert home.run("explain", recipe).code == 0
 
 
+def test_prompts_from_a_file_are_answered(home: Home) -> None:
+    """More prompts than are generated at once, of different lengths, drawn, until a space comes."""
+    sampled = GENERATE.replace("batch = 2", 'batch = 2\ntemperature = 0.7\nstop = [" "]\n')
+    recipe = home.write("talk.toml", sampled.replace("new_tokens = 5", "new_tokens = 24"))
+    home.write("p.jsonl", 'def f(\n"im"\n{"prompt": "x", "id": 7}\n')
+    pins = ("--pin", "tensor=1", "--pin", "data=2", "--pin", "micro_batch=1")
+    words = ("run", recipe, *pins, "--prompts", "p.jsonl", "--steps", "1", "--warmup", "0", "--check")
+    ran = home.run(*words, "--answers", "a.jsonl", "--json")
+    assert ran.code == 0, ran.stderr
+    assert ran.json["equal"] is True
+    answers = [json.loads(line) for line in (home.folder / "a.jsonl").read_text().splitlines()]
+    assert [answer["prompt"] for answer in answers] == ["def f(", "im", "x"]
+    for answer in answers:
+        assert answer["end"] in ("stop", "length") and len(answer["tokens"]) <= 24
+        assert 32 not in answer["tokens"] and (answer["end"] == "stop" or len(answer["tokens"]) == 24)
+    again = home.run(*words)
+    assert (
+        again.code == 0 and [json.loads(line) for line in again.stdout.splitlines() if line.startswith("{")] == answers
+    ), "the seed makes the answers"
+
+
 PINS = {
     "pp2": ("--pin", "pipeline=2", "--pin", "micro_batch=2"),
     "dp2-zero": ("--pin", "data=2", "--pin", "zero=1", "--pin", "micro_batch=2"),

@@ -17,7 +17,8 @@ from autotune.planners.resolve import resolve
 from autotune.planners.simulate import memory
 from autotune.planners.validate import validate
 from autotune.runners import tokens as text
-from autotune.runners.generation import Generator, likeliest, prompt_tokens
+from autotune.runners.generation import Generator
+from autotune.runners.prompts import Prompts, prompt_tokens
 from autotune.runners.reference import reference_generate, reference_logits
 from autotune.spec.errors import InfeasibleError, UsageError
 from autotune.spec.graph import Weight, blocks
@@ -121,7 +122,7 @@ def test_bf16_picks_what_is_likeliest() -> None:
     """In bf16 near ties may fall either way: each token's logit is the reference's best but for rounding."""
     work = replace(WORK, precision="bf16", batch=2)
     prompts = random_prompts(work, LLAMA.vocab)
-    made = build(LLAMA, work).generate(prompts).tokens
+    made = build(LLAMA, work).generate(Prompts(prompts, (7, 7))).tokens
     weights = lively(LLAMA, "bf16")
     logits = reference_logits(LLAMA, weights, torch.cat((prompts, made), dim=1), torch.float32)
     rows = logits[:, work.prompt_length - 1 : -1]
@@ -131,11 +132,13 @@ def test_bf16_picks_what_is_likeliest() -> None:
 
 def test_prompts_are_real_text_unless_given() -> None:
     work = replace(WORK, batch=2, prompt_length=16)
-    found = prompt_tokens(LLAMA, work)
+    found = prompt_tokens(LLAMA, work).tokens
     assert found.shape == (2, 16)
     assert found[0].tolist() != found[1].tolist()
     assert all(character.isprintable() or character in "\n\t" for character in text.decode(found[0].tolist()))
-    given = prompt_tokens(LLAMA, replace(work, prompt_length=6), ["naïve"])
+    given, lengths, _ = prompt_tokens(LLAMA, replace(work, prompt_length=8), ["naïve", "è"])
+    assert lengths == (6, 2) and given[1, :2].tolist() == list("è".encode())
+    given = prompt_tokens(LLAMA, replace(work, prompt_length=6), ["naïve"]).tokens
     assert given.tolist() == [list("naïve".encode())] * 2
     assert text.decode(given[0].tolist()) == "naïve"
     assert text.decode([104, 105, 300, 0xC3]) == "hi\ufffd\ufffd"
@@ -145,7 +148,7 @@ def test_prompts_are_real_text_unless_given() -> None:
     ("prompts", "said"),
     [
         (["", "abcdefg"], "prompt 1 of 2: found an empty prompt"),
-        (["abcdefg", "abc"], "prompt 2 of 2: found 3 bytes; expected exactly 7 (prompt_length)"),
+        (["abcdefg", "abcdefgh"], "prompt 2 of 2: found 8 bytes; expected at most 7 (prompt_length)"),
         (["x" * 40, "abcdefg"], "the cache has room for 13 tokens (nearest: prompt_length = 40)"),
         (["abc\udcffefg", "abcdefg"], "prompt 1 of 2: found '\\udcff' at character 3; expected valid UTF-8"),
         (["abcdefg"] * 3, "found 3 prompts; expected 1, or as many as the batch: 2 (nearest: 2)"),
@@ -199,20 +202,14 @@ def test_plans_that_cannot_run_are_refused_before_a_weight_is_read() -> None:
         assert said in str(caught.value)
 
 
-@pytest.mark.parametrize("vocabulary", [272, 97, 1024])
-def test_the_likeliest_token_is_the_first_of_equal_ones(vocabulary: int) -> None:
-    logits = torch.randint(6, (16, vocabulary)).float()  # many share the largest
-    best, token = likeliest(logits)
-    assert best.tolist() == logits.max(dim=1).values.tolist()
-    assert token.tolist() == [row.index(max(row)) for row in logits.tolist()]
-
-
 def test_tokens_that_the_model_does_not_have() -> None:
     generator = build(LLAMA, replace(WORK, batch=2))
     with pytest.raises(UsageError, match=r"found \[2, 5\]; expected \[batch, prompt_length\] = \[2, 7\]"):
-        generator.generate(torch.zeros((2, 5), dtype=torch.int64))
+        generator.generate(Prompts(torch.zeros((2, 5), dtype=torch.int64), (5, 5)))
+    with pytest.raises(UsageError, match=r"lengths: found \[7, 8\]; expected 2 from 1 to 7"):
+        generator.generate(Prompts(torch.zeros((2, 7), dtype=torch.int64), (7, 8)))
     with pytest.raises(UsageError, match="found token ids from 0 to 272; expected 0 to 271"):
-        generator.generate(torch.tensor([[0] * 7, [272] * 7]))
+        generator.generate(Prompts(torch.tensor([[0] * 7, [272] * 7]), (7, 7)))
 
 
 def test_a_corpus_shorter_than_a_prompt(tmp_path: Path) -> None:

@@ -327,11 +327,42 @@ def test_data_that_cannot_be_trained_on(refused: Callable[..., str], home: Home)
 
 
 def test_prompts_that_cannot_be_continued(refused: Callable[..., str], checkpoint: Path, home: Home) -> None:
-    home.write("t.toml", TALK.replace('"def f("', '["def f(", "def"]').replace("new_tokens = 5", "new_tokens = 50"))
+    home.write("t.toml", TALK.replace('"def f("', '["def f(", "def fun"]').replace("new_tokens = 5", "new_tokens = 50"))
     said = refused(2, "run", "t.toml", *TENSOR)
-    assert "prompt 2 of 2: found 3 bytes; expected exactly 6 (prompt_length)" in said
+    assert "prompt 2 of 2: found 7 bytes; expected at most 6 (prompt_length)" in said
     home.write("t.toml", TALK.replace("new_tokens = 5", "new_tokens = 500"))
     assert "expected at most the 64 positions" in refused(2, "search", "t.toml")
+    assert runs(home) == 0
+
+
+def test_files_of_prompts(refused: Callable[..., str], checkpoint: Path, home: Home) -> None:
+    home.write("t.toml", TALK)
+    home.write("p.txt", 'def\n{"prompt": 3}\n"open\n[1]\n\n{"text": "def"}\n')
+    said = refused(2, "run", "t.toml", *TENSOR, "--prompts", "p.txt")
+    assert 'p.txt: line 2: found an object without a text as "prompt"; expected a JSON string' in said
+    assert "p.txt: line 3: found no JSON (Unterminated string starting at at column 1)" in said
+    assert "p.txt: line 6: found an object without" in said and "line 4" not in said, "a line of text"
+    (home.folder / "latin.txt").write_bytes(b"def\ncaf\xe9\n")
+    assert "latin.txt: line 2: found byte 0xe9; expected UTF-8" in refused(
+        2, "run", "t.toml", *TENSOR, "--prompts", "latin.txt"
+    )
+    home.write("long.txt", "def\ndef function\n")
+    said = refused(2, "run", "t.toml", *TENSOR, "--prompts", "long.txt")
+    assert "long.txt: prompt 2 of 2: found 12 bytes; expected at most 6 (prompt_length)" in said
+    home.write("none.txt", "\n\n")
+    assert "none.txt: found no prompts; expected at least one line" in refused(
+        2, "run", "t.toml", *TENSOR, "--prompts", "none.txt"
+    )
+    said = refused(2, "run", "t.toml", *TENSOR, "--prompts", "gone.txt")
+    assert "gone.txt: found no such file or directory; expected a file of prompts" in said
+    assert "--prompts: this plan trains" in refused(2, "run", "r.toml", *TENSOR, "--prompts", "p.txt")
+    assert "to prompts that nobody gave" in refused(2, "run", "t.toml", *TENSOR, "--answers", "a.jsonl")
+    for key, value, said in (
+        ("temperature", "-1", "found -1; expected at least 0"),
+        ("top_p", "0", "found 0; expected more than 0"),
+        ("stop", "3", "found 3; expected a string or a list of strings"),
+    ):
+        assert f"workload.{key}: {said}" in refused(2, "run", "t.toml", "--set", f"workload.{key}={value}")
     assert runs(home) == 0
 
 

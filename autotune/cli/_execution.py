@@ -53,6 +53,7 @@ def job_for(recipe: Recipe, plan: Plan, question: Question, device: str, steps: 
         seed=question.seed,
         checkpoint=recipe.checkpoint,
         prompts=recipe.prompts,
+        stops=recipe.stops,
         device=device,
         trace=trace,
         peak_flops=peak_flops(question.profile, question.workload.precision, plan.world),
@@ -124,9 +125,18 @@ def git_revision() -> str:
 
 
 def execute(
-    target: Target, store: Store, *, nproc: int | None, steps: int | None, warmup: int, launches: int, check: bool
+    target: Target,
+    store: Store,
+    *,
+    nproc: int | None,
+    steps: int | None,
+    warmup: int,
+    launches: int,
+    check: bool,
+    prompts: Sequence[str] = (),
 ) -> tuple[dict[str, Any], RunResult] | None:
     """Run the target's plan, store every launch, compare with the prediction: (content of `run --json`, first result).
+    `prompts`: in the place of the recipe's.
 
     In a world that torchrun or Slurm started every process runs its part, and only rank 0 stores and answers: the
     others get None. Raises RunError where workers die, after the run is stored as failed.
@@ -143,8 +153,9 @@ def execute(
             hint=f"--nproc {plan.world}, or search again with --devices {nproc}",
         )
     facts, device = local_device(target)
+    prompts = prompts or (recipe.prompts if recipe else ())
     if recipe:
-        check_inputs(recipe.path, target.model, target.workload, recipe.checkpoint, recipe.prompts, runs=True)
+        check_inputs(recipe.path, target.model, target.workload, recipe.checkpoint, prompts, runs=True)
     job = Job(
         plan=plan,
         model=target.model,
@@ -154,7 +165,8 @@ def execute(
         check=check,
         seed=recipe.seed if recipe else 0,
         checkpoint=recipe.checkpoint if recipe else "",
-        prompts=recipe.prompts if recipe else (),
+        prompts=tuple(prompts),
+        stops=recipe.stops if recipe else (),
         device=device,
         peak_flops=peak_flops(target.profile, target.workload.precision, plan.world),
     )
@@ -255,6 +267,7 @@ def report_of(run: str, target: Target, predicted: Prediction | None, results: S
         "max_difference": first.max_difference,
         "tokens": [list(row) for row in first.tokens],
         "texts": list(first.texts),
+        "ends": list(first.ends),
         "log_dir": first.log_dir,
     }
 

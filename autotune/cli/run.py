@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,7 +12,10 @@ from autotune.cli import _arguments as arguments
 from autotune.cli import _output as out
 from autotune.cli._session import opened
 from autotune.cli._settings import command
-from autotune.spec.errors import WrongNumbers
+from autotune.spec.errors import UsageError, WrongNumbers
+
+if TYPE_CHECKING:
+    from autotune.spec.workload import Workload
 
 
 def add(app: typer.Typer) -> None:
@@ -32,6 +36,14 @@ def run(
     check: Annotated[
         bool, typer.Option("--check", help="Compare with the one-process reference; exit 6 if unequal.")
     ] = False,
+    prompts: Annotated[
+        str | None,
+        typer.Option("--prompts", metavar="FILE", help="Continue these, one a line (text or JSON); - reads stdin."),
+    ] = None,
+    answers: Annotated[
+        str | None,
+        typer.Option("--answers", metavar="FILE", help="Write the answers as JSON lines here, not to stdout."),
+    ] = None,
     trace: Annotated[
         Path | None, typer.Option("--trace", metavar="FILE", help="Write the measured timeline: .json, .html or .svg.")
     ] = None,
@@ -41,6 +53,7 @@ def run(
     Trains or generates, stores every step, and compares with the prediction. Under torchrun or Slurm it joins their
     world instead of starting its own.
     """
+    from autotune.cli import _prompts
     from autotune.cli._drawing import check_picture, write_picture
     from autotune.cli._execution import execute
     from autotune.cli._target import find_target, with_order
@@ -51,13 +64,31 @@ def run(
     with opened() as store:
         found = find_target(target, overrides or [], pins or [], store)
         found = with_order(found, order) if order else found
-        ran = execute(found, store, nproc=nproc, steps=steps, warmup=warmup, launches=launches, check=check)
+        given = _given(target, prompts, answers, found.workload)
+        if prompts:
+            at_once = found.plan.replicas * found.plan.micro_batch
+            whole, workload = _prompts.fitted(given, prompts, found.model, found.workload, at_once)
+            found = replace(found, workload=workload)
+        ran = execute(
+            found,
+            store,
+            nproc=nproc,
+            steps=steps,
+            warmup=warmup,
+            launches=launches,
+            check=check,
+            prompts=whole if prompts else (),
+        )
         if ran is None:  # not rank 0 of a world that torchrun or Slurm started: rank 0 answers for all
             return
         report, result = ran
         out.data(*run_lines(report, found.workload))
-        for text in report["texts"]:
-            out.data(f"text       {text!r}")
+        if answers:
+            _prompts.write_answers(answers, _prompts.answers(given, report))
+        elif prompts:
+            out.data(*_prompts.answers(given, report))
+        else:
+            out.data(*(f"text       {text!r}" for text in report["texts"]))
         out.data(f"stored     run {report['run_id']} in {store.place.shown}")
         out.emit("run", {**report, "db": store.place.shown})
         if trace and result.timeline:
@@ -69,3 +100,17 @@ def run(
             f"plan {found.plan.id} differs from the one-process reference by {result.max_difference:.3g}",
             hint=f"logs of each rank: {result.log_dir}",
         )
+
+
+def _given(target: str, prompts: str | None, answers: str | None, workload: Workload) -> tuple[str, ...]:
+    """The prompts of `--prompts`; none without it. Raises UsageError where the options do not go together."""
+    from autotune.cli._prompts import STDIN, read_prompts
+
+    for option, value in (("--prompts", prompts), ("--answers", answers)):
+        if value and workload.kind != "generate":
+            raise UsageError(f"{option}: this plan trains", hint="name a recipe, lock or plan that generates")
+    if answers and not prompts:
+        raise UsageError("--answers: to prompts that nobody gave", hint="--prompts FILE, or - for standard input")
+    if prompts == STDIN == target:
+        raise UsageError("--prompts -: standard input is the recipe already", hint="name a file for one of them")
+    return read_prompts(prompts) if prompts else ()

@@ -141,7 +141,7 @@ def _launch(
     weights = (norms.q, norms.k, norms.eps) if norms else (rope[0], rope[0], 0.0)
     kernel[grid](
         *tensors, *rope, positions, *weights,
-        heads.sequence, heads.queries, heads.keys, half, triton.next_power_of_2(half), HEADS, norms is not None,
+        len(positions), heads.queries, heads.keys, half, triton.next_power_of_2(half), HEADS, norms is not None,
     )  # fmt: skip
 
 
@@ -150,7 +150,8 @@ def split_and_turn(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """qkv [tokens, (queries + 2 keys) width] -> q, k turned and v, each [tokens, its heads * width].
 
-    `rope`: cos and sin, fp32 [positions, width]; `positions` int64 [sequence]. fp32, bf16 or fp16, computed in fp32.
+    `rope`: cos and sin, fp32 [positions, width]; `positions` int64 [sequence], or
+    [tokens] where sequences differ. fp32, bf16 or fp16, computed in fp32.
     """
     tokens = qkv.shape[0]
     q = torch.empty((tokens, heads.queries * heads.width), dtype=qkv.dtype, device=qkv.device)

@@ -44,11 +44,13 @@ from autotune.spec.work import Launch, Work
 Works = tuple[Work, ...]
 Known = Callable[[Work], float]  # seconds of a work, as far as a profile tells
 
-# Times that every body is come back to: what else runs on a processor slows it for spells of seconds, and times that
-# lie apart are seldom all in one.
+# Times that every body is come back to: what else runs on a processor slows it for spells of seconds, and of visits
+# that lie apart the median one is seldom in a spell.
 VISITS = {"cpu": 3, "cuda": 1}
+# Of the times of a visit at either end so many are left out. A step adds up means: on a processor, whose times have a
+# long tail, it pays for all but rare hiccups. On a device the tail is the clock's.
+TRIM = {"cpu": 0.1, "cuda": 0.25}
 COPIES = 4  # sets of weights that follow one another as a model's layers do, so that everything comes cold
-TRIM = 0.1  # of the times at either end is left out: a step adds up means, but not the machine's rare hiccups
 TRAIN = "train"  # what a `Launch` of one of a training body's instructions is called
 GLOO_S = 60.0  # a collective that takes longer is stuck
 
@@ -247,9 +249,9 @@ def told_apart(made: Works, seconds: float, known: Known | None) -> tuple[Work, 
     return (products[0], left) if left > 0 else None
 
 
-def trimmed(times: Sequence[float]) -> float:
-    """The mean of `times` without the TRIM at either end."""
-    cut = int(TRIM * len(times))
+def trimmed(times: Sequence[float], share: float) -> float:
+    """The mean of `times` without this share of them at either end."""
+    cut = int(share * len(times))
     return statistics.fmean(sorted(times)[cut : len(times) - cut])
 
 
@@ -272,14 +274,14 @@ def _worker(
         where = torch.device(device, rank)
         torch.cuda.set_device(where)
         crew, ranks = Crew(device), 1
-    seen: list[dict[Works, list[float]]] = [{} for _ in pieces]
+    seen: list[dict[Works, list[float]]] = [{} for _ in pieces]  # a figure a visit
     told: list[str] = []
     for piece, times in list(zip(pieces, seen, strict=True)) * VISITS[where.type]:
         group = crew.block(piece.shape.tensor) if 1 < piece.shape.tensor <= ranks else None
         crew.barrier()
         try:
             for made, more in time_piece(model, piece, where, group).items():
-                times.setdefault(made, []).extend(more)
+                times.setdefault(made, []).append(trimmed(more, TRIM[where.type]))
         except RuntimeError as error:  # out of memory, or a backend that refuses: the other bodies are still wanted
             if ranks > 1:  # the other workers would wait in its collectives
                 raise
@@ -288,7 +290,9 @@ def _worker(
         if where.type == "cuda":
             torch.cuda.empty_cache()
     told = list(dict.fromkeys(told))  # once, however many visits
-    out.put((rank, [{made: trimmed(every) for made, every in times.items()} for times in seen if times], told))
+    out.put(
+        (rank, [{made: statistics.median(every) for made, every in times.items()} for times in seen if times], told)
+    )
     crew.barrier()
     if ranks > 1:
         dist.destroy_process_group()

@@ -28,13 +28,16 @@ from autotune.runners.clock import Clock
 from autotune.runners.ops import Env, KVCache
 from autotune.runners.ops.attention_cache import Lengths
 from autotune.runners.rope import tables
+from autotune.runners.sampling import drawn, likeliest
 from autotune.runners.state import DTYPES, local_shape
 from autotune.spec.graph import Block
 from autotune.spec.machine import Sample
 from autotune.spec.model import ModelSpec
 from autotune.spec.program import COMPUTE
 from autotune.spec.work import Memory, Work
+from autotune.spec.workload import Workload
 
+SAMPLED = Workload("generate", temperature=1.0)
 COLD_BYTES = 256 * 2**20  # of weights that follow one another, so that none is left in a cache when it comes again
 COPIES = 4, 32  # at least, so that what starting a graph takes is spread, and at most
 REPLAYS, WARM = 11, 2
@@ -63,7 +66,7 @@ def layers_of(model: ModelSpec, piece: PassPiece, device: torch.device) -> list[
     lengths, start = None, shape.keys - shape.queries
     if start:
         lengths = Lengths.empty(shape.batch, shape.queries, shape.keys, device)
-        lengths.used.fill_(shape.keys)
+        lengths.move(torch.full((shape.batch,), shape.keys - 1, device=device))
     env = Env(
         model,
         shape.batch,
@@ -128,7 +131,7 @@ def _append(env: Env, group: Any, reads: tuple[Tensor, ...]) -> tuple[object, ..
     assert env.cache is not None
     keys, values = (x.view(env.batch, env.sequence, -1, env.model.head_dim).transpose(1, 2) for x in reads[1:])
     if env.lengths is not None:
-        env.cache.append_at(env.layer, keys, values, env.positions)
+        env.cache.append_at(env.layer, keys, values, env.lengths.places)
     else:
         env.cache.append(env.layer, keys, values, env.start)
     return ()
@@ -136,7 +139,13 @@ def _append(env: Env, group: Any, reads: tuple[Tensor, ...]) -> tuple[object, ..
 
 def _pick(env: Env, group: Any, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
     """What follows the head: the likeliest token of each sequence, and where it goes."""
-    token = reads[0].max(dim=1).indices
+    _, token = likeliest(reads[0])
+    return token.clone(), token[:, None].clone()
+
+
+def _sample(env: Env, group: Any, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
+    """The same of a drawn token."""
+    token = drawn(reads[0], reads[0].new_full(reads[0].shape[:1], 0.5), SAMPLED)
     return token.clone(), token[:, None].clone()
 
 
@@ -154,8 +163,9 @@ def stages(body: Body, calls: tuple[Call, ...], piece: PassPiece) -> list[tuple[
             found.append(((*calls[:many], copies), (each, each)))
         found.append((calls[: many + 1], tuple(made) if len(made) == 1 and not call.collective else ()))
     if block.kind == "head":
-        last = Call(_pick, (body.output,), ("token", "column"), (), (body.output,), COMPUTE, "pick")
-        found.append(((*calls, last), (Memory("pick", body.sizes[body.output], shape.dtype),)))
+        for name, run in (("pick", _pick), ("sample", _sample)):  # each adds to what came before it
+            calls = (*calls, Call(run, (body.output,), (f"{name}ed", "column"), (), (), COMPUTE, name))
+            found.append((calls, (Memory(name, body.sizes[body.output], shape.dtype),)))
     return found
 
 

@@ -7,8 +7,7 @@ computes is captured once and replayed, and the host runs ahead of the device.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -25,16 +24,16 @@ from autotune.planners.lower.stage import cut_of, stage_blocks
 from autotune.runners.body import Call, Values, Watch, compile_body, run_body
 from autotune.runners.capture import Captured
 from autotune.runners.clock import Clock
-from autotune.runners.corpus import open_corpus
-from autotune.runners.data import batch
 from autotune.runners.interpreter import Interpreter, Operation, Started, Trace
 from autotune.runners.mesh import Mesh, barrier, staged
 from autotune.runners.ops import Env, KVCache, grouped
 from autotune.runners.ops.attention import unsupported
 from autotune.runners.ops.attention_cache import Lengths
+from autotune.runners.prompts import Prompts
 from autotune.runners.rope import tables
+from autotune.runners.sampling import drawn, draws, likeliest
 from autotune.runners.state import DTYPES, Loader, StageState
-from autotune.runners.tokens import check_generation, encode
+from autotune.runners.tokens import check_generation
 from autotune.spec.errors import InfeasibleError, Problem, UsageError
 from autotune.spec.graph import Block
 from autotune.spec.graph import blocks as all_blocks
@@ -43,38 +42,19 @@ from autotune.spec.plan import Plan
 from autotune.spec.program import Instruction
 from autotune.spec.workload import Workload
 
-MOST_PARTS = 256  # of a row of logits whose largest are found at the same time
 COMPUTING = ("F", "PICK", "TAKE")  # what a CUDA graph may hold: the rest are messages
 
 
+LOOK = {"cpu": 1, "cuda": 16}  # tokens after which it is asked whether all have ended: a device is waited for
+
+
 class Generated(NamedTuple):
-    """`tokens`: int64 [batch, new_tokens] on the CPU, the same on every rank. Seconds are this rank's own."""
+    """`tokens`: int64 [batch, new_tokens] on the CPU, the same on every rank; where all answers have ended before
+    there are so many, fewer. Seconds are this rank's own."""
 
     tokens: Tensor
     prefill_s: float  # until the first token is there
     token_s: tuple[float, ...]  # of each further token
-
-
-def prompt_tokens(model: ModelSpec, workload: Workload, prompts: Sequence[str] = ()) -> Tensor:
-    """int64 [batch, prompt_length]: the prompts as bytes; without any, real text from the workload's corpus.
-
-    Raises UsageError (see tokens.encode, corpus.open_corpus).
-    """
-    if prompts:
-        return torch.tensor(encode(prompts, model, workload))
-    check_generation(model, workload)
-    corpus = open_corpus(workload.data, model.vocab)
-    return batch(corpus, 0, workload.batch, workload.prompt_length, 0, workload.batch)[0]
-
-
-def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest of each row [rows, vocabulary] and its place, of equal ones the first. In two steps where the
-    vocabulary divides: a row alone would keep one of a device's processors busy and leave the others idle."""
-    rows, vocabulary = logits.shape
-    parts = math.gcd(vocabulary, MOST_PARTS)
-    best, place = logits.view(rows, parts, -1).max(dim=2)
-    top, part = best.max(dim=1)
-    return top, part * (vocabulary // parts) + place.gather(1, part[:, None]).squeeze(1)
 
 
 class _Step(NamedTuple):
@@ -89,19 +69,14 @@ class _Step(NamedTuple):
 
 @dataclass(frozen=True)
 class _Pass:
-    """One kind of step: its shape, the blocks of this stage, the interpreter of its program."""
+    """One kind of step: its shape, the blocks of this stage, the interpreter of its program. Where a step starts each
+    sequence's cache is filled up to a place of its own: `filled`, int64 [batch], and `lengths` tell the device."""
 
     shape: Shape
     steps: tuple[_Step, ...]
-    positions: Tensor  # int64 [queries]
-    lengths: Lengths | None  # where the device reads how full the cache is
+    filled: Tensor
+    lengths: Lengths
     interpreter: Interpreter
-
-    def move(self, start: int) -> None:
-        """Sets the position of the first new token."""
-        self.positions.fill_(start)
-        if self.lengths is not None:
-            self.lengths.used.fill_(start + 1)
 
 
 def _check_capture(model: ModelSpec, workload: Workload, plan: Plan, device: torch.device) -> None:
@@ -128,17 +103,28 @@ class Generator:
     cache: KVCache
     values: dict[str, Any]
     picked: Tensor  # int64 [1]: tokens of each sequence in `out`
+    ends: Tensor  # int64 [batch]: the row of each prompt's last token among all of the prefill
+    draws: Tensor  # float64 [batch, new_tokens]
+    seed: int = 0
     prefill: _Pass = field(init=False)
     decode: _Pass = field(init=False)
     watch: list[tuple[Block, Shape, Watch]] | None = None
     _pass: _Pass = field(init=False)
-    _start: int = 0  # tokens in the cache before this step
+    _start: int = 0  # tokens in the cache before this step, of the longest sequence
+    _alike: bool = True  # all sequences have as many
 
     @classmethod
     def build(
-        cls, plan: Plan, model: ModelSpec, workload: Workload, rank: int, device: torch.device, load: Loader
+        cls,
+        plan: Plan,
+        model: ModelSpec,
+        workload: Workload,
+        rank: int,
+        device: torch.device,
+        load: Loader,
+        seed: int = 0,
     ) -> Generator:
-        """Groups, this stage's weights and cache, and the compiled bodies.
+        """Groups, this stage's weights and cache, and the compiled bodies; `seed`: of what is drawn.
 
         Raises InfeasibleError or UsageError, before any weight is loaded, for what cannot run.
         """
@@ -176,7 +162,9 @@ class Generator:
         if s == plan.pipeline - 1:
             values["out"] = torch.zeros((each, workload.new_tokens), dtype=torch.int64, device=device)
         picked = torch.zeros(1, dtype=torch.int64, device=device)
-        generator = cls(plan, model, workload, mesh, state, cache, values, picked)
+        ends = torch.zeros(each, dtype=torch.int64, device=device)
+        numbers = torch.zeros((each, workload.new_tokens), dtype=torch.float64, device=device)
+        generator = cls(plan, model, workload, mesh, state, cache, values, picked, ends, numbers, seed)
         rope = tables(model, most, device)
         generator.prefill, generator.decode = (
             generator._compile(
@@ -188,18 +176,20 @@ class Generator:
         return generator
 
     def _compile(self, shape: Shape, rope: tuple[Tensor, Tensor], interpreter: Interpreter) -> _Pass:
-        interpreter.operations, lengths = self.operations(), None
+        interpreter.operations = self.operations()
         if self._captures():
             pool: Any = torch.cuda.graph_pool_handle()
             captured = {name: Captured(interpreter.operations[name], pool) for name in COMPUTING}
             interpreter.operations = {**interpreter.operations, **captured}
-            if shape.keys > shape.queries:
-                lengths = Lengths.empty(shape.batch, shape.queries, self.cache.max_len, self.mesh.device)
+        device, prefill = self.mesh.device, shape.keys == shape.queries
+        filled = torch.zeros(shape.batch, dtype=torch.int64, device=device)
+        lengths = Lengths.empty(shape.batch, shape.queries, self.cache.max_len, device)
+        device_knows = self._captures() and not prefill
         env = Env(
             self.model,
             shape.batch,
             shape.queries,
-            torch.arange(shape.queries, device=self.mesh.device),
+            filled if device_knows else torch.arange(shape.queries, device=device),
             rope,
             {},
             tensor_rank=self.mesh.tensor,
@@ -207,7 +197,7 @@ class Generator:
             all_reduce=self.mesh.all_reduce,
             attention=self.plan.attention,
             cache=self.cache,
-            lengths=lengths,
+            lengths=lengths if device_knows else None,
         )
         steps, layer = [], 0
         for block in self.state.blocks:
@@ -216,14 +206,20 @@ class Generator:
             source = block.nodes[0].reads[0]
             steps.append(_Step(block, compile_body(block, body.forward), own, source, body.output))
             layer += block.kind == "layer"
-        return _Pass(shape, tuple(steps), env.positions, lengths, interpreter)
+        return _Pass(shape, tuple(steps), filled, lengths, interpreter)
 
     def _captures(self) -> bool:
         """Whether steps are CUDA graphs: not where the tensor group's messages go through the host."""
         return self.mesh.device.type == "cuda" and (self.plan.tensor == 1 or not staged(self.mesh.device))
 
-    def generate(self, prompts: Tensor, traces: Mapping[int, Trace] | None = None) -> Generated:
-        """Continues prompts int64 [batch, prompt_length] (all of them, on every rank) greedily by new_tokens.
+    def generate(
+        self,
+        prompts: Prompts,
+        traces: Mapping[int, Trace] | None = None,
+        ended: Callable[[list[list[int]]], bool] | None = None,
+    ) -> Generated:
+        """Continues all prompts of the workload, on every rank, by new_tokens or until all have `ended`, which is asked
+        of the answers so far.
 
         `traces` records steps by number: 0 is the prefill, n the step that picks token n. Raises UsageError for
         another shape and for token ids that the vocabulary does not have.
@@ -235,31 +231,53 @@ class Generator:
         marks = [clock.mark()]
         for step in range(self.workload.new_tokens):
             self._pass = self.decode if step else self.prefill
-            self._start = self.workload.prompt_length + step - 1 if step else 0
+            self._start = max(prompts.lengths) + step - 1 if step else 0
             self.picked.fill_(step)
+            if step > 1:
+                self.decode.filled.add_(1)
             if step:
-                self.decode.move(self._start)
+                self.decode.lengths.move(self.decode.filled)
             self._pass.interpreter.step((traces or {}).get(step), wait=False)
             marks.append(clock.mark())
+            if ended and (step + 1) % LOOK[self.mesh.device.type] == 0 and self._all(ended, step + 1):
+                break
         clock.settle()
         seconds = [clock.between(a, b) for a, b in pairwise(marks)]
-        return Generated(self._gather(), seconds[0], tuple(seconds[1:]))
+        return Generated(self._gather()[:, : len(seconds)], seconds[0], tuple(seconds[1:]))
 
-    def _feed(self, prompts: Tensor) -> None:
+    def _all(self, ended: Callable[[list[list[int]]], bool], many: int) -> bool:
+        """Whether every rank's answers of so many tokens have ended."""
+        mine = ended(self.values["out"][:, :many].tolist()) if "out" in self.values else True
+        if self.plan.world == 1:
+            return mine
+        agreed = torch.tensor([int(mine)], device=self.mesh.device)
+        dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
+        return bool(agreed.item())
+
+    def _feed(self, prompts: Prompts) -> None:
         expected = (self.workload.batch, self.workload.prompt_length)
-        problem = None
-        if tuple(prompts.shape) != expected:
-            problem = Problem(
-                "prompts", "shape", str(list(prompts.shape)), f"[batch, prompt_length] = {list(expected)}"
-            )
-        elif int(prompts.min()) < 0 or int(prompts.max()) >= self.model.vocab:
-            found = f"token ids from {int(prompts.min())} to {int(prompts.max())}"
+        tokens, lengths, problem = prompts.tokens, prompts.lengths, None
+        if tuple(tokens.shape) != expected:
+            found = str(list(tokens.shape))
+            problem = Problem("prompts", "shape", found, f"[batch, prompt_length] = {list(expected)}")
+        elif len(lengths) != expected[0] or not all(1 <= length <= expected[1] for length in lengths):
+            problem = Problem("prompts", "lengths", str(list(lengths)), f"{expected[0]} from 1 to {expected[1]}")
+        elif int(tokens.min()) < 0 or int(tokens.max()) >= self.model.vocab:
+            found = f"token ids from {int(tokens.min())} to {int(tokens.max())}"
             problem = Problem("prompts", "tokens", found, f"0 to {self.model.vocab - 1}")
         if problem is not None:
             raise UsageError("these prompts cannot be continued:", problems=[problem])
+        each = self.workload.batch // self.plan.data
+        here = slice(self.mesh.data * each, (self.mesh.data + 1) * each)
+        own = torch.tensor(lengths[here])
+        self._alike = len(set(lengths[here])) == 1
+        self.decode.filled.copy_(own)
+        self.ends.copy_(torch.arange(each) * expected[1] + own - 1)
+        if self.workload.temperature:
+            first = prompts.first + here.start
+            self.draws.copy_(draws(self.seed, first, each, self.workload.new_tokens))
         if "prompt" in self.values:
-            each = self.workload.batch // self.plan.data
-            self.values["prompt"].copy_(prompts[self.mesh.data * each : (self.mesh.data + 1) * each])
+            self.values["prompt"].copy_(tokens[here])
 
     def _gather(self) -> Tensor:
         """All replicas' tokens, from the last stage's first tensor rank of each, on every rank."""
@@ -281,7 +299,7 @@ class Generator:
         x = x if instruction.stage else x.reshape(-1)
         for step in now.steps:
             if step.block.kind == "head" and now.shape.queries > 1:  # what follows each sequence's last token
-                x = x.view(now.shape.batch, now.shape.queries, -1)[:, -1].contiguous()
+                x = x.index_select(0, self.ends)
             x = self._run(step, x)
         return values[instruction.writes[0]], x
 
@@ -292,12 +310,36 @@ class Generator:
             watch = Watch(outside=frozenset({step.source}))
             self.watch.append((step.block, self._pass.shape, watch))
         given: Values = {step.source: x}
-        env = replace(step.env, start=self._start)
+        now = self._pass
+        if self._captures() or now is self.prefill:
+            env = step.env
+        elif self._alike:
+            env = replace(step.env, start=self._start, positions=now.filled[:1])
+        else:
+            env = replace(step.env, start=self._start, positions=now.filled, lengths=now.lengths)
         return run_body(step.calls, env, given, self.mesh.axes, watch)[step.output]
 
     def pick(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The likeliest next token of each sequence; of equal ones the first, whoever holds it."""
+        """The next token of each sequence."""
         logits = values["logits"]
+        token = self._drawn(logits) if self.workload.temperature else self._likeliest(logits)
+        out = values["out"]
+        out.index_copy_(1, self.picked, token[:, None])
+        if instruction.writes[0] == "token":  # one stage alone: where the next step reads it
+            token = values["token"].copy_(token)
+        return token, out
+
+    def _drawn(self, logits: Tensor) -> Tensor:
+        """One of each row by its probability: every tensor rank draws the same from the whole row."""
+        if self.plan.tensor > 1:
+            parts = logits.new_empty((self.plan.tensor * len(logits), logits.shape[1]))
+            dist.all_gather_into_tensor(parts, logits.contiguous(), group=self.mesh.axes["tensor"])
+            logits = parts.view(self.plan.tensor, len(logits), -1).transpose(0, 1).flatten(1)
+        now = self.draws.index_select(1, self.picked).squeeze(1)
+        return drawn(logits, now, self.workload)
+
+    def _likeliest(self, logits: Tensor) -> Tensor:
+        """The likeliest of each row; of equal ones the first, whoever holds it."""
         best, token = likeliest(logits)
         if self.plan.tensor > 1:
             mine = torch.stack((best.double(), (token + self.mesh.tensor * logits.shape[1]).double()))
@@ -306,11 +348,7 @@ class Generator:
             pairs = pairs.view(self.plan.tensor, 2, -1)
             owner = pairs[:, 0].argmax(dim=0, keepdim=True)
             token = pairs[:, 1].gather(0, owner).squeeze(0).long()
-        out = values["out"]
-        out.index_copy_(1, self.picked, token[:, None])
-        if instruction.writes[0] == "token":  # one stage alone: where the next step reads it
-            token = values["token"].copy_(token)
-        return token, out
+        return token
 
     def take(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:
         return (values["token"].copy_(values["t"]),)

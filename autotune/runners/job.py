@@ -27,6 +27,7 @@ class Job:
     seed: int = 0
     checkpoint: str = ""  # a folder of safetensors; "": seeded random weights
     prompts: tuple[str, ...] = ()
+    stops: tuple[str, ...] = ()  # texts that end an answer
     device: str = "cpu"  # cpu | cuda
     trace: bool = True  # record one step's timeline
     peak_flops: float = 0.0  # of one device, for model FLOPs utilisation; 0: not reported
@@ -45,7 +46,7 @@ class Job:
         raw["plan"] = Plan.from_dict(raw["plan"])
         raw["model"] = _model(raw["model"])
         raw["workload"] = Workload(**raw["workload"])
-        raw["prompts"] = tuple(raw["prompts"])
+        raw["prompts"], raw["stops"] = tuple(raw["prompts"]), tuple(raw["stops"])
         return cls(**raw)
 
 
@@ -70,6 +71,7 @@ class RunResult:
     mfu: float = 0.0
     tokens: tuple[tuple[int, ...], ...] = ()
     texts: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()  # why each answer ended: see runners.stops
     timeline: Timeline | None = None
     equal: bool | None = None
     max_difference: float | None = None
@@ -91,6 +93,7 @@ class RankReport:
     memory: list[int] = field(default_factory=list)  # counted bytes at each position
     tokens: list[list[int]] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)
     equal: bool | None = None
     max_difference: float | None = None
     prefill_s: float = 0.0

@@ -147,12 +147,13 @@ def gather(job: Job, log_dir: Path) -> RunResult:
         mfu = flops / (median * job.peak_flops * job.plan.world)
     return RunResult(
         steps,
-        job.workload.tokens / median if median else 0.0,
+        (sum(map(len, first.tokens)) or job.workload.tokens) / median if median else 0.0,
         tuple(r.peak_bytes for r in reports),
         losses,
         mfu,
         tuple(tuple(t) for r in reports for t in r.tokens),
         tuple(text for r in reports for text in r.texts),
+        tuple(end for r in reports for end in r.ends),
         measured_timeline(job, reports) if first.spans else None,
         first.equal,
         first.max_difference,

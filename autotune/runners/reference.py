@@ -7,7 +7,7 @@ weights, whole sequences, explicit softmax, no cache, no fusion.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from math import isfinite, sqrt
 
 import torch
@@ -194,12 +194,19 @@ def reference_gradients(
 
 
 def reference_generate(
-    model: ModelSpec, weights: Weights, prompt: Tensor, new_tokens: int, dtype: torch.dtype | None = None
+    model: ModelSpec,
+    weights: Weights,
+    prompt: Tensor,
+    new_tokens: int,
+    dtype: torch.dtype | None = None,
+    choose: Callable[[Tensor, int], Tensor] = lambda logits, step: logits.argmax(-1),
 ) -> Tensor:
-    """Greedy continuation int64 [batch, new_tokens] of prompt [batch, length]: the whole prefix again each time."""
+    """Continuation int64 [batch, new_tokens] of prompt [batch, length]: the whole prefix again each time. `choose`: the
+    tokens [batch] for logits [batch, vocabulary] of a step; greedy."""
     weights, tokens = _cast(weights, dtype), prompt
-    for _ in range(new_tokens):
-        tokens = torch.cat((tokens, reference_logits(model, weights, tokens)[:, -1:].argmax(-1)), dim=1)
+    for step in range(new_tokens):
+        chosen = choose(reference_logits(model, weights, tokens)[:, -1], step)
+        tokens = torch.cat((tokens, chosen[:, None]), dim=1)
     return tokens[:, prompt.shape[1] :]
 
 

@@ -38,10 +38,11 @@ def check_generation(model: ModelSpec, workload: Workload) -> None:
 
 
 def encode(prompts: Sequence[str], model: ModelSpec, workload: Workload) -> tuple[tuple[int, ...], ...]:
-    """The bytes of each prompt: [workload.batch][workload.prompt_length]. One prompt alone stands for all sequences.
+    """The bytes of each prompt, workload.batch of them, each of 1 to prompt_length. One prompt alone stands for all
+    sequences.
 
     Raises UsageError, all problems at once, for a vocabulary without all bytes, another number of prompts, a prompt
-    that is empty, not valid UTF-8, or not exactly prompt_length bytes: none is cut or filled up unasked.
+    that is empty, not valid UTF-8, or longer than prompt_length: none is cut unasked.
     """
     check_generation(model, workload)
     if model.vocab < BYTES:
@@ -72,12 +73,12 @@ def encode(prompts: Sequence[str], model: ModelSpec, workload: Workload) -> tupl
 
 def _length(row: tuple[int, ...], key: str, workload: Workload) -> Problem | None:
     """What is wrong with the length of a prompt, or None."""
-    wanted, cache = workload.prompt_length, workload.prompt_length + workload.new_tokens
-    if len(row) == wanted:
+    most, cache = workload.prompt_length, workload.prompt_length + workload.new_tokens
+    if 0 < len(row) <= most:
         return None
     if not row:
-        return Problem("workload", key, "an empty prompt", f"{wanted} bytes (prompt_length)")
-    expected = f"exactly {wanted} (prompt_length); prompts are neither cut nor filled up"
+        return Problem("workload", key, "an empty prompt", f"1 to {most} bytes (prompt_length)")
+    expected = f"at most {most} (prompt_length): no prompt is cut"
     if len(row) > cache:
         expected += f", and the cache has room for {cache} tokens"
     return Problem("workload", key, f"{len(row)} bytes", expected, f"prompt_length = {len(row)}")

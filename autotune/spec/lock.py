@@ -281,7 +281,10 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any], ignored: Sequence[s
 
 
 # Keys that an answer does not depend on: see Recipe.digest.
-_NO_MATTER = ("name", "gate.", "search.budget.", "search.seed", "workload.steps", "workload.prompt", "model.")
+_NO_MATTER = (
+    *("name", "gate.", "search.budget.", "search.seed", "model."),
+    *("workload.steps", "workload.prompt", "workload.stop"),
+)
 
 
 def stale(lock: Lock, recipe: Recipe, profile: Profile | None) -> list[str]:

@@ -67,6 +67,12 @@ class Recipe:
         return (prompt,) if isinstance(prompt, str) and prompt else tuple(prompt)
 
     @property
+    def stops(self) -> tuple[str, ...]:
+        """The texts that end an answer."""
+        stop = getattr(self.file.workload, "stop", "")
+        return tuple(filter(None, (stop,) if isinstance(stop, str) else stop))
+
+    @property
     def steps(self) -> int:
         """Steps (train) or whole generations (generate) that a run measures."""
         return self.file.workload.steps
@@ -111,6 +117,9 @@ class Recipe:
             prompt_length=section.prompt_length,
             new_tokens=section.new_tokens,
             batch=section.batch,
+            temperature=section.temperature,
+            top_k=section.top_k,
+            top_p=section.top_p,
         )
 
     def axes(self) -> dict[str, tuple[object, ...]]:
@@ -162,7 +171,7 @@ class Recipe:
     def digest(self) -> str:
         """Of everything that the answer depends on: not names and places of files, the gate, or how long to search."""
         merged = self.merged()
-        workload = {key: value for key, value in merged["workload"].items() if key not in ("steps", "prompt")}
+        workload = {key: value for key, value in merged["workload"].items() if key not in ("steps", "prompt", "stop")}
         axes = {axis: list(values) for axis, values in self.axes().items()}
         parts = {"machine": merged["machine"], "objective": merged["objective"], "workload": workload, "search": axes}
         return digest({**parts, "model": self.model().digest})

@@ -64,8 +64,8 @@ def _translate(error: ErrorDetails, kind: str | None) -> tuple[str, str, str, st
     loc = [str(part) for part in error["loc"]]
     if loc[:1] == ["workload"] and len(loc) > 1 and loc[1] in ("train", "generate"):
         del loc[1]  # the discriminator's tag is not a key of the file
-    if loc[:2] == ["workload", "prompt"]:
-        return "workload.prompt", _shown(error["input"]), "a string or a list of strings", None
+    if loc[:2] in (["workload", "prompt"], ["workload", "stop"]):
+        return ".".join(loc[:2]), _shown(error["input"]), "a string or a list of strings", None
     key, context = ".".join(loc), error.get("ctx", {})
     match error["type"]:
         case "extra_forbidden":

@@ -84,7 +84,7 @@ class GenerateSection(Section):
     """A generation workload: `batch` sequences, each a prompt and then `new_tokens` tokens."""
 
     kind: Literal["generate"]
-    prompt_length: int = Field(ge=1, description="tokens of the prompt")
+    prompt_length: int = Field(ge=1, description="tokens of the longest prompt")
     new_tokens: int = Field(ge=1, description="tokens generated after the prompt")
     batch: int = Field(default=1, ge=1, description="sequences generated together, over all replicas")
     precision: Literal["bf16", "fp32", "fp64"] = Field(
@@ -93,6 +93,10 @@ class GenerateSection(Section):
     prompt: str | list[str] = Field(
         default="", description='text to continue; "": the first bytes of the default corpus'
     )
+    temperature: float = Field(default=0.0, ge=0, description="of a drawn token's logits; 0: the likeliest token")
+    top_k: int = Field(default=0, ge=0, description="tokens that are drawn from, the likeliest; 0: all")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="probability of the likeliest tokens that are drawn from")
+    stop: str | list[str] = Field(default="", description="text that ends an answer, or several; not part of it")
     steps: int = Field(default=3, ge=1, description="whole generations that `autotune run` measures")
 
 

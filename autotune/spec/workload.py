@@ -18,6 +18,9 @@ class Workload:
     prompt_length: int = 0  # tokens
     new_tokens: int = 0  # tokens generated after the prompt
     batch: int = 1  # sequences generated together, over all replicas
+    temperature: float = 0.0  # of the logits that a new token is drawn from; 0: the likeliest token
+    top_k: int = 0  # it is one of the so many likeliest; 0: of all
+    top_p: float = 1.0  # and of the fewest that together are so likely
     data: str = ""  # a text or .npy token file, absolute; "": the Python standard library's own source as bytes
     learning_rate: float = 3e-4
     weight_decay: float = 0.1

@@ -87,7 +87,16 @@ class PassCosts:
         return total
 
     def pick(self, stage: int) -> Cost:
-        """The largest logit of each sequence, over this rank's vocabulary and then over the tensor ranks."""
+        """The largest logit of each sequence, over this rank's vocabulary and then over the tensor ranks; or a draw
+        from all logits, which every tensor rank makes by itself."""
+        if self.workload.temperature:
+            whole = self.sizes[stage].output * self.plan.tensor
+            choice = self.piece(Memory("sample", whole, self.shape.dtype))
+            if self.plan.tensor == 1:
+                return choice
+            return choice + self.piece(
+                Collective("all_gather", whole, self.plan.tensor, self.bodies.level, self.bodies.inner)
+            )
         best = self.piece(Memory("pick", self.sizes[stage].output, self.shape.dtype))
         if self.plan.tensor == 1:
             return best

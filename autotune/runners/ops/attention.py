@@ -99,7 +99,7 @@ def forward(env: Env, node: Node, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tens
     (values,) = _values(env, node, v)
     window = window_of(env, node, queries.shape[2])
     if env.cache is not None and env.lengths is not None:
-        env.cache.append_at(env.layer, keys, values, env.positions)
+        env.cache.append_at(env.layer, keys, values, env.lengths.places)
     elif env.cache is not None:
         env.cache.append(env.layer, keys, values, env.start)
     if env.lengths is not None or env.start:

@@ -24,17 +24,24 @@ AMPERE = 8
 
 
 class Lengths(NamedTuple):
-    """How much of each sequence's cache is filled once the new tokens are in it; int32, on the device."""
+    """How much of each sequence's cache is filled once the new tokens are in it; on the device, int32 but `places`."""
 
     used: Tensor  # [batch]
     rows: Tensor  # [batch + 1]: where each sequence's new tokens begin among all, and their number
     columns: Tensor  # [batch + 1]: where each sequence's positions begin in one layer of the cache, and their number
+    places: Tensor  # int64 [batch * new]: where each new token goes, its position counted from the first of `columns`
 
     @classmethod
     def empty(cls, batch: int, new: int, max_len: int, device: torch.device) -> Lengths:
         """Of `batch` sequences of no tokens, each to be given `new` at a time and with room for `max_len`."""
         bounds = torch.arange(batch + 1, dtype=torch.int32, device=device)
-        return cls(torch.zeros(batch, dtype=torch.int32, device=device), bounds * new, bounds * max_len)
+        used, places = torch.zeros(batch, dtype=torch.int32, device=device), torch.zeros(batch * new, device=device)
+        return cls(used, bounds * new, bounds * max_len, places.long())
+
+    def move(self, filled: Tensor) -> None:
+        """The next step of one new token a sequence, where so many positions [batch] were filled before it."""
+        torch.add(filled, 1, out=self.used)
+        torch.add(filled, self.columns[:-1], out=self.places)
 
 
 def over_cache(env: Env, q: Tensor, window: int) -> Tensor:
@@ -94,11 +101,13 @@ def _flash(env: Env, lengths: Lengths, q: Tensor, window: int) -> Tensor:
 
 
 def _masked(env: Env, q: Tensor, window: int) -> Tensor:
-    """The whole cache under a mask that the device makes: for what no kernel takes lengths."""
+    """The cache under a mask that the device makes, all of it where nobody told the host how much is filled (`start`):
+    for what no kernel takes lengths."""
     assert env.cache is not None
-    k, v = env.cache.view(env.layer, 0, env.cache.max_len)
-    columns = torch.arange(env.cache.max_len, device=q.device)
-    ahead = columns - env.positions[:, None]  # [new, max_len]
+    new = q.shape[2]
+    k, v = env.cache.view(env.layer, 0, env.start + new if env.start else env.cache.max_len)
+    columns = torch.arange(k.shape[2], device=q.device)
+    ahead = columns - env.positions.view(-1, new, 1)  # [1 or batch, new, columns]
     seen = (ahead <= 0) & (ahead > -window) if window else ahead <= 0
-    mask = seen.repeat(q.shape[1] // k.shape[1], 1)
+    mask = seen.repeat(1, q.shape[1] // k.shape[1], 1).unsqueeze(1)
     return F.scaled_dot_product_attention(_folded(q, k.shape[1]), k, v, attn_mask=mask).reshape(q.shape)

@@ -57,10 +57,11 @@ class KVCache:
         self.k[layer, :, position:end].copy_(k.transpose(1, 2))
         self.v[layer, :, position:end].copy_(v.transpose(1, 2))
 
-    def append_at(self, layer: int, k: Tensor, v: Tensor, positions: Tensor) -> None:
-        """The same at positions, int64 [new tokens], that only the device knows; they must be below `max_len`."""
-        self.k[layer].index_copy_(1, positions, k.transpose(1, 2))
-        self.v[layer].index_copy_(1, positions, v.transpose(1, 2))
+    def append_at(self, layer: int, k: Tensor, v: Tensor, places: Tensor) -> None:
+        """The same at places that only the device knows: int64 [batch * new tokens], positions counted through all
+        sequences, `max_len` each."""
+        for part, new in ((self.k[layer], k), (self.v[layer], v)):
+            part.view(-1, *part.shape[2:]).index_copy_(0, places, new.transpose(1, 2).flatten(0, 1))
 
     def view(self, layer: int, start: int, end: int) -> tuple[Tensor, Tensor]:
         """Keys and values of positions `start`..`end`-1 of `layer`: views [batch, kv_heads, end - start, head_dim]."""

@@ -26,7 +26,7 @@ class Env:
     model: ModelSpec
     batch: int  # sequences
     sequence: int  # tokens of one sequence here, all even where sequence parallelism gives an operation fewer rows
-    positions: Tensor  # int64 [sequence]: row of the rotary tables for each token of a sequence
+    positions: Tensor  # int64 [sequence], or [tokens] where sequences differ: row of the rotary tables for each token
     rope: tuple[Tensor, Tensor]  # cos and sin, fp32 [positions, head_dim]
     weights: Mapping[str, Tensor]  # by Weight.name: this tensor rank's shard
     grads: Mapping[str, Tensor] = field(default_factory=dict)  # accumulators: the shard's shape; fp32 for bf16 weights

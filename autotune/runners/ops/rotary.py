@@ -44,9 +44,9 @@ def _split(env: Env, node: Node, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def angles(env: Env, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of this micro-batch's positions, [sequence, 1, head_dim / 2], in at least fp32."""
-    half = env.rope[0].shape[1] // 2
-    cos, sin = (table.index_select(0, env.positions)[:, None, :half].to(wide(dtype)) for table in env.rope)
+    """cos and sin of this micro-batch's positions, [1 or batch, sequence, 1, head_dim / 2], in at least fp32."""
+    half, shape = env.rope[0].shape[1] // 2, (-1, env.sequence, 1, env.rope[0].shape[1])
+    cos, sin = (table.index_select(0, env.positions).view(shape)[..., :half].to(wide(dtype)) for table in env.rope)
     return cos, sin
 
 

@@ -1,0 +1,70 @@
+"""How the next token of each sequence is chosen from its logits: the likeliest, or one drawn by its probability.
+
+A draw is a number in [0, 1) that was made beforehand from the seed, the sequence and the step, so that an answer is the
+same whatever the plan, the other sequences beside it, and whether the step is replayed from a graph.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+from autotune.runners.ops.env import wide
+from autotune.spec.workload import Workload
+
+MOST_PARTS = 256  # of a row of logits whose largest are found at the same time
+
+
+def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of each row [rows, vocabulary] and its place, of equal ones the first. In two steps where the
+    vocabulary divides: a row alone would keep one of a device's processors busy and leave the others idle."""
+    rows, vocabulary = logits.shape
+    parts = math.gcd(vocabulary, MOST_PARTS)
+    best, place = logits.view(rows, parts, -1).max(dim=2)
+    top, part = best.max(dim=1)
+    return top, part * (vocabulary // parts) + place.gather(1, part[:, None]).squeeze(1)
+
+
+def distribution(logits: Tensor, workload: Workload) -> tuple[Tensor, Tensor]:
+    """(probabilities, tokens), both [rows, vocabulary], likeliest first: of the logits at the workload's temperature,
+    and zero outside its `top_k` likeliest and outside the fewest that together have `top_p` (nucleus sampling, Holtzman
+    et al., 1904.09751, 3.1). Both cuts are made in the whole distribution; what is left sums to one."""
+    ordered, tokens = logits.to(wide(logits.dtype)).div(workload.temperature).sort(dim=1, descending=True, stable=True)
+    p = ordered.softmax(dim=1)
+    before = p.cumsum(dim=1) - p
+    kept = before < workload.top_p
+    if workload.top_k:
+        kept[:, workload.top_k :] = False
+    p = p * kept
+    return p / p.sum(dim=1, keepdim=True), tokens
+
+
+def drawn(logits: Tensor, draws: Tensor, workload: Workload) -> Tensor:
+    """int64 [rows]: of each row of logits [rows, vocabulary] the token whose share of [0, 1) holds its draw [rows]."""
+    p, tokens = distribution(logits, workload)
+    ends = p.cumsum(dim=1)
+    place = (ends <= draws[:, None].to(ends.dtype)).sum(dim=1, keepdim=True)
+    possible = (p > 0).sum(dim=1, keepdim=True)  # the last share may end below 1 by a rounding
+    return tokens.gather(1, torch.minimum(place, possible - 1)).squeeze(1)
+
+
+def shares(logits: Tensor, tokens: Tensor, workload: Workload) -> tuple[Tensor, Tensor]:
+    """Begin and end in [0, 1), each [rows], of the share that `tokens` [rows] have."""
+    p, order = distribution(logits, workload)
+    ends = p.cumsum(dim=1)
+    at = (order == tokens[:, None]).long().argmax(dim=1, keepdim=True)
+    end = ends.gather(1, at).squeeze(1)
+    return end - p.gather(1, at).squeeze(1), end
+
+
+def draws(seed: int, first: int, sequences: int, steps: int) -> Tensor:
+    """float64 [sequences, steps] in [0, 1): of the sequences from number `first` on, each with a stream of its own."""
+    rows = []
+    for number in range(first, first + sequences):
+        key = hashlib.sha256(f"{seed}:{number}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=True))
+        rows.append(torch.rand(steps, generator=generator, dtype=torch.float64))
+    return torch.stack(rows)
