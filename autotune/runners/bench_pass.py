@@ -1,8 +1,8 @@
-"""Times the operations of a generation's bodies where they stand: as captured, on cold weights, layer after layer.
+"""Times the operations of a generation's bodies where they stand: as they run, on cold weights, layer after layer.
 
 A captured pass runs without the host, and most of its kernels are too short for a clock between them. So each body is
-captured up to its first operation, its second, and so on: what one more operation adds is what it takes there. On CUDA
-only: on a CPU an operation takes there what it takes alone.
+captured up to its first operation, its second, and so on: what one more operation adds is what it takes there. On a CPU
+nothing is captured, and a clock between the operations tells.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ from autotune.planners.costs.works import works
 from autotune.planners.lower.body import Body
 from autotune.planners.lower.generate import inference_body
 from autotune.planners.lower.shape import Shape
-from autotune.runners.bench import stand_in
+from autotune.profiles_db.cores import all_cores, own_cores
+from autotune.runners.bench import TRIM, stand_in, trimmed
 from autotune.runners.body import Call, Values, compile_body
 from autotune.runners.clock import Clock
 from autotune.runners.ops import Env, KVCache
@@ -30,6 +32,7 @@ from autotune.runners.ops.attention_cache import Lengths
 from autotune.runners.rope import tables
 from autotune.runners.sampling import drawn, likeliest
 from autotune.runners.state import DTYPES, local_shape
+from autotune.spec.errors import EnvironmentFault
 from autotune.spec.graph import Block
 from autotune.spec.machine import Sample
 from autotune.spec.model import ModelSpec
@@ -41,6 +44,7 @@ SAMPLED = Workload("generate", temperature=1.0)
 COLD_BYTES = 256 * 2**20  # of weights that follow one another, so that none is left in a cache when it comes again
 COPIES = 4, 32  # at least, so that what starting a graph takes is spread, and at most
 REPLAYS, WARM = 11, 2
+ROUNDS = 12  # on a CPU: layers that a replay is worth
 # A prefill is a burst after tokens that leave the processors idle: replays in a row would heat the device and slow it.
 RESTS, LONGEST_REST_S = 3.0, 0.05
 LAUNCHED_S = 3e-4  # the host has handed a graph over
@@ -62,9 +66,11 @@ def layers_of(model: ModelSpec, piece: PassPiece, device: torch.device) -> list[
     sides = [local_shape(weight, shape.tensor) for weight in block.weights()]
     size = dtype.itemsize * sum(map(prod, sides))
     many = min(COPIES[1], max(COPIES[0], -(-COLD_BYTES // max(1, size))))
+    if device.type == "cpu":  # as many as follow one another there
+        many = min(many, model.layers)
     cache = KVCache.empty(model, many, shape.batch, shape.keys, tensor_size=shape.tensor, dtype=dtype, device=device)
     lengths, start = None, shape.keys - shape.queries
-    if start:
+    if start and device.type == "cuda":
         lengths = Lengths.empty(shape.batch, shape.queries, shape.keys, device)
         lengths.move(torch.full((shape.batch,), shape.keys - 1, device=device))
     env = Env(
@@ -78,6 +84,7 @@ def layers_of(model: ModelSpec, piece: PassPiece, device: torch.device) -> list[
         all_reduce=lambda tensor, how: tensor,
         attention=shape.attention,
         cache=cache,
+        start=0 if lengths else start,
         lengths=lengths,
     )
     made, weights = [], {}
@@ -180,6 +187,8 @@ def time_pass(model: ModelSpec, piece: PassPiece, device: torch.device) -> dict[
     if source != "tokens":
         x = torch.randn(shape.tokens, model.hidden, device=device).to(DTYPES[shape.dtype])
     found: dict[Work, list[float]] = defaultdict(list)
+    if device.type == "cpu":
+        return _stamped(stages(body, compile_body(block, body.forward), piece), layers, {source: x})
     before = 0.0
     for calls, added in stages(body, compile_body(block, body.forward), piece):
         after = _captured_seconds(calls, layers, {source: x}, clock)
@@ -187,6 +196,61 @@ def time_pass(model: ModelSpec, piece: PassPiece, device: torch.device) -> dict[
             found[work].append((after - before) / len(added))
         before = after
     return {work: max(SHORTEST_S, statistics.fmean(times)) for work, times in found.items()}
+
+
+def _stamped(
+    parts: list[tuple[tuple[Call, ...], tuple[Work, ...]]], layers: list[Env], given: Values
+) -> dict[Work, float]:
+    """The same on a CPU: each round runs all layers, and looks at the clock after every call. A call that a longer part
+    leaves out again (the copies into the cache, which are also attention's) runs for its own time alone."""
+    whole = parts[-1][0]
+    spent: dict[Work, list[float]] = defaultdict(list)
+    for number in range(WARM + REPLAYS * max(1, ROUNDS // len(layers))):
+        for env in layers:
+            values, at, extra = dict(given), 0, 0.0
+            for calls, added in parts:
+                call = calls[-1]
+                kept = at < len(whole) and call is whole[at]
+                reads = values if kept else {name: values[name] for name in call.reads}
+                begin = time.perf_counter()
+                run_part((call,), env, reads)
+                seconds = time.perf_counter() - begin
+                at, extra, seconds = (at + 1, 0.0, seconds - extra) if kept else (at, seconds, seconds)
+                if number >= WARM:
+                    for work in added:
+                        spent[work].append(seconds / len(added))
+    return {work: max(SHORTEST_S, trimmed(times, TRIM["cpu"])) for work, times in spent.items()}
+
+
+def _share(
+    rank: int, ranks: int, cores: Sequence[int], model: ModelSpec, pieces: Sequence[PassPiece], out: Any
+) -> None:
+    """One of several processes that time the same at once."""
+    torch.set_grad_enabled(False)
+    own_cores(rank, ranks, cores)
+    out.put([time_pass(model, piece, torch.device("cpu")) for piece in pieces])
+
+
+def time_passes_together(model: ModelSpec, pieces: Sequence[PassPiece], ranks: int) -> list[Sample]:
+    """Samples of the operations of `pieces` on this processor, timed by `ranks` processes at once that share it."""
+    context = get_context("spawn")
+    out = context.SimpleQueue()
+    arguments = (ranks, all_cores(), model, tuple(pieces), out)
+    processes = [context.Process(target=_share, args=(rank, *arguments), daemon=True) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    merged: dict[Work, list[float]] = defaultdict(list)
+    for _ in processes:
+        while out.empty():
+            if any(p.exitcode not in (None, 0) for p in processes):
+                raise EnvironmentFault("a process that times operations died", hint="--debug shows more")
+            time.sleep(0.02)
+        for found in out.get():
+            for work, seconds in found.items():
+                merged[work].append(seconds)
+    for process in processes:
+        process.join(10)
+    return [Sample(work, statistics.fmean(times), ranks, REPLAYS) for work, times in merged.items()]
 
 
 def time_passes(model: ModelSpec, pieces: Sequence[PassPiece], place: str) -> list[Sample]:

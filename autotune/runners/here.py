@@ -62,28 +62,32 @@ def refine_for(
 
 
 def _passes(question: Question, plans: Sequence[Plan], progress: Callable[[str], None]) -> Profile:
-    """The question's profile with the operations of the plans' passes timed where they stand; on accelerators only."""
+    """The question's profile with the operations of the plans' passes timed where they stand."""
     profile, workload = question.profile, question.workload
-    if profile.device.kind == "cpu":
-        return profile
-    from autotune.runners.bench_pass import PassPiece, time_passes
+    from autotune.runners.bench_pass import PassPiece, time_passes, time_passes_together
 
     predictor = Predictor(question.model, workload, profile)
-    wanted: dict[str, PassPiece] = {}
+    cpu = profile.device.kind == "cpu"
+    by_ranks: dict[int, dict[str, PassPiece]] = {}
     for plan in plans:
+        ranks = predictor.ranks(plan.world) if cpu else 1
         layout = canonical_stages(question.model, cut_of(plan, question.model))
         for queries, keys in pass_lengths(workload):
             whole = generation_shape(plan, predictor.round(plan).workload, queries, keys)
             for block in {block for stage in layout for block in stage}:
                 shape = block_shape(block, whole)
-                mark = f"passes.{digest([block, shape])[:16]}"
+                mark = f"passes.{digest([block, shape, ranks])[:16]}"
                 if mark not in profile.sources:
-                    wanted[mark] = PassPiece(block, shape)
-    if wanted:
-        many = counted(len(wanted), "body", "bodies")
-        progress(f"timing the operations of {many} of the best plans as they are captured")
-        with ProcessPoolExecutor(1, get_context("spawn")) as alone:  # its device's memory goes with it
-            samples = alone.submit(time_passes, question.model, list(wanted.values()), "cuda").result()
+                    by_ranks.setdefault(ranks, {})[mark] = PassPiece(block, shape)
+    for ranks, wanted in by_ranks.items():
+        many, pieces = counted(len(wanted), "body", "bodies"), list(wanted.values())
+        if cpu:
+            progress(f"timing the operations of {many} of the best plans with {counted(ranks, 'worker')}")
+            samples = time_passes_together(question.model, pieces, ranks)
+        else:
+            progress(f"timing the operations of {many} of the best plans as they are captured")
+            with ProcessPoolExecutor(1, get_context("spawn")) as alone:  # its device's memory goes with it
+                samples = alone.submit(time_passes, question.model, pieces, "cuda").result()
         profile = refined(profile, samples)
         profile = replace(profile, sources={**profile.sources, **dict.fromkeys(wanted, IN_PLACE)})
     return profile
