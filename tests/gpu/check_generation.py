@@ -1,6 +1,8 @@
 """Captured generation on a device: the reference's tokens, replay after replay, whatever the prompt; one row a plan.
 
-    python tests/gpu/check_generation.py [--device cuda|cpu] [--ranks 1] [--only llama]
+    python tests/gpu/check_generation.py [--device cuda|cpu] [--ranks 1] [--only llama,answers] [--precision bf16]
+
+`answers` has prompts of different lengths, and draws its tokens.
 
 Not collected by pytest. Exits with 6 where a token differs from the reference's by more than its precision explains.
 """
@@ -22,6 +24,7 @@ from autotune.spec.workload import Workload
 
 MODEL = ModelSpec("small", "LlamaForCausalLM", 256, 4, 8, 4, 64, 704, 256)
 WORK = Workload(kind="generate", prompt_length=48, new_tokens=40, batch=4)
+PROMPTS = ("d", "def answers(self):", "import os\nimport sys\n\nclass Prompts(Named):\n", "x" * 48)
 PLANS = {
     1: (Plan(micro_batch=4), Plan(micro_batch=1), Plan(micro_batch=4, kernels=FUSED), Plan(kernels=FUSED)),
     2: (
@@ -37,7 +40,8 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--ranks", type=int, default=1, choices=sorted(PLANS))
-    parser.add_argument("--only", help="this model alone")
+    parser.add_argument("--only", help="these variants alone, e.g. llama,answers")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="this alone")
     parser.add_argument("--kernels", choices=KERNELS, help="plans with these alone")
     asked = parser.parse_args()
     failed = 0
@@ -45,15 +49,19 @@ def main() -> int:
         "llama": MODEL,
         "window": replace(MODEL, window=32),
         "qk norm": replace(MODEL, architecture="Qwen3ForCausalLM", qk_norm=True),
+        "answers": MODEL,
     }
     for plan in (p for p in PLANS[asked.ranks] if asked.kernels in (None, p.kernels)):
-        for precision in ("fp32", "bf16"):
+        for precision in ("fp32", "bf16") if asked.precision is None else (asked.precision,):
             for name, model in variants.items():
-                if asked.only not in (None, name):
+                if asked.only and name not in asked.only.split(","):
                     continue
-                work = replace(WORK, precision=precision)
+                work, prompts = replace(WORK, precision=precision), tuple[str, ...]()
+                if name == "answers":
+                    work, prompts = replace(work, temperature=0.8, top_k=50, top_p=0.95), PROMPTS
                 attention = "flash" if asked.device == "cuda" and precision == "bf16" else "math"
-                job = Job(replace(plan, attention=attention), model, work, 2, 2, check=True, device=asked.device)
+                at = replace(plan, attention=attention)
+                job = Job(at, model, work, 2, 2, check=True, device=asked.device, prompts=prompts)
                 with tempfile.TemporaryDirectory() as folder:
                     ran = launch(job, nproc=plan.world, log_dir=Path(folder), timeout_s=120)
                 failed += not ran.equal
