@@ -83,14 +83,17 @@ def run_model(
     start: int,
     backend: str,
     told: bool = True,
+    starts: tuple[int, ...] = (),
 ) -> Tensor:
     """Logits [batch, new, vocab] of the tokens at `start`, through OPERATIONS and the cache; whether the host is `told`
-    where it starts, or only the device."""
+    where it starts, or only the device. `starts`: of each sequence, where they differ."""
     batch, new = tokens.shape
-    lengths = None
-    if not told:
+    lengths, positions = None, torch.arange(start, start + new)
+    if starts or not told:
         lengths = Lengths.empty(batch, new, cache.max_len, tokens.device)
-        lengths.used.fill_(start + new)
+        lengths.move(torch.tensor(starts or [start] * batch))
+    if starts:
+        positions = (torch.tensor(starts)[:, None] + torch.arange(new)).flatten()
     value = tokens.reshape(-1)
     for block in blocks(model):
         env = make_env(
@@ -98,7 +101,7 @@ def run_model(
             {w.name: weights[block.index, w.name] for w in block.weights()},
             batch=batch,
             sequence=new,
-            positions=torch.arange(start, start + new),
+            positions=positions,
             cache=cache,
             layer=block.index - 1,
             start=start if told else 0,
@@ -134,6 +137,25 @@ def test_cached_decoding_equals_the_full_forward(variant: str, backend: str, tol
         found = run_model(model, weights, tokens[:, start : start + new], cache, start, backend, told or start == 0)
         close(found, wanted[:, start : start + new])
         start += new
+
+
+@pytest.mark.parametrize("variant", ["llama", "one key head", "qk norm", "window"])
+@pytest.mark.parametrize("told", [True, False], ids=["longest on the host", "length on the device"])
+def test_sequences_go_on_where_each_of_them_is(variant: str, told: bool) -> None:
+    """Several new tokens of each, as speculation verifies them."""
+    model = MODELS[variant]
+    weights = {
+        k: w + random(*w.shape, seed=5) * 0.2 for k, w in reference.init_weights(model, 3, torch.float64).items()
+    }
+    tokens = torch.randint(0, model.vocab, (3, 12), generator=torch.Generator().manual_seed(1))
+    wanted = reference.reference_logits(model, weights, tokens)
+    cache = KVCache.empty(model, model.layers, 3, 12, dtype=torch.float64)
+    run_model(model, weights, tokens[:, :9], cache, 0, "math")
+    starts = (9, 4, 6)  # what two of them have beyond is forgotten
+    new = torch.stack([row[start : start + 3] for row, start in zip(tokens, starts, strict=True)])
+    found = run_model(model, weights, new, cache, max(starts), "math", told, starts)
+    for row, start in enumerate(starts):
+        close(found[row], wanted[row, start : start + 3])
 
 
 def test_a_cache_refuses_what_does_not_fit() -> None:

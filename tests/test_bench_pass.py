@@ -45,7 +45,7 @@ def test_every_part_runs_and_none_is_missing(
         whole = {w for i in body.forward.ranks[0] for w in works(block, body, i, shape) if w.kind != "collective"}
         extra = {work.op for work in timed if isinstance(work, Memory) and work not in whole}
         assert whole <= set(timed)
-        assert extra == {"layer": {"append"}, "head": {"pick", "sample"}}.get(block.kind, set())
+        assert extra == {"layer": {"append"}, "head": {"pick", "sample", "sample_cut"}}.get(block.kind, set())
 
 
 def test_a_generation_is_timed_at_both_ends() -> None:

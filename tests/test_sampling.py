@@ -34,9 +34,8 @@ def formula(temperature: float, top_k: int, top_p: float) -> list[float]:
 )
 def test_probabilities_are_the_definitions(temperature: float, top_k: int, top_p: float) -> None:
     work, wanted = Workload("generate", temperature=temperature, top_k=top_k, top_p=top_p), formula
-    p, tokens = distribution(LOGITS, work)
-    found = torch.zeros(6, dtype=torch.float64).scatter(0, tokens[0], p[0])
-    assert found.tolist() == pytest.approx(wanted(temperature, top_k, top_p), abs=1e-12)
+    p = distribution(LOGITS, work)
+    assert p[0].tolist() == pytest.approx(wanted(temperature, top_k, top_p), abs=1e-12)
     # The whole of [0, 1) enumerated: each token's share is as long as its probability, and holds its draws.
     cuts = sorted({0.0, 1.0, *p.cumsum(1)[0].tolist()})
     mass = torch.zeros(6, dtype=torch.float64)
@@ -62,7 +61,9 @@ def test_draws_are_uniform_and_of_the_sequence_alone() -> None:
     assert float(((seen - 20_000 * p).square() / (20_000 * p)).sum()) < 20.5
     assert torch.equal(draws(5, 7, 3, 500), numbers[7:10]) and not torch.equal(draws(6, 0, 1, 500), numbers[:1])
     assert torch.equal(draws(5, 0, 2, 100), numbers[:2, :100])
-    assert int(drawn(LOGITS, torch.tensor([1 - 1e-16], dtype=torch.float64), work)) == 5, "a draw of almost one"
+    assert int(drawn(LOGITS, torch.tensor([1 - 1e-16], dtype=torch.float64), work)) == 5
+    nucleus = Workload("generate", temperature=1.0, top_k=3)
+    assert int(drawn(LOGITS, torch.tensor([1 - 1e-16], dtype=torch.float64), nucleus)) == 4, "the last that is possible"
 
 
 @pytest.mark.parametrize("vocabulary", [272, 97, 1024])

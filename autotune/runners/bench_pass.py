@@ -10,8 +10,9 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from multiprocessing import get_context
 from typing import Any
@@ -40,7 +41,6 @@ from autotune.spec.program import COMPUTE
 from autotune.spec.work import Memory, Work
 from autotune.spec.workload import Workload
 
-SAMPLED = Workload("generate", temperature=1.0)
 COLD_BYTES = 256 * 2**20  # of weights that follow one another, so that none is left in a cache when it comes again
 COPIES = 4, 32  # at least, so that what starting a graph takes is spread, and at most
 REPLAYS, WARM = 11, 2
@@ -150,10 +150,17 @@ def _pick(env: Env, group: Any, reads: tuple[Tensor, ...]) -> tuple[object, ...]
     return token.clone(), token[:, None].clone()
 
 
-def _sample(env: Env, group: Any, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
+def _sample(workload: Workload, env: Env, group: Any, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
     """The same of a drawn token."""
-    token = drawn(reads[0], reads[0].new_full(reads[0].shape[:1], 0.5), SAMPLED)
+    token = drawn(reads[0], reads[0].new_full(reads[0].shape[:1], 0.5), workload)
     return token.clone(), token[:, None].clone()
+
+
+CHOICES: dict[str, Callable[..., tuple[object, ...]]] = {
+    "pick": _pick,
+    "sample": partial(_sample, Workload("generate", temperature=1.0)),
+    "sample_cut": partial(_sample, Workload("generate", temperature=1.0, top_k=40, top_p=0.95)),
+}
 
 
 def stages(body: Body, calls: tuple[Call, ...], piece: PassPiece) -> list[tuple[tuple[Call, ...], tuple[Work, ...]]]:
@@ -170,7 +177,7 @@ def stages(body: Body, calls: tuple[Call, ...], piece: PassPiece) -> list[tuple[
             found.append(((*calls[:many], copies), (each, each)))
         found.append((calls[: many + 1], tuple(made) if len(made) == 1 and not call.collective else ()))
     if block.kind == "head":
-        for name, run in (("pick", _pick), ("sample", _sample)):  # each adds to what came before it
+        for name, run in CHOICES.items():  # each adds to what came before it
             calls = (*calls, Call(run, (body.output,), (f"{name}ed", "column"), (), (), COMPUTE, name))
             found.append((calls, (Memory(name, body.sizes[body.output], shape.dtype),)))
     return found
@@ -207,15 +214,18 @@ def _stamped(
     spent: dict[Work, list[float]] = defaultdict(list)
     for number in range(WARM + REPLAYS * max(1, ROUNDS // len(layers))):
         for env in layers:
-            values, at, extra = dict(given), 0, 0.0
+            values, at, within = dict(given), 0, 0.0  # `within`: what the next call does too
             for calls, added in parts:
                 call = calls[-1]
-                kept = at < len(whole) and call is whole[at]
-                reads = values if kept else {name: values[name] for name in call.reads}
+                stays = at < len(whole) and call is whole[at]
+                reads = values if stays else {name: values[name] for name in call.reads}
                 begin = time.perf_counter()
                 run_part((call,), env, reads)
                 seconds = time.perf_counter() - begin
-                at, extra, seconds = (at + 1, 0.0, seconds - extra) if kept else (at, seconds, seconds)
+                if stays:
+                    at, within, seconds = at + 1, 0.0, seconds - within
+                else:
+                    within = seconds
                 if number >= WARM:
                     for work in added:
                         spent[work].append(seconds / len(added))

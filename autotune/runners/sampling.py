@@ -28,36 +28,34 @@ def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
     return top, part * (vocabulary // parts) + place.gather(1, part[:, None]).squeeze(1)
 
 
-def distribution(logits: Tensor, workload: Workload) -> tuple[Tensor, Tensor]:
-    """(probabilities, tokens), both [rows, vocabulary], likeliest first: of the logits at the workload's temperature,
-    and zero outside its `top_k` likeliest and outside the fewest that together have `top_p` (nucleus sampling, Holtzman
-    et al., 1904.09751, 3.1). Both cuts are made in the whole distribution; what is left sums to one."""
-    ordered, tokens = logits.to(wide(logits.dtype)).div(workload.temperature).sort(dim=1, descending=True, stable=True)
-    p = ordered.softmax(dim=1)
-    before = p.cumsum(dim=1) - p
-    kept = before < workload.top_p
-    if workload.top_k:
-        kept[:, workload.top_k :] = False
-    p = p * kept
-    return p / p.sum(dim=1, keepdim=True), tokens
+def distribution(logits: Tensor, workload: Workload) -> Tensor:
+    """Probabilities [rows, vocabulary] of the logits at the workload's temperature, zero outside its `top_k` likeliest
+    tokens and outside the fewest that together have `top_p` (nucleus sampling, Holtzman et al., 1904.09751, 3.1). Both
+    cuts are made in the whole distribution; what is left sums to one."""
+    p = logits.to(wide(logits.dtype)).div(workload.temperature).softmax(dim=1)
+    if workload.top_k or workload.top_p < 1:
+        ordered, tokens = p.sort(dim=1, descending=True, stable=True)
+        kept = ordered.cumsum(dim=1) - ordered < workload.top_p
+        if workload.top_k:
+            kept[:, workload.top_k :] = False
+        p = torch.zeros_like(p).scatter_(1, tokens, ordered * kept)
+    return p / p.sum(dim=1, keepdim=True)
 
 
 def drawn(logits: Tensor, draws: Tensor, workload: Workload) -> Tensor:
-    """int64 [rows]: of each row of logits [rows, vocabulary] the token whose share of [0, 1) holds its draw [rows]."""
-    p, tokens = distribution(logits, workload)
-    ends = p.cumsum(dim=1)
-    place = (ends <= draws[:, None].to(ends.dtype)).sum(dim=1, keepdim=True)
-    possible = (p > 0).sum(dim=1, keepdim=True)  # the last share may end below 1 by a rounding
-    return tokens.gather(1, torch.minimum(place, possible - 1)).squeeze(1)
+    """int64 [rows]: of each row of logits [rows, vocabulary] the token whose share of [0, 1) holds its draw [rows].
+    Shares lie in the vocabulary's order: whatever is nearly as likely, a rounding moves none of them far."""
+    p = distribution(logits, workload)
+    place = (p.cumsum(dim=1) <= draws[:, None].to(p.dtype)).sum(dim=1)
+    last = p.shape[1] - 1 - (p > 0).flip(1).long().argmax(dim=1)  # its share may end below 1 by a rounding
+    return torch.minimum(place, last)
 
 
 def shares(logits: Tensor, tokens: Tensor, workload: Workload) -> tuple[Tensor, Tensor]:
     """Begin and end in [0, 1), each [rows], of the share that `tokens` [rows] have."""
-    p, order = distribution(logits, workload)
-    ends = p.cumsum(dim=1)
-    at = (order == tokens[:, None]).long().argmax(dim=1, keepdim=True)
-    end = ends.gather(1, at).squeeze(1)
-    return end - p.gather(1, at).squeeze(1), end
+    p = distribution(logits, workload)
+    end = p.cumsum(dim=1).gather(1, tokens[:, None]).squeeze(1)
+    return end - p.gather(1, tokens[:, None]).squeeze(1), end
 
 
 def draws(seed: int, first: int, sequences: int, steps: int) -> Tensor:

@@ -91,7 +91,8 @@ class PassCosts:
         from all logits, which every tensor rank makes by itself."""
         if self.workload.temperature:
             whole = self.sizes[stage].output * self.plan.tensor
-            choice = self.piece(Memory("sample", whole, self.shape.dtype))
+            cut = self.workload.top_k or self.workload.top_p < 1  # which takes all in order
+            choice = self.piece(Memory("sample_cut" if cut else "sample", whole, self.shape.dtype))
             if self.plan.tensor == 1:
                 return choice
             return choice + self.piece(

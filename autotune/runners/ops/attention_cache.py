@@ -24,24 +24,27 @@ AMPERE = 8
 
 
 class Lengths(NamedTuple):
-    """How much of each sequence's cache is filled once the new tokens are in it; on the device, int32 but `places`."""
+    """How much of each sequence's cache is filled once the new tokens are in it, and where they go; on the device."""
 
-    used: Tensor  # [batch]
-    rows: Tensor  # [batch + 1]: where each sequence's new tokens begin among all, and their number
-    columns: Tensor  # [batch + 1]: where each sequence's positions begin in one layer of the cache, and their number
-    places: Tensor  # int64 [batch * new]: where each new token goes, its position counted from the first of `columns`
+    used: Tensor  # int32 [batch]
+    rows: Tensor  # int32 [batch + 1]: where each sequence's new tokens begin among all, and their number
+    columns: (
+        Tensor  # int32 [batch + 1]: where each sequence's positions begin in a layer of the cache, and their number
+    )
+    begins: Tensor  # int64 [batch, new]: where each new token of a sequence that is empty goes in a layer of the cache
+    places: Tensor  # int64 [batch * new]: where it goes now
 
     @classmethod
     def empty(cls, batch: int, new: int, max_len: int, device: torch.device) -> Lengths:
         """Of `batch` sequences of no tokens, each to be given `new` at a time and with room for `max_len`."""
         bounds = torch.arange(batch + 1, dtype=torch.int32, device=device)
-        used, places = torch.zeros(batch, dtype=torch.int32, device=device), torch.zeros(batch * new, device=device)
-        return cls(used, bounds * new, bounds * max_len, places.long())
+        begins = (bounds[:-1, None] * max_len + torch.arange(new, device=device)).long()
+        return cls(torch.zeros_like(bounds[:-1]), bounds * new, bounds * max_len, begins, begins.flatten().clone())
 
     def move(self, filled: Tensor) -> None:
-        """The next step of one new token a sequence, where so many positions [batch] were filled before it."""
-        torch.add(filled, 1, out=self.used)
-        torch.add(filled, self.columns[:-1], out=self.places)
+        """The next step, before which so many positions, int64 [batch], are filled."""
+        torch.add(filled, self.begins.shape[1], out=self.used)
+        torch.add(filled[:, None], self.begins, out=self.places.view(self.begins.shape))
 
 
 def over_cache(env: Env, q: Tensor, window: int) -> Tensor:
