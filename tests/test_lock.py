@@ -132,6 +132,18 @@ def test_what_is_no_change(locked: tuple[Path, Lock], recipe: Recipe, profile: P
     assert stale(load_lock(locked[0]), load_recipe(recipe.path, [override], {}), profile) == []
 
 
+def test_a_key_of_a_newer_version_makes_no_lock_stale(
+    locked: tuple[Path, Lock], recipe: Recipe, profile: Profile
+) -> None:
+    """The lock was written before `clip` existed: as it is now, without it; but not as it is with another value."""
+    lock = load_lock(locked[0])
+    workload = {key: value for key, value in lock.recipe["merged"]["workload"].items() if key != "clip"}
+    older = replace(lock, recipe={"merged": {**lock.recipe["merged"], "workload": workload}, "digest": "0" * 64})
+    assert stale(older, recipe, profile) == []
+    (found,) = stale(older, load_recipe(recipe.path, ["workload.clip=1.0"], {}), profile)
+    assert "workload.clip was 0.0 and is 1.0" in found
+
+
 def test_stale_machine(locked: tuple[Path, Lock], recipe: Recipe, profile: Profile) -> None:
     lock = load_lock(locked[0])
     (reason,) = stale(lock, recipe, replace(profile, fingerprint="another", name="elsewhere"))

@@ -287,14 +287,27 @@ _NO_MATTER = (
 )
 
 
+def _read_again(lock: Lock, recipe: Recipe) -> Recipe | None:
+    """The recipe that the lock keeps, as this version reads it: a key that came with it has its default. None where it
+    cannot be read any more."""
+    from autotune.spec.recipe import from_merged
+
+    try:
+        return from_merged(lock.recipe["merged"], recipe.path, recipe.folder)
+    except UsageError:
+        return None
+
+
 def stale(lock: Lock, recipe: Recipe, profile: Profile | None) -> list[str]:
     """Why the lock no longer answers the recipe on this machine, one reason an entry; empty: it still does.
 
     `profile` is what `[machine] use` names now; None skips the machine.
     """
     reasons = []
-    if lock.recipe["digest"] != recipe.digest:
-        changed = list(_changes(lock.recipe["merged"], recipe.merged(), _NO_MATTER))
+    then = _read_again(lock, recipe)
+    if (then.digest if then else lock.recipe["digest"]) != recipe.digest:
+        kept = then.merged() if then else lock.recipe["merged"]
+        changed = list(_changes(kept, recipe.merged(), _NO_MATTER))
         if changed or lock.model["digest"] == recipe.model().digest:
             reasons.append(f"the recipe {recipe.path} changed: " + ("; ".join(changed) or "its digest differs"))
     if lock.model["digest"] != recipe.model().digest:
