@@ -356,6 +356,7 @@ def test_files_of_prompts(refused: Callable[..., str], checkpoint: Path, home: H
     said = refused(2, "run", "t.toml", *TENSOR, "--prompts", "gone.txt")
     assert "gone.txt: found no such file or directory; expected a file of prompts" in said
     assert "--prompts: this plan trains" in refused(2, "run", "r.toml", *TENSOR, "--prompts", "p.txt")
+    assert "--stream: this plan trains" in refused(2, "run", "r.toml", *TENSOR, "--stream")
     assert "to prompts that nobody gave" in refused(2, "run", "t.toml", *TENSOR, "--answers", "a.jsonl")
     for key, value, said in (
         ("temperature", "-1", "found -1; expected at least 0"),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from autotune.profiles_db.facts import Facts
     from autotune.profiles_db.store import Store
     from autotune.runners.job import Job, RunResult
+    from autotune.runners.stream import Tell
     from autotune.spec.machine import Profile
     from autotune.spec.plan import Plan
     from autotune.spec.prediction import Prediction, Question
@@ -60,12 +61,12 @@ def job_for(recipe: Recipe, plan: Plan, question: Question, device: str, steps: 
     )
 
 
-def launch_once(job: Job, folder: Path, timeout_s: float = TIMEOUT_S) -> RunResult:
+def launch_once(job: Job, folder: Path, timeout_s: float = TIMEOUT_S, tell: Tell | None = None) -> RunResult:
     """One launch of all workers of `job`; logs and reports go to `folder`. Raises RunError where a worker fails."""
     from autotune.runners.launch import launch
 
     folder.mkdir(parents=True, exist_ok=True)
-    return launch(job, nproc=job.plan.world, log_dir=folder, timeout_s=timeout_s)
+    return launch(job, nproc=job.plan.world, log_dir=folder, timeout_s=timeout_s, tell=tell)
 
 
 def log_folder(store: Store, name: str) -> Path:
@@ -134,9 +135,10 @@ def execute(
     launches: int,
     check: bool,
     prompts: Sequence[str] = (),
+    tell: Tell | None = None,
 ) -> tuple[dict[str, Any], RunResult] | None:
     """Run the target's plan, store every launch, compare with the prediction: (content of `run --json`, first result).
-    `prompts`: in the place of the recipe's.
+    `prompts`: in the place of the recipe's. `tell`: gets the answers of the first generation as they grow.
 
     In a world that torchrun or Slurm started every process runs its part, and only rank 0 stores and answers: the
     others get None. Raises RunError where workers die, after the run is stored as failed.
@@ -147,6 +149,8 @@ def execute(
     plan, recipe, rank = target.plan, target.recipe, joined()
     if rank is not None and launches > 1:
         raise UsageError("--launches: a world that is already there is launched once", hint="start it again instead")
+    if rank is not None and tell:
+        raise UsageError("--stream: nobody reads along in a world that is already there", hint="leave it out")
     if nproc is not None and nproc != plan.world and rank is None:
         raise UsageError(
             f"--nproc {nproc}: plan {plan.id} ({plan.describe()}) needs {plan.world} workers",
@@ -193,7 +197,8 @@ def execute(
             out.say(f"run {run}: launch {number + 1} of {launches}, {workers}, plan {plan.describe()}")
             first = number == 0
             folder = shared or log_folder(store, run) / str(number)
-            result = launch_once(replace(job, check=check and first, trace=first), folder)
+            now = replace(job, check=check and first, trace=first, stream=tell is not None and first)
+            result = launch_once(now, folder, tell=tell if first else None)
             store.add_launch(run, result.step_s, log_dir=result.log_dir)
             results.append(result)
     except BaseException as error:

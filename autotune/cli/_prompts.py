@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from autotune.cli import _output as out
+from autotune.runners.tokens import BYTES, UNKNOWN
 from autotune.spec.errors import Problem, UsageError
 from autotune.spec.model import ModelSpec
 from autotune.spec.workload import Workload
@@ -98,3 +101,21 @@ def write_answers(place: str, lines: Sequence[str]) -> None:
     except OSError as error:
         problem = Problem(place, "", (error.strerror or str(error)).lower(), "a file that can be written")
         raise UsageError("cannot write the answers", problems=[problem]) from None
+
+
+@dataclass
+class Shown:
+    """Answers on stdout as they grow: a JSON line for each piece of text, whole characters alone. Of the sequences that
+    only fill a round nothing is shown."""
+
+    sequences: int
+    decoders: dict[int, codecs.IncrementalDecoder] = field(default_factory=dict)
+
+    def tell(self, number: int, tokens: Sequence[int]) -> None:
+        if number >= self.sequences:
+            return
+        decoder = self.decoders.setdefault(number, codecs.getincrementaldecoder("utf-8")("replace"))
+        text = "".join(decoder.decode(bytes([t])) if t < BYTES else UNKNOWN for t in tokens)
+        if text:
+            out.data(json.dumps({"sequence": number, "text": text}, ensure_ascii=False))
+            sys.stdout.flush()

@@ -44,6 +44,9 @@ def run(
         str | None,
         typer.Option("--answers", metavar="FILE", help="Write the answers as JSON lines here, not to stdout."),
     ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Print the first generation's answers as they grow, as JSON lines.")
+    ] = False,
     trace: Annotated[
         Path | None, typer.Option("--trace", metavar="FILE", help="Write the measured timeline: .json, .html or .svg.")
     ] = None,
@@ -64,7 +67,7 @@ def run(
     with opened() as store:
         found = find_target(target, overrides or [], pins or [], store)
         found = with_order(found, order) if order else found
-        given = _given(target, prompts, answers, found.workload)
+        given = _given(target, prompts, answers, stream, found.workload)
         if prompts:
             at_once = found.plan.replicas * found.plan.micro_batch
             whole, workload = _prompts.fitted(given, prompts, found.model, found.workload, at_once)
@@ -78,6 +81,7 @@ def run(
             launches=launches,
             check=check,
             prompts=whole if prompts else (),
+            tell=_prompts.Shown(len(given) or found.workload.batch).tell if stream else None,
         )
         if ran is None:  # not rank 0 of a world that torchrun or Slurm started: rank 0 answers for all
             return
@@ -102,11 +106,11 @@ def run(
         )
 
 
-def _given(target: str, prompts: str | None, answers: str | None, workload: Workload) -> tuple[str, ...]:
+def _given(target: str, prompts: str | None, answers: str | None, stream: bool, workload: Workload) -> tuple[str, ...]:
     """The prompts of `--prompts`; none without it. Raises UsageError where the options do not go together."""
     from autotune.cli._prompts import STDIN, read_prompts
 
-    for option, value in (("--prompts", prompts), ("--answers", answers)):
+    for option, value in (("--prompts", prompts), ("--answers", answers), ("--stream", stream)):
         if value and workload.kind != "generate":
             raise UsageError(f"{option}: this plan trains", hint="name a recipe, lock or plan that generates")
     if answers and not prompts:

@@ -20,6 +20,7 @@ from autotune.runners.reference import Key, init_weights, reference_generate, re
 from autotune.runners.sampling import drawn, draws, shares
 from autotune.runners.state import DTYPES, Loader
 from autotune.runners.stops import cut, ended
+from autotune.runners.stream import Teller
 from autotune.runners.tokens import decode
 
 
@@ -33,7 +34,8 @@ def generate_run(job: Job, rank: int, device: torch.device, load: Loader, folder
     for _ in range(job.warmup):
         generator.generate(rounds[0])
     end = partial(ended, stops=job.stops) if job.stops else None
-    ran = [[generator.generate(part, None, end) for part in rounds] for _ in range(max(1, job.steps))]
+    ran = [_streamed(job, rank, generator, rounds, folder)] if job.stream else []
+    ran += [[generator.generate(part, None, end) for part in rounds] for _ in range(max(1, job.steps) - len(ran))]
     trace, middle = Trace(), max(1, job.workload.new_tokens // 2)
     if job.trace and job.workload.new_tokens > 1:
         generator.generate(rounds[0], {middle: trace})
@@ -57,6 +59,26 @@ def generate_run(job: Job, rank: int, device: torch.device, load: Loader, folder
         decode_s=statistics.median([s for part in every for s in part.token_s] or [0.0]),
         host={"threads": torch.get_num_threads(), "torch": torch.__version__, "device": str(device)},
     )
+
+
+def _streamed(job: Job, rank: int, generator: Generator, rounds: list[Prompts], folder: Path) -> list[Generated]:
+    """A whole generation whose answers are told as they grow, by the first tensor rank of each replica's last stage."""
+    has = "out" in generator.values and generator.mesh.tensor == 0
+    teller = Teller.open(folder, rank, job.stops) if has else None
+    each, made = job.round.batch // job.plan.data, []
+    for part in rounds:
+        first = part.first + generator.mesh.data * each
+
+        def look(rows: list[list[int]], first: int = first) -> bool:
+            if teller:
+                teller.tell(first, rows, last=False)
+            return bool(job.stops) and ended(rows, job.stops)
+
+        made.append(generator.generate(part, None, look))
+        if teller:
+            here = made[-1].tokens[generator.mesh.data * each : (generator.mesh.data + 1) * each]
+            teller.tell(first, here.tolist(), last=True)
+    return made
 
 
 def judge(job: Job, rounds: list[Prompts], made: list[Generated]) -> tuple[bool, float]:

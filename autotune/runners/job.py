@@ -28,6 +28,7 @@ class Job:
     checkpoint: str = ""  # a folder of safetensors; "": seeded random weights
     prompts: tuple[str, ...] = ()
     stops: tuple[str, ...] = ()  # texts that end an answer
+    stream: bool = False  # whether the first timed generation's answers are written as they grow
     device: str = "cpu"  # cpu | cuda
     trace: bool = True  # record one step's timeline
     peak_flops: float = 0.0  # of one device, for model FLOPs utilisation; 0: not reported

@@ -21,16 +21,19 @@ from autotune.planners.lower.train import lower_training
 from autotune.planners.parent import follower
 from autotune.profiles_db.cores import all_cores
 from autotune.runners.job import Job, RankReport, RunResult
+from autotune.runners.stream import NAME, Reader, Tell
 from autotune.runners.world import world_here
 from autotune.spec.errors import RunError, UsageError
 from autotune.spec.program import Program
 from autotune.spec.timeline import Span, Timeline
 
+LOOK_S = 0.05  # between two looks at what workers stream
 GRACE = 20.0  # seconds that workers get to end after a signal
 
 
-def launch(job: Job, *, nproc: int, log_dir: Path, timeout_s: float = 3600.0) -> RunResult:
-    """Runs a job over `nproc` local workers (or the world that already exists). Raises RunError when one dies."""
+def launch(job: Job, *, nproc: int, log_dir: Path, timeout_s: float = 3600.0, tell: Tell | None = None) -> RunResult:
+    """Runs a job over `nproc` local workers (or the world that already exists). Raises RunError when one dies.
+    `tell`: gets what workers stream, where they are our own."""
     here = world_here()
     world = here[1] if here else nproc
     if world != job.plan.world:
@@ -43,10 +46,10 @@ def launch(job: Job, *, nproc: int, log_dir: Path, timeout_s: float = 3600.0) ->
         )
     log_dir.mkdir(parents=True, exist_ok=True)
     if here is None:
-        for stale in (*log_dir.glob("rank-*"), *log_dir.glob("gradients-*")):
+        for stale in (*log_dir.glob("rank-*"), *log_dir.glob("gradients-*"), *log_dir.glob(NAME)):
             stale.unlink()
         (log_dir / "job.json").write_text(job.to_json())
-        _elastic(nproc, log_dir, timeout_s)
+        _elastic(nproc, log_dir, timeout_s, Reader(log_dir, tell) if tell else None)
     else:
         _take_part(job, log_dir, *here)
     return gather(job, log_dir)
@@ -64,8 +67,8 @@ def _take_part(job: Job, log_dir: Path, rank: int, world: int) -> None:
         raise RunError(f"worker {rank} of {world} failed: {said} (traceback in {trace})") from error
 
 
-def _elastic(nproc: int, log_dir: Path, timeout_s: float) -> None:
-    """One elastic launch of `nproc` workers; ends with all of them gone, whatever happened."""
+def _elastic(nproc: int, log_dir: Path, timeout_s: float, reader: Reader | None = None) -> None:
+    """One elastic launch of `nproc` workers, read along with; ends with all of them gone, whatever happened."""
     cores = len(all_cores())
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // nproc)), "TORCH_CPP_LOG_LEVEL": "ERROR"}
     roots = [str(Path(__file__).resolve().parents[2]), environment.get("PYTHONPATH", "")]
@@ -83,7 +86,7 @@ def _elastic(nproc: int, log_dir: Path, timeout_s: float) -> None:
             preexec_fn=follower(signal.SIGTERM),
         )
         try:
-            code = process.wait(timeout_s)
+            code = _wait(process, timeout_s, reader)
         except subprocess.TimeoutExpired:
             _end(process)
             raise RunError(
@@ -94,6 +97,23 @@ def _elastic(nproc: int, log_dir: Path, timeout_s: float) -> None:
             raise
     if code:
         raise RunError(failure(log_dir, nproc), hint=f"the whole log is {log_dir / 'workers.log'}")
+
+
+def _wait(process: subprocess.Popen[bytes], timeout_s: float, reader: Reader | None) -> int:
+    """The exit code. Raises subprocess.TimeoutExpired."""
+    if reader is None:
+        return process.wait(timeout_s)
+    until = time.monotonic() + timeout_s
+    while True:
+        try:
+            code = process.wait(LOOK_S)
+        except subprocess.TimeoutExpired:
+            if time.monotonic() > until:
+                raise
+            reader.look()
+            continue
+        reader.look()
+        return code
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
