@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 
 from autotune.profiles_db.heap import keep_heap
@@ -42,7 +43,8 @@ def own_cores(rank: int, ranks: int, cores: Sequence[int]) -> None:
     keep_heap()
     all_cores()  # as they are before
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, share_of(rank, ranks, cores))
+        with suppress(OSError):  # a host that does not allow it runs as it likes
+            os.sched_setaffinity(0, share_of(rank, ranks, cores))
     import torch
 
     torch.set_num_threads(max(1, len(cores) // ranks))
