@@ -118,16 +118,24 @@ def run_model(
     return value.view(batch, new, -1)
 
 
-@pytest.mark.parametrize("variant", ["llama", "one key head", "qk norm", "window"])
-@pytest.mark.parametrize("backend", ["sdpa", "math"])
-@pytest.mark.parametrize("told", [True, False], ids=["length on the host", "length on the device"])
-def test_cached_decoding_equals_the_full_forward(variant: str, backend: str, told: bool) -> None:
+GENERATED = ["llama", "one key head", "qk norm", "window"]
+
+
+def whole_sequences(variant: str, batch: int) -> tuple[ModelSpec, reference.Weights, Tensor, Tensor]:
+    """A model, weights for it, twelve tokens a sequence and the reference's logits [batch, 12, vocab]."""
     model = MODELS[variant]
     weights = {
         k: w + random(*w.shape, seed=5) * 0.2 for k, w in reference.init_weights(model, 3, torch.float64).items()
     }
-    tokens = torch.randint(0, model.vocab, (2, 12), generator=torch.Generator().manual_seed(1))
-    wanted = reference.reference_logits(model, weights, tokens)
+    tokens = torch.randint(0, model.vocab, (batch, 12), generator=torch.Generator().manual_seed(1))
+    return model, weights, tokens, reference.reference_logits(model, weights, tokens)
+
+
+@pytest.mark.parametrize("variant", GENERATED)
+@pytest.mark.parametrize("backend", ["sdpa", "math"])
+@pytest.mark.parametrize("told", [True, False], ids=["length on the host", "length on the device"])
+def test_cached_decoding_equals_the_full_forward(variant: str, backend: str, told: bool) -> None:
+    model, weights, tokens, wanted = whole_sequences(variant, 2)
     cache = KVCache.empty(model, model.layers, 2, 12, dtype=torch.float64)
     if told:  # nothing unfilled is read
         cache.k.fill_(float("nan"))
@@ -139,16 +147,11 @@ def test_cached_decoding_equals_the_full_forward(variant: str, backend: str, tol
         start += new
 
 
-@pytest.mark.parametrize("variant", ["llama", "one key head", "qk norm", "window"])
+@pytest.mark.parametrize("variant", GENERATED)
 @pytest.mark.parametrize("told", [True, False], ids=["longest on the host", "length on the device"])
 def test_sequences_go_on_where_each_of_them_is(variant: str, told: bool) -> None:
     """Several new tokens of each, as speculation verifies them."""
-    model = MODELS[variant]
-    weights = {
-        k: w + random(*w.shape, seed=5) * 0.2 for k, w in reference.init_weights(model, 3, torch.float64).items()
-    }
-    tokens = torch.randint(0, model.vocab, (3, 12), generator=torch.Generator().manual_seed(1))
-    wanted = reference.reference_logits(model, weights, tokens)
+    model, weights, tokens, wanted = whole_sequences(variant, 3)
     cache = KVCache.empty(model, model.layers, 3, 12, dtype=torch.float64)
     run_model(model, weights, tokens[:, :9], cache, 0, "math")
     starts = (9, 4, 6)  # what two of them have beyond is forgotten

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from autotune.profiles_db.cores import all_cores, share_of
 from tests.pool import Pool
 
@@ -16,7 +14,6 @@ def test_shares_do_not_overlap() -> None:
     assert share_of(3, 4, (0, 1)) == (0, 1), "more processes than cores share all of them"
 
 
-@pytest.mark.skipif(len(all_cores()) < RANKS, reason="fewer cores than ranks")
 def test_a_rank_is_bound_and_let_go(pool: Pool) -> None:
     bound = pool.run("bind", RANKS)
     assert [cores for cores, _ in bound] == [share_of(rank, RANKS, all_cores()) for rank in range(RANKS)]

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from autotune.planners.costs.works import works
-from autotune.planners.lower.fuse import JOIN, parts
+from autotune.planners.lower.fuse import JOIN, RUNS, parts
 from autotune.planners.lower.generate import block_shape, inference_body
 from autotune.planners.lower.shape import Shape, generation_shape
+from autotune.runners.ops.fused import FUSED as FUSED_BY
 from autotune.spec.graph import blocks
 from autotune.spec.model import Experts, ModelSpec
 from autotune.spec.plan import FUSED, Plan
@@ -44,6 +45,10 @@ def test_what_others_read_too_is_not_joined() -> None:
 def test_nothing_is_lost(model: ModelSpec) -> None:
     plain, joined = ops(model, replace(ONE, fused=False)), ops(model, ONE)
     assert [op for name in joined for op in parts(name)] == plain
+
+
+def test_every_run_is_computed_by_a_line() -> None:
+    assert set(FUSED_BY) == {JOIN.join(run) for run in RUNS}
 
 
 def test_only_decoded_tokens_are_joined() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from autotune.planners.feasible import MOST_FUSED
 from autotune.runners.ops import OPERATIONS, Env, KVCache, elementwise, fused, sharded_softmax
 from autotune.runners.ops.sharded_softmax import Columns
 from autotune.runners.rope import tables
@@ -104,6 +105,10 @@ def test_cross_entropy(dtype: torch.dtype) -> None:
 
 def test_a_cpu_runs_none_of_them() -> None:
     assert not usable(torch.zeros(1))
+
+
+def test_the_planner_knows_how_many_rows_are_multiplied() -> None:
+    assert matvec.MOST_ROWS == MOST_FUSED
 
 
 def joined(op: str, nodes: tuple[Node, ...]) -> tuple[Node, ...]:

@@ -54,7 +54,6 @@ def job_for(recipe: Recipe, plan: Plan, question: Question, device: str, steps: 
         seed=question.seed,
         checkpoint=recipe.checkpoint,
         prompts=recipe.prompts,
-        stops=recipe.stops,
         device=device,
         trace=trace,
         peak_flops=peak_flops(question.profile, question.workload.precision, plan.world),

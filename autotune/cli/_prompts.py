@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from autotune.cli import _output as out
-from autotune.runners.tokens import BYTES, UNKNOWN
+from autotune.runners.tokens import BYTES, UNKNOWN, encode
 from autotune.spec.errors import Problem, UsageError
 from autotune.spec.model import ModelSpec
+from autotune.spec.recipe import STDIN
 from autotune.spec.workload import Workload
 
-STDIN = "-"
+
+def _shown(source: str) -> str:
+    return "standard input" if source == STDIN else source
 
 
 def read_prompts(source: str) -> tuple[str, ...]:
@@ -25,7 +28,7 @@ def read_prompts(source: str) -> tuple[str, ...]:
 
     Raises UsageError, with every line that is wrong.
     """
-    shown = "standard input" if source == STDIN else source
+    shown = _shown(source)
     try:
         raw = sys.stdin.buffer.read() if source == STDIN else Path(source).expanduser().read_bytes()
     except OSError as error:
@@ -68,23 +71,20 @@ def fitted(
 ) -> tuple[tuple[str, ...], Workload]:
     """The prompts filled up with the last one to whole rounds of `at_once` sequences, and the workload that they are.
     Raises UsageError for what the model cannot continue, with the file that it comes from."""
-    from autotune.runners.tokens import encode
-
     many = -(-len(prompts) // at_once) * at_once
     whole = (*prompts, *(prompts[-1],) * (many - len(prompts)))
     workload = replace(workload, batch=many)
     try:
         encode(whole[: len(prompts)], model, replace(workload, batch=len(prompts)))
     except UsageError as error:
-        shown = "standard input" if source == STDIN else source
-        problems = [replace(p, file=shown) if p.key.startswith("prompt ") else p for p in error.problems]
+        problems = [replace(p, file=_shown(source)) if p.key.startswith("prompt ") else p for p in error.problems]
         raise UsageError(error.message, problems=problems) from None
     return whole, workload
 
 
 def answers(prompts: Sequence[str], report: Mapping[str, Any]) -> list[str]:
     """A JSON line a prompt: its answer as text and as tokens, and why it ended (`stop` or `length`)."""
-    rows = zip(prompts, report["texts"], report["tokens"], report["ends"], strict=False)
+    rows = zip(prompts, report["texts"], report["tokens"], report["ends"], strict=True)
     return [
         json.dumps({"prompt": prompt, "answer": text, "tokens": list(tokens), "end": end}, ensure_ascii=False)
         for prompt, text, tokens, end in rows

@@ -68,6 +68,7 @@ def run(
         found = find_target(target, overrides or [], pins or [], store)
         found = with_order(found, order) if order else found
         given = _given(target, prompts, answers, stream, found.workload)
+        whole: tuple[str, ...] = ()
         if prompts:
             at_once = found.plan.replicas * found.plan.micro_batch
             whole, workload = _prompts.fitted(given, prompts, found.model, found.workload, at_once)
@@ -80,12 +81,14 @@ def run(
             warmup=warmup,
             launches=launches,
             check=check,
-            prompts=whole if prompts else (),
+            prompts=whole,
             tell=_prompts.Shown(len(given) or found.workload.batch).tell if stream else None,
         )
         if ran is None:  # not rank 0 of a world that torchrun or Slurm started: rank 0 answers for all
             return
         report, result = ran
+        if prompts:  # what only fills the last round is no answer
+            report |= {key: report[key][: len(given)] for key in ("tokens", "texts", "ends")}
         out.data(*run_lines(report, found.workload))
         if answers:
             _prompts.write_answers(answers, _prompts.answers(given, report))
@@ -108,7 +111,8 @@ def run(
 
 def _given(target: str, prompts: str | None, answers: str | None, stream: bool, workload: Workload) -> tuple[str, ...]:
     """The prompts of `--prompts`; none without it. Raises UsageError where the options do not go together."""
-    from autotune.cli._prompts import STDIN, read_prompts
+    from autotune.cli._prompts import read_prompts
+    from autotune.spec.recipe import STDIN
 
     for option, value in (("--prompts", prompts), ("--answers", answers), ("--stream", stream)):
         if value and workload.kind != "generate":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import gcd
 
 from autotune.planners.lower.recompute import RECOMPUTE
@@ -18,6 +19,7 @@ from autotune.spec.model import ModelSpec
 from autotune.spec.plan import FUSED, LIBRARY, Plan
 from autotune.spec.workload import Workload
 
+GENERATION_AXES = ("kernels",)  # that have no meaning when training
 # Axes that have no meaning when generating.
 TRAINING_AXES = (
     "zero",
@@ -186,9 +188,7 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
     found.append(_sharding(plan))
     found.append(_sync(plan))
     found.append(_weight_gradients(plan, model))
-    if plan.kernels != LIBRARY:
-        found.append(f"kernels has no meaning when training (found {plan.kernels!r}; nearest {LIBRARY!r})")
-    return found
+    return found + _meaningless(plan, GENERATION_AXES, "training")
 
 
 def _sharding(plan: Plan) -> str | None:
@@ -299,6 +299,15 @@ def _optimizer(plan: Plan, workload: Workload) -> str | None:
     return None
 
 
+def _meaningless(plan: Plan, axes: Sequence[str], doing: str) -> list[str | None]:
+    """What of the plan says nothing about what is done."""
+    return [
+        f"{axis} has no meaning when {doing} (found {getattr(plan, axis)!r}; nearest {plain!r})"
+        for axis in axes
+        if getattr(plan, axis) != (plain := getattr(Plan(), axis))
+    ]
+
+
 def _kernels(plan: Plan) -> str | None:
     """What is wrong with whose kernels decode."""
     if plan.kernels not in KERNELS:
@@ -315,11 +324,7 @@ def _generation(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | 
     if plan.pipeline > model.layers:
         found.append(f"pipeline must be at most layers {model.layers} (found {plan.pipeline})")
     found.append(_kernels(plan))
-    for axis in TRAINING_AXES:
-        plain = getattr(Plan(), axis)
-        if getattr(plan, axis) != plain:
-            found.append(f"{axis} has no meaning when generating (found {getattr(plan, axis)!r}; nearest {plain!r})")
-    return found
+    return found + _meaningless(plan, TRAINING_AXES, "generating")
 
 
 def why_not(model: ModelSpec, workload: Workload, plan: Plan, devices: int | None = None) -> str | None:

@@ -15,7 +15,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from autotune.planners.lower.body import Body, lower_block
 from autotune.planners.lower.shape import Shape
 from autotune.profiles_db.cores import all_cores, own_cores
 from autotune.profiles_db.probes.crew import Crew, join
+from autotune.runners.at_once import at_once
 from autotune.runners.bench_rounds import ROUNDS, Stamps, Untimed, held_rounds, hot_rounds
 from autotune.runners.body import Call, Values, compile_body
 from autotune.runners.clock import Clock
@@ -312,25 +312,13 @@ def time_pieces(
     percent, and whichever rank has the slowest sets the pace.
     """
     workers = ranks if device == "cpu" else torch.cuda.device_count()
-    context = get_context("spawn")
-    out = context.SimpleQueue()
     answers: dict[int, list[dict[Works, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="autotune-bench-") as folder:
-        arguments = (workers, all_cores(), device, model, tuple(pieces), (Path(folder) / "store").as_uri(), out)
-        processes = [context.Process(target=_worker, args=(rank, *arguments), daemon=True) for rank in range(workers)]
-        for process in processes:
-            process.start()
-        while len(answers) < workers:
-            if out.empty():
-                if any(p.exitcode not in (None, 0) for p in processes):
-                    break
-                time.sleep(0.02)
-                continue
-            rank, answers[rank], told = out.get()
+        meet = (Path(folder) / "store").as_uri()
+        for rank, answer, told in at_once(_worker, workers, workers, all_cores(), device, model, tuple(pieces), meet):
+            answers[rank] = answer
             for line in told if rank == 0 else ():
                 progress(line)
-        for process in processes:
-            process.join(10) if len(answers) == workers else process.terminate()
     counted = list(answers.values()) if device == "cpu" or not answers else [_slowest(answers, progress)]
     merged: dict[Work, list[float]] = defaultdict(list)
     for found in counted:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
-from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from autotune.planners.lower.body import Body
 from autotune.planners.lower.generate import inference_body
 from autotune.planners.lower.shape import Shape
 from autotune.profiles_db.cores import all_cores, own_cores
+from autotune.runners.at_once import at_once
 from autotune.runners.bench import TRIM, stand_in, trimmed
 from autotune.runners.body import Call, Values, compile_body
 from autotune.runners.clock import Clock
@@ -243,23 +243,12 @@ def _share(
 
 def time_passes_together(model: ModelSpec, pieces: Sequence[PassPiece], ranks: int) -> list[Sample]:
     """Samples of the operations of `pieces` on this processor, timed by `ranks` processes at once that share it."""
-    context = get_context("spawn")
-    out = context.SimpleQueue()
-    arguments = (ranks, all_cores(), model, tuple(pieces), out)
-    processes = [context.Process(target=_share, args=(rank, *arguments), daemon=True) for rank in range(ranks)]
-    for process in processes:
-        process.start()
+    answers = at_once(_share, ranks, ranks, all_cores(), model, tuple(pieces))
+    if len(answers) < ranks:
+        raise EnvironmentFault("a process that times operations died", hint="--debug shows more")
     merged: dict[Work, list[float]] = defaultdict(list)
-    for _ in processes:
-        while out.empty():
-            if any(p.exitcode not in (None, 0) for p in processes):
-                raise EnvironmentFault("a process that times operations died", hint="--debug shows more")
-            time.sleep(0.02)
-        for found in out.get():
-            for work, seconds in found.items():
-                merged[work].append(seconds)
-    for process in processes:
-        process.join(10)
+    for work, seconds in (one for answer in answers for found in answer for one in found.items()):
+        merged[work].append(seconds)
     return [Sample(work, statistics.fmean(times), ranks, REPLAYS) for work, times in merged.items()]
 
 

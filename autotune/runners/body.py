@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from autotune.kernels.exchange import GATHER, SCATTER, Several, shift
-from autotune.planners.lower.fuse import JOIN, parts
+from autotune.planners.lower.fuse import JOIN, nodes_of
 from autotune.runners.layouts import LAYOUTS
 from autotune.runners.ops import OPERATIONS, Env
 from autotune.runners.ops.fused import FUSED
@@ -55,8 +55,7 @@ def _forward(block: Block, instruction: Instruction) -> Call:
 
 
 def _fused(block: Block, instruction: Instruction) -> Call:
-    nodes = block.nodes[instruction.part : instruction.part + len(parts(instruction.op))]
-    function = FUSED[instruction.op]
+    function, nodes = FUSED[instruction.op], nodes_of(block, instruction)
     return _call(instruction, lambda env, group, reads: function(env, nodes, *reads))
 
 

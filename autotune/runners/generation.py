@@ -43,8 +43,6 @@ from autotune.spec.program import Instruction
 from autotune.spec.workload import Workload
 
 COMPUTING = ("F", "PICK", "TAKE")  # what a CUDA graph may hold: the rest are messages
-
-
 LOOK = {"cpu": 1, "cuda": 16}  # tokens after which it is asked whether all have ended: a device is waited for
 
 
@@ -69,13 +67,10 @@ class _Step(NamedTuple):
 
 @dataclass(frozen=True)
 class _Pass:
-    """One kind of step: its shape, the blocks of this stage, the interpreter of its program. Where a step starts each
-    sequence's cache is filled up to a place of its own: `filled`, int64 [batch], and `lengths` tell the device."""
+    """One kind of step: its shape, the blocks of this stage, the interpreter of its program."""
 
     shape: Shape
     steps: tuple[_Step, ...]
-    filled: Tensor
-    lengths: Lengths
     interpreter: Interpreter
 
 
@@ -105,6 +100,8 @@ class Generator:
     picked: Tensor  # int64 [1]: tokens of each sequence in `out`
     ends: Tensor  # int64 [batch]: the row of each prompt's last token among all of the prefill
     draws: Tensor  # float64 [batch, new_tokens]
+    filled: Tensor  # int64 [batch]: positions of each sequence's cache that are filled before a decoded token
+    lengths: Lengths  # the same as kernels read it
     seed: int = 0
     prefill: _Pass = field(init=False)
     decode: _Pass = field(init=False)
@@ -164,7 +161,8 @@ class Generator:
         picked = torch.zeros(1, dtype=torch.int64, device=device)
         ends = torch.zeros(each, dtype=torch.int64, device=device)
         numbers = torch.zeros((each, workload.new_tokens), dtype=torch.float64, device=device)
-        generator = cls(plan, model, workload, mesh, state, cache, values, picked, ends, numbers, seed)
+        filled, lengths = torch.zeros_like(ends), Lengths.empty(each, 1, most, device)
+        generator = cls(plan, model, workload, mesh, state, cache, values, picked, ends, numbers, filled, lengths, seed)
         rope = tables(model, most, device)
         generator.prefill, generator.decode = (
             generator._compile(
@@ -181,15 +179,12 @@ class Generator:
             pool: Any = torch.cuda.graph_pool_handle()
             captured = {name: Captured(interpreter.operations[name], pool) for name in COMPUTING}
             interpreter.operations = {**interpreter.operations, **captured}
-        device, prefill = self.mesh.device, shape.keys == shape.queries
-        filled = torch.zeros(shape.batch, dtype=torch.int64, device=device)
-        lengths = Lengths.empty(shape.batch, shape.queries, self.cache.max_len, device)
-        device_knows = self._captures() and not prefill
+        device_knows = self._captures() and shape.keys > shape.queries
         env = Env(
             self.model,
             shape.batch,
             shape.queries,
-            filled if device_knows else torch.arange(shape.queries, device=device),
+            self.filled if device_knows else torch.arange(shape.queries, device=self.mesh.device),
             rope,
             {},
             tensor_rank=self.mesh.tensor,
@@ -197,7 +192,7 @@ class Generator:
             all_reduce=self.mesh.all_reduce,
             attention=self.plan.attention,
             cache=self.cache,
-            lengths=lengths if device_knows else None,
+            lengths=self.lengths if device_knows else None,
         )
         steps, layer = [], 0
         for block in self.state.blocks:
@@ -206,7 +201,7 @@ class Generator:
             source = block.nodes[0].reads[0]
             steps.append(_Step(block, compile_body(block, body.forward), own, source, body.output))
             layer += block.kind == "layer"
-        return _Pass(shape, tuple(steps), filled, lengths, interpreter)
+        return _Pass(shape, tuple(steps), interpreter)
 
     def _captures(self) -> bool:
         """Whether steps are CUDA graphs: not where the tensor group's messages go through the host."""
@@ -234,9 +229,9 @@ class Generator:
             self._start = max(prompts.lengths) + step - 1 if step else 0
             self.picked.fill_(step)
             if step > 1:
-                self.decode.filled.add_(1)
+                self.filled.add_(1)
             if step:
-                self.decode.lengths.move(self.decode.filled)
+                self.lengths.move(self.filled)
             self._pass.interpreter.step((traces or {}).get(step), wait=False)
             marks.append(clock.mark())
             if ended and (step + 1) % LOOK[self.mesh.device.type] == 0 and self._all(ended, step + 1):
@@ -271,7 +266,7 @@ class Generator:
         here = slice(self.mesh.data * each, (self.mesh.data + 1) * each)
         own = torch.tensor(lengths[here])
         self._alike = len(set(lengths[here])) == 1
-        self.decode.filled.copy_(own)
+        self.filled.copy_(own)
         self.ends.copy_(torch.arange(each) * expected[1] + own - 1)
         if self.workload.temperature:
             first = prompts.first + here.start
@@ -310,13 +305,12 @@ class Generator:
             watch = Watch(outside=frozenset({step.source}))
             self.watch.append((step.block, self._pass.shape, watch))
         given: Values = {step.source: x}
-        now = self._pass
-        if self._captures() or now is self.prefill:
+        if self._captures() or self._pass is self.prefill:
             env = step.env
         elif self._alike:
-            env = replace(step.env, start=self._start, positions=now.filled[:1])
+            env = replace(step.env, start=self._start, positions=self.filled[:1])
         else:
-            env = replace(step.env, start=self._start, positions=now.filled, lengths=now.lengths)
+            env = replace(step.env, start=self._start, positions=self.filled, lengths=self.lengths)
         return run_body(step.calls, env, given, self.mesh.axes, watch)[step.output]
 
     def pick(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
 from autotune.kernels import ahead, decode, matvec, rotary
-from autotune.planners.lower.fuse import JOIN, parts
+from autotune.planners.lower.fuse import JOIN, nodes_of
 from autotune.planners.lower.generate import inference_body
 from autotune.planners.lower.shape import Shape
 from autotune.runners import rope
@@ -84,8 +85,7 @@ def runs(model: ModelSpec, tokens: int) -> list[tuple[Block, tuple[Node, ...]]]:
     for block in (blocks(model)[1], blocks(model)[-1]):
         for instruction in inference_body(block, shape).forward.ranks[0]:
             if JOIN in instruction.op:
-                run = block.nodes[instruction.part : instruction.part + len(parts(instruction.op))]
-                found.append((block, tuple(run)))
+                found.append((block, nodes_of(block, instruction)))
     return found
 
 
@@ -132,7 +132,7 @@ def attention(model: ModelSpec, tokens: int, table: Table) -> None:
         for part in (cache.k, cache.v):
             part.normal_()
         lengths = Lengths.empty(tokens, 1, keys, device)
-        lengths.used.fill_(keys)
+        lengths.move(torch.full((tokens,), keys - 1, device=device))
         weights = {
             w.name: torch.rand(w.shape, device=device, dtype=torch.bfloat16) + 0.5 for n in nodes for w in n.weights
         }
@@ -180,7 +180,7 @@ def chain(model: ModelSpec, tokens: int, keys: int, sweep: bool) -> None:
     ]
     cache = KVCache.empty(model, layers, tokens, keys, dtype=torch.bfloat16, device=device)
     lengths = Lengths.empty(tokens, 1, keys, device)
-    lengths.used.fill_(keys)
+    lengths.move(torch.full((tokens,), keys - 1, device=device))
     env = Env(
         model, tokens, 1, torch.full((1,), keys - 1, device=device), rope.tables(model, keys, device), {},
         attention="flash", cache=cache, lengths=lengths,
@@ -224,14 +224,13 @@ def chain(model: ModelSpec, tokens: int, keys: int, sweep: bool) -> None:
         decode.attend = partial(tiled, how)
         try:
             found.append((timed(), *how))
-        except Exception as problem:
+        except OutOfResources as problem:
             print(f"   {how}: {str(problem)[:80]}")
     print(
         "   us (keys, warps, least): " + ", ".join(f"{u:.2f} {tuple(r)}" for u, *r in sorted(found)[:8]),
         flush=True,
     )
     best_how = decode.Tiles(*min(found)[1:])
-    decode.attend = partial(tiled, best_how)
     decode.attend = lambda qkv, heads, *_: qkv[:, : heads.queries * heads.width].contiguous()
     print(f"   without attention {timed():.2f} us", flush=True)
     decode.attend = partial(tiled, best_how)
@@ -249,7 +248,7 @@ def chain(model: ModelSpec, tokens: int, keys: int, sweep: bool) -> None:
             chosen[outputs, inputs] = matvec.Tiles(rows, warps)
             try:
                 found.append((timed(), rows, warps))
-            except Exception as problem:
+            except OutOfResources as problem:
                 print(f"   {outputs}x{inputs} {rows} {warps}: {str(problem)[:80]}")
         best = min(found)
         chosen[outputs, inputs] = matvec.Tiles(*best[1:])

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from math import prod
-
 from autotune.planners.lower.body import Body
-from autotune.planners.lower.fuse import parts
+from autotune.planners.lower.fuse import nodes_of
 from autotune.planners.lower.shape import Shape
+from autotune.planners.lower.stage import local_size
 from autotune.spec.graph import Block, Node
-from autotune.spec.nodes import Weight
 from autotune.spec.program import Instruction
 from autotune.spec.work import Memory
-
-
-def _elements(weight: Weight, tensor: int) -> int:
-    return prod(weight.shape) // (tensor if weight.shard is not None else 1)
 
 
 def _cache(node: Node, shape: Shape) -> int:
@@ -30,7 +24,7 @@ def _cache(node: Node, shape: Shape) -> int:
 def fused_work(block: Block, body: Body, instruction: Instruction, shape: Shape) -> Memory:
     """Operands, results, weights and cache, each once; what the joined operations hand one another is nowhere. Named by
     its tokens too: a few rows are multiplied one by one, so that with each the same bytes take longer."""
-    nodes = block.nodes[instruction.part : instruction.part + len(parts(instruction.op))]
-    elements = sum(_elements(w, shape.tensor) for n in nodes for w in n.weights) + sum(_cache(n, shape) for n in nodes)
+    nodes = nodes_of(block, instruction)
+    elements = sum(local_size(w, shape.tensor) for n in nodes for w in n.weights) + sum(_cache(n, shape) for n in nodes)
     passed = sum(body.sizes[name] for name in instruction.reads + instruction.writes)
     return Memory(f"{instruction.op} x{shape.tokens}", elements * shape.width + passed, shape.dtype)

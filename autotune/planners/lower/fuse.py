@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
-from autotune.spec.graph import Block
+from autotune.spec.graph import Block, Node
 from autotune.spec.program import Instruction
 
 JOIN = "+"
@@ -28,6 +28,11 @@ RUNS = (  # longer ones first
 def parts(op: str) -> tuple[str, ...]:
     """The operations of an instruction."""
     return tuple(op.split(JOIN))
+
+
+def nodes_of(block: Block, instruction: Instruction) -> tuple[Node, ...]:
+    """The nodes that a joined instruction does."""
+    return block.nodes[instruction.part : instruction.part + len(parts(instruction.op))]
 
 
 def fuse(listing: Sequence[Instruction], block: Block, output: str) -> list[Instruction]:

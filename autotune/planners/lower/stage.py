@@ -133,6 +133,11 @@ def first_alike(model: ModelSpec, cut: Cut) -> tuple[int, ...]:
     return tuple([first.setdefault(runs, stage) for stage, runs in enumerate(stage_runs(model, cut))])
 
 
+def local_size(weight: Weight, tensor: int) -> int:
+    """Elements of a weight on one of so many tensor ranks."""
+    return weight.size // (tensor if weight.shard is not None else 1)
+
+
 def local_parameters(stage: tuple[Block, ...], tensor: int) -> int:
     """Elements of a stage's weights that one tensor rank holds; a tensor shared by two of its blocks counts once."""
     layers = sum(_elements(canonical(block), tensor) for block in stage if block.kind == "layer")  # each by itself
@@ -140,13 +145,13 @@ def local_parameters(stage: tuple[Block, ...], tensor: int) -> int:
     for number, block in enumerate(stage):
         for weight in block.weights() if block.kind != "layer" else ():
             key = weight.parts or (number, weight.name)
-            sizes[key] = weight.size // (tensor if weight.shard is not None else 1)
+            sizes[key] = local_size(weight, tensor)
     return layers + sum(sizes.values())
 
 
 @lru_cache(maxsize=1024)
 def _elements(block: Block, tensor: int) -> int:
-    return sum(weight.size // (tensor if weight.shard is not None else 1) for weight in block.weights())
+    return sum(local_size(weight, tensor) for weight in block.weights())
 
 
 @lru_cache(maxsize=8192)

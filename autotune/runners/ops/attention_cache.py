@@ -28,9 +28,7 @@ class Lengths(NamedTuple):
 
     used: Tensor  # int32 [batch]
     rows: Tensor  # int32 [batch + 1]: where each sequence's new tokens begin among all, and their number
-    columns: (
-        Tensor  # int32 [batch + 1]: where each sequence's positions begin in a layer of the cache, and their number
-    )
+    columns: Tensor  # int32 [batch + 1]: where each sequence's positions begin in a layer of the cache, and all of them
     begins: Tensor  # int64 [batch, new]: where each new token of a sequence that is empty goes in a layer of the cache
     places: Tensor  # int64 [batch * new]: where it goes now
 
