@@ -222,13 +222,19 @@ def answer(
     workload: Workload,
     lengths: tuple[int, ...],
     until: tuple[int, ...] = (),
-) -> list[list[int]]:
+    noise: float = 0.0,
+) -> tuple[list[list[int]], list[list[int]]]:
     """The tokens after prompts of these lengths, generated after others, with seed 3; until every answer has the token
-    of `until` that is its own."""
+    of `until` that is its own. And how many tokens each round committed. A draft has weights that differ by `noise`."""
     load = lambda index, weight: shard(  # noqa: E731
         weight, lively_weight(weight, workload.precision), rank % plan.tensor, plan.tensor
     )
-    generator = Generator.build(plan, model, workload, rank, torch.device("cpu"), load, seed=3)
+
+    def load_draft(index: int, weight: Weight) -> torch.Tensor:
+        whole = lively_weight(weight, workload.precision)
+        return whole + noise * torch.randn(whole.shape, generator=torch.Generator().manual_seed(index))
+
+    generator = Generator.build(plan, model, workload, rank, torch.device("cpu"), load, seed=3, load_draft=load_draft)
     whole = random_prompts(workload, model.vocab)
     generator.generate(Prompts(whole, (workload.prompt_length,) * workload.batch))
     first = generator.mesh.data * (workload.batch // plan.data)
@@ -236,8 +242,9 @@ def answer(
     def ended(rows: list[list[int]]) -> bool:
         return all(token in row for token, row in zip(until[first:], rows, strict=False))
 
-    found = generator.generate(Prompts(whole, lengths), ended=ended if until else None).tokens
-    return found.tolist()  # type: ignore[no-any-return]
+    found = generator.generate(Prompts(whole, lengths), ended=ended if until else None)
+    assert found.taken is not None
+    return found.answers, found.taken.tolist()
 
 
 def bind(rank: int, world: int) -> tuple[tuple[int, ...], int]:

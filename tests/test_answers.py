@@ -49,7 +49,7 @@ def expected(name: str, work: Workload) -> list[list[int]]:
 
 @pytest.mark.parametrize(("name", "plan", "work"), CASES, ids=lambda case: getattr(case, "describe", lambda: "")())
 def test_answers_are_the_references(pool: Pool, name: str, plan: Plan, work: Workload) -> None:
-    for answers in pool.run("answer", plan.world, plan=plan, model=MODELS[name], workload=work, lengths=LENGTHS):
+    for answers, _ in pool.run("answer", plan.world, plan=plan, model=MODELS[name], workload=work, lengths=LENGTHS):
         assert answers == expected(name, work)
 
 
@@ -63,14 +63,16 @@ def test_draws_are_no_likeliest_tokens() -> None:
 def test_it_stops_when_all_have_ended(pool: Pool, plan: Plan) -> None:
     whole = expected("llama", WORK)
     until = tuple(row[number % 4] for number, row in enumerate(whole))
-    steps = 1 + max(row.index(token) for row, token in zip(whole, until, strict=True))
-    assert 1 < steps < WORK.new_tokens
-    for answers in pool.run(
+    ends = [1 + row.index(token) for row, token in zip(whole, until, strict=True)]
+    each = WORK.batch // plan.data
+    steps = [max(ends[number // each * each :][:each]) for number in range(WORK.batch)]  # a replica stops by itself
+    assert all(1 < step < WORK.new_tokens for step in steps)
+    for answers, _ in pool.run(
         "answer", plan.world, plan=plan, model=MODELS["llama"], workload=WORK, lengths=LENGTHS, until=until
     ):
-        assert answers == [row[:steps] for row in whole]
+        assert answers == [row[:step] for row, step in zip(whole, steps, strict=True)]
     never = (-1,) * WORK.batch
-    for answers in pool.run(
+    for answers, _ in pool.run(
         "answer", plan.world, plan=plan, model=MODELS["llama"], workload=WORK, lengths=LENGTHS, until=never
     ):
         assert answers == whole

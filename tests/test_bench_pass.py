@@ -50,5 +50,5 @@ def test_every_part_runs_and_none_is_missing(
 
 def test_a_generation_is_timed_at_both_ends() -> None:
     workload = Workload(kind="generate", prompt_length=16, new_tokens=8, batch=1)
-    assert pass_lengths(workload) == ((16, 16), (1, 17), (1, 23))
-    assert pass_lengths(replace(workload, new_tokens=2)) == ((16, 16), (1, 17))
+    assert pass_lengths(Plan(), workload) == ((16, 16), (1, 17), (1, 23))
+    assert pass_lengths(Plan(), replace(workload, new_tokens=2)) == ((16, 16), (1, 17))

@@ -130,7 +130,7 @@ def test_a_decoded_token_reads_every_weight_and_the_cache(llama: ModelSpec, h100
     floor = (read + cache) / h100.device.memory_bandwidth
     assert floor < found.decode_s < 4 * floor
     assert found.timeline is not None
-    assert [i.op for i in found.timeline.program.ranks[0]] == ["F", "PICK"]
+    assert [i.op for i in found.timeline.program.ranks[0]] == ["F", "COMMIT"]
 
 
 def test_the_cost_table_prices_what_is_done(llama: ModelSpec, h100: Profile) -> None:
@@ -140,8 +140,8 @@ def test_the_cost_table_prices_what_is_done(llama: ModelSpec, h100: Profile) -> 
     costs = PassCosts(plan, llama, WORK, predictor.bodies(plan), 1, 1100)
     program = lower_generation(plan, llama, WORK, 1, 1100)
     by_label = {i.label: costs.cost(i) for listing in program.ranks for i in listing}
-    assert by_label["1PICK0"].sent == 2 * 8 * 8 * 2 // 2  # (value, index) of 8 sequences, to the other rank
-    assert by_label["1SEND0>1+0"].sent == 8 * ID
+    assert by_label["1COMMIT0"].sent == 2 * 8 * 8 * 2 // 2  # (value, index) of 8 sequences, to the other rank
+    assert by_label["1SEND0>1+0"].sent == 2 * 8 * ID  # how many, and which
     assert by_label["0SEND0>0+1"].sent == 8 * llama.hidden * 2
     seconds, one = predictor.pricer(4).seconds, 8 * llama.kv_heads // 2 * llama.head_dim * 2
     block = stage_blocks(llama, cut_of(Plan(pipeline=2), llama))[1][0]

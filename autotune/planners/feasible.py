@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import gcd
 
+from autotune.planners.decoding.strategies import refused
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.sharding import LEVELS
 from autotune.planners.lower.stage import partition
@@ -16,10 +17,10 @@ from autotune.planners.schedules.times import parse_times
 from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.spec.errors import nearest_divisor, nearest_name
 from autotune.spec.model import ModelSpec
-from autotune.spec.plan import FUSED, LIBRARY, Plan
+from autotune.spec.plan import FUSED, LIBRARY, PLAIN, Plan
 from autotune.spec.workload import Workload
 
-GENERATION_AXES = ("kernels",)  # that have no meaning when training
+GENERATION_AXES = ("kernels", "decoding", "speculate", "branches", "match", "commit")  # of no meaning when training
 # Axes that have no meaning when generating.
 TRAINING_AXES = (
     "zero",
@@ -314,6 +315,8 @@ def _kernels(plan: Plan) -> str | None:
         return f"kernels {plan.kernels!r} is unknown (nearest {nearest_name(plan.kernels, KERNELS) or LIBRARY})"
     if plan.kernels == FUSED and plan.micro_batch > MOST_FUSED:
         return f"kernels {FUSED} takes a micro_batch of at most {MOST_FUSED} (found {plan.micro_batch})"
+    if plan.kernels == FUSED and plan.decoding != PLAIN:
+        return f"kernels {FUSED} take one token of a sequence at a time: decoding {PLAIN} (found {plan.decoding})"
     return None
 
 
@@ -324,7 +327,7 @@ def _generation(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | 
     if plan.pipeline > model.layers:
         found.append(f"pipeline must be at most layers {model.layers} (found {plan.pipeline})")
     found.append(_kernels(plan))
-    return found + _meaningless(plan, TRAINING_AXES, "generating")
+    return found + refused(plan, model, workload) + _meaningless(plan, TRAINING_AXES, "generating")
 
 
 def why_not(model: ModelSpec, workload: Workload, plan: Plan, devices: int | None = None) -> str | None:

@@ -1,23 +1,29 @@
-"""Predicts a generation: one prefill, then a decoded token at a time over a cache that grows.
+"""Predicts a generation: one prefill, then a round at a time over a cache that grows.
 
-A decode program is simulated at a few lengths of the context; between them its time is taken to be a straight line,
-which it is wherever reading the cache is what grows.
+A round is simulated at a few lengths of the context; between them its time is taken to be a straight line, which it is
+wherever reading the cache is what grows. How many rounds there are follows from how often proposals are kept: a batch
+goes on until its slowest sequence has all its tokens.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from autotune.planners.costs.body import NOTHING, Cost
 from autotune.planners.costs.generate import PassCosts
+from autotune.planners.decoding.chains import distribution
+from autotune.planners.decoding.rounds import rounds as counted
+from autotune.planners.decoding.rounds import slowest
+from autotune.planners.decoding.strategies import acceptance_key, scored
 from autotune.planners.lower.generate import lower_generation
 from autotune.planners.simulate import resolve, simulate
 from autotune.spec.graph import Block
 from autotune.spec.machine import Profile
-from autotune.spec.plan import Plan
+from autotune.spec.plan import PLAIN, Plan
 from autotune.spec.prediction import Prediction
 from autotune.spec.program import COMPUTE
 from autotune.spec.timeline import Timeline
@@ -27,8 +33,9 @@ if TYPE_CHECKING:
     from autotune.planners.lower.shape import Shape
     from autotune.planners.predict import Predictor
 
-POINTS = 5  # lengths of the context at which a decoded token is simulated
-CLASSES = {"w": "weights", "kv": "kv_cache", "x": "boundaries"}  # what buffers are called in a prediction
+POINTS = 5  # lengths of the context at which a round is simulated
+# What buffers are called in a prediction.
+CLASSES = {"w": "weights", "kv": "kv_cache", "x": "boundaries", "dw": "weights", "dkv": "kv_cache"}
 
 
 def contexts(workload: Workload) -> tuple[int, ...]:
@@ -54,6 +61,22 @@ def weights(points: Sequence[int]) -> tuple[float, ...]:
     return tuple(found)
 
 
+def rates(plan: Plan, workload: Workload) -> tuple[float, ...]:
+    """How often a plan's proposals are kept, by position: of the longest that is known about as many as it proposes."""
+    key = acceptance_key(plan)
+    found = [known.rates for known in workload.acceptance if known.key == key]
+    return max(found, key=len)[: plan.speculate] if found else ()
+
+
+@lru_cache(maxsize=4096)
+def rounds(plan: Plan, workload: Workload) -> float:
+    """Expected rounds after the prefill until the slowest of a replica's sequences, and of the replicas, is done."""
+    left = workload.new_tokens - 1
+    if plan.decoding == PLAIN or left < 1:
+        return float(left)
+    return slowest(counted(distribution(rates(plan, workload)), left), workload.batch)
+
+
 def predict_generation(predictor: Predictor, plan: Plan, timeline: bool = True) -> Prediction:
     """The prediction of a feasible plan: `step_s` is one whole generation, `timeline` one token at mid context."""
     model, workload, profile = predictor.model, predictor.workload, predictor.profile
@@ -66,9 +89,11 @@ def predict_generation(predictor: Predictor, plan: Plan, timeline: bool = True) 
         return simulate(program, costs, resolved=resolve(program, profile.inline)), costs
 
     points = contexts(workload)
+    new = scored(plan)
     prefill = run(workload.prompt_length, workload.prompt_length)
-    decodes = [run(1, keys) for keys in points]
-    passes = [(1.0, *prefill), *((w, *d) for w, d in zip(weights(points), decodes, strict=True))]
+    decodes = [run(new, keys - 1 + new) for keys in points]
+    share = rounds(plan, workload) / max(1, workload.new_tokens - 1)  # of a round for each further token
+    passes = [(1.0, *prefill), *((w * share, *d) for w, d in zip(weights(points), decodes, strict=True))]
     seconds = sum(w * line.makespan for w, line, _ in passes)
     decode_s = (seconds - prefill[0].makespan) / max(1, workload.new_tokens - 1)
     ranks = range(plan.pipeline)

@@ -53,7 +53,7 @@ def pass_works(predictor: Predictor, plan: Plan) -> set[Work]:
     workload = predictor.workload
     bodies = predictor.bodies(plan)
     found: set[Work] = set()
-    for queries, keys in pass_lengths(workload):
+    for queries, keys in pass_lengths(plan, workload):
         whole = generation_shape(plan, workload, queries, keys)
         for block in {b for stage in canonical_stages(predictor.model, cut_of(plan, predictor.model)) for b in stage}:
             shape = block_shape(block, whole)

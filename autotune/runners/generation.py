@@ -1,14 +1,15 @@
-"""The operations of generation: what F, PICK, TAKE, SEND and RECV do on this rank, and the loop around two programs.
+"""The operations of generation: what F, COMMIT, MOVE, PROPOSE, TAKE, SEND and RECV do on this rank, and the loop around
+two programs.
 
-The prefill program runs once, then the decode program once a token. Everything that a step reads and writes stays
-where it is (weights, cache, newest tokens, positions), so that it is the same list of calls each time: on CUDA what
-computes is captured once and replayed, and the host runs ahead of the device.
+The prefill program runs once, then the program of a round until every answer is whole. Everything that a step reads and
+writes stays where it is (weights, cache, texts, how far each of them is), so that it is the same list of calls each
+time: on CUDA what computes is captured once and replayed, and the host runs ahead of the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -16,62 +17,64 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from autotune.planners.decoding.strategies import STRATEGIES, scored, tree_of
 from autotune.planners.feasible import why_not
 from autotune.planners.lower.expand import expand
-from autotune.planners.lower.generate import inference_body, lower_generation
+from autotune.planners.lower.generate import lower_generation, news, room, text_columns
 from autotune.planners.lower.shape import Shape, generation_shape
 from autotune.planners.lower.stage import cut_of, stage_blocks
-from autotune.runners.body import Call, Values, Watch, compile_body, run_body
+from autotune.runners.body import Watch
 from autotune.runners.capture import Captured
 from autotune.runners.clock import Clock
+from autotune.runners.decoding.commit import Levels, match, match_row, rejection
+from autotune.runners.decoding.draft import Draft
+from autotune.runners.decoding.pace import Pace
+from autotune.runners.decoding.propose import PROPOSERS, Proposer, Seen
+from autotune.runners.decoding.sequences import SPARE, Sequences
 from autotune.runners.interpreter import Interpreter, Operation, Started, Trace
 from autotune.runners.mesh import Mesh, barrier, staged
-from autotune.runners.ops import Env, KVCache, grouped
+from autotune.runners.ops import KVCache, grouped
 from autotune.runners.ops.attention import unsupported
-from autotune.runners.ops.attention_cache import Lengths
 from autotune.runners.prompts import Prompts
 from autotune.runners.rope import tables
-from autotune.runners.sampling import drawn, draws, likeliest
+from autotune.runners.sampling import distribution, drawn, draws, likeliest
+from autotune.runners.scorer import Pass, Scorer
 from autotune.runners.state import DTYPES, Loader, StageState
 from autotune.runners.tokens import check_generation
 from autotune.spec.errors import InfeasibleError, Problem, UsageError
 from autotune.spec.graph import Block
 from autotune.spec.graph import blocks as all_blocks
 from autotune.spec.model import ModelSpec
-from autotune.spec.plan import Plan
+from autotune.spec.plan import PLAIN, REJECTION, Plan
 from autotune.spec.program import Instruction
 from autotune.spec.workload import Workload
 
-COMPUTING = ("F", "PICK", "TAKE")  # what a CUDA graph may hold: the rest are messages
-LOOK = {"cpu": 1, "cuda": 16}  # tokens after which it is asked whether all have ended: a device is waited for
+COMPUTING = ("F", "COMMIT", "MOVE", "PROPOSE", "TAKE")  # what a CUDA graph may hold: the rest are messages
+LOOK = {"cpu": 1, "cuda": 16}  # rounds after which it is asked whether all have ended: a device is waited for
 
 
 class Generated(NamedTuple):
-    """`tokens`: int64 [batch, new_tokens] on the CPU, the same on every rank; where all answers have ended before
-    there are so many, fewer. Seconds are this rank's own."""
+    """`tokens`: int64 [batch, new_tokens] on the CPU, the same on every rank; of each row the first `many` count: fewer
+    than new_tokens where all answers of its replica have ended before. Seconds are this rank's own."""
 
     tokens: Tensor
     prefill_s: float  # until the first token is there
-    token_s: tuple[float, ...]  # of each further token
+    token_s: tuple[float, ...]  # of each round after it: decoding a token at a time, of each further token
+    many: tuple[int, ...] = ()
+    taken: Tensor | None = None  # int64 [batch, rounds]: tokens that each round committed, 0 where there was none
 
-
-class _Step(NamedTuple):
-    """One block of a pass, resolved. `env` lacks only where the step starts."""
-
-    block: Block
-    calls: tuple[Call, ...]
-    env: Env
-    source: str  # what the body calls its input
-    output: str
+    @property
+    def answers(self) -> list[list[int]]:
+        return [row[:count] for row, count in zip(self.tokens.tolist(), self.many, strict=True)]
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """One kind of step: its shape, the blocks of this stage, the interpreter of its program."""
+class _Program:
+    """One kind of step: the pass of this stage and the interpreter of its program."""
 
-    shape: Shape
-    steps: tuple[_Step, ...]
+    scoring: Pass
     interpreter: Interpreter
+    first: bool  # whether it begins with the prompt
 
 
 def _check_capture(model: ModelSpec, workload: Workload, plan: Plan, device: torch.device) -> None:
@@ -86,6 +89,21 @@ def _check_capture(model: ModelSpec, workload: Workload, plan: Plan, device: tor
             raise UsageError("passes of this model cannot be captured:", problems=[problem])
 
 
+def _check_attention(model: ModelSpec, workload: Workload, plan: Plan, device: torch.device) -> None:
+    """Raises UsageError where the plan's attention cannot prefill."""
+    prompt = workload.prompt_length
+    window = model.window if prompt > model.window else 0
+    dtype = DTYPES[workload.precision]
+    if refused := unsupported(plan.attention, device, dtype, model.head_dim, prompt, window):
+        problem = Problem("plan", "attention", plan.attention, f"a backend that runs here: this one {refused}")
+        raise UsageError("the plan's attention cannot prefill:", problems=[problem])
+
+
+def _captures(plan: Plan, device: torch.device) -> bool:
+    """Whether steps are CUDA graphs: not where the tensor group's messages go through the host."""
+    return device.type == "cuda" and (plan.tensor == 1 or not staged(device))
+
+
 @dataclass
 class Generator:
     """One rank of a generation. `generate` may be called again and again: weights and cache stay allocated."""
@@ -94,21 +112,19 @@ class Generator:
     model: ModelSpec
     workload: Workload
     mesh: Mesh
-    state: StageState
-    cache: KVCache
+    scorer: Scorer
     values: dict[str, Any]
-    picked: Tensor  # int64 [1]: tokens of each sequence in `out`
+    sequences: Sequences
     ends: Tensor  # int64 [batch]: the row of each prompt's last token among all of the prefill
-    draws: Tensor  # float64 [batch, new_tokens]
-    filled: Tensor  # int64 [batch]: positions of each sequence's cache that are filled before a decoded token
-    lengths: Lengths  # the same as kernels read it
+    numbers: dict[str, Tensor]  # float64 [batch, new_tokens]: what is drawn by, for each purpose
+    proposer: Proposer
+    levels: Levels
     seed: int = 0
-    prefill: _Pass = field(init=False)
-    decode: _Pass = field(init=False)
+    prefill: _Program = field(init=False)
+    decode: _Program = field(init=False)
     watch: list[tuple[Block, Shape, Watch]] | None = None
-    _pass: _Pass = field(init=False)
-    _start: int = 0  # tokens in the cache before this step, of the longest sequence
-    _alike: bool = True  # all sequences have as many
+    _now: _Program = field(init=False)
+    _filled: tuple[int, ...] = ()  # of each sequence before this step, where the host knows
 
     @classmethod
     def build(
@@ -120,21 +136,22 @@ class Generator:
         device: torch.device,
         load: Loader,
         seed: int = 0,
+        load_draft: Loader | None = None,
     ) -> Generator:
-        """Groups, this stage's weights and cache, and the compiled bodies; `seed`: of what is drawn.
+        """Groups, this stage's weights and cache, and the compiled bodies; `seed`: of what is drawn; `load_draft`: where
+        a draft model's weights come from.
 
         Raises InfeasibleError or UsageError, before any weight is loaded, for what cannot run.
         """
         check_generation(model, workload)
         if reason := why_not(model, workload, plan):
             raise InfeasibleError(f"plan {plan.describe()}: {reason}")
-        dtype, prompt = DTYPES[workload.precision], workload.prompt_length
-        window = model.window if prompt > model.window else 0
-        if refused := unsupported(plan.attention, device, dtype, model.head_dim, prompt, window):
-            problem = Problem("plan", "attention", plan.attention, f"a backend that runs here: this one {refused}")
-            raise UsageError("the plan's attention cannot prefill:", problems=[problem])
-        _check_capture(model, workload, plan, device)
-        sizes = (prompt, prompt), (1, prompt + 1)
+        dtype, prompt, new = DTYPES[workload.precision], workload.prompt_length, scored(plan)
+        drafts = STRATEGIES[plan.decoding].draft
+        for reader in (model, workload.draft) if drafts and workload.draft else (model,):
+            _check_attention(reader, workload, plan, device)
+            _check_capture(reader, workload, plan, device)
+        sizes = (prompt, prompt), (new, prompt + new)
         programs = [expand(lower_generation(plan, model, workload, *size), plan) for size in sizes]
         mesh = Mesh.build(plan, programs, rank, device)
         blocks = stage_blocks(model, cut_of(plan, model))[mesh.pipeline]
@@ -148,64 +165,47 @@ class Generator:
             device=device,
             train=False,
         )
-        each, most = workload.batch // plan.data, prompt + workload.new_tokens
+        each, most = workload.batch // plan.data, room(plan, workload)
         layers = sum(block.kind == "layer" for block in blocks)
         cache = KVCache.empty(model, layers, each, most, tensor_size=plan.tensor, dtype=dtype, device=device)
-        s = mesh.pipeline
-        values: dict[str, Any] = {f"w.{s}": state.weight, f"kv.{s}": (cache.k, cache.v)}
+        sequences = Sequences.empty(each, text_columns(plan, workload), workload.new_tokens, device)
+        s, last, captures = mesh.pipeline, mesh.pipeline == plan.pipeline - 1, _captures(plan, device)
+        values: dict[str, Any] = {f"w.{s}": state.weight, f"kv.{s}": (cache.k, cache.v), "out": sequences.text}
         if s == 0:
             values["prompt"] = torch.zeros((each, prompt), dtype=torch.int64, device=device)
-            values["token"] = torch.zeros(each, dtype=torch.int64, device=device)
-        if s == plan.pipeline - 1:
-            values["out"] = torch.zeros((each, workload.new_tokens), dtype=torch.int64, device=device)
-        picked = torch.zeros(1, dtype=torch.int64, device=device)
-        ends = torch.zeros(each, dtype=torch.int64, device=device)
-        numbers = torch.zeros((each, workload.new_tokens), dtype=torch.float64, device=device)
-        filled, lengths = torch.zeros_like(ends), Lengths.empty(each, 1, most, device)
-        generator = cls(plan, model, workload, mesh, state, cache, values, picked, ends, numbers, filled, lengths, seed)
+            values["token"] = torch.zeros((each, new), dtype=torch.int64, device=device)
+        elif last and plan.decoding != PLAIN:
+            values["slate"] = torch.zeros((each, new), dtype=torch.int64, device=device)
+        purposes = ("", *(("accept", "draft") if plan.commit == REJECTION else ()))
+        numbers = {p: torch.zeros((each, workload.new_tokens), dtype=torch.float64, device=device) for p in purposes}
+        proposer: Proposer
+        if drafts and last:
+            assert load_draft is not None
+            own = numbers["draft" if plan.commit == REJECTION else ""]
+            proposer = Draft.build(plan, workload, load_draft, device, captures, own)
+            values |= {"dw": proposer.scorer.state.weight, "dkv": (proposer.scorer.cache.k, proposer.scorer.cache.v)}
+        else:
+            proposer = PROPOSERS[PLAIN if drafts else plan.decoding](plan)
         rope = tables(model, most, device)
+        shared = (mesh.tensor, plan.tensor, mesh.all_reduce, mesh.axes)
+        scorer = Scorer(model, state, cache, rope, plan.attention, captures, *shared)
+        ends, levels = torch.zeros(each, dtype=torch.int64, device=device), Levels.of(tree_of(plan), device)
+        generator = cls(plan, model, workload, mesh, scorer, values, sequences, ends, numbers, proposer, levels, seed)
         generator.prefill, generator.decode = (
-            generator._compile(
-                generation_shape(plan, workload, *size), rope, Interpreter(program, rank, {}, values, device)
-            )
+            generator._compile(generation_shape(plan, workload, *size), Interpreter(program, rank, {}, values, device))
             for program, size in zip(programs, sizes, strict=True)
         )
-        generator._pass = generator.prefill
+        generator._now = generator.prefill
         return generator
 
-    def _compile(self, shape: Shape, rope: tuple[Tensor, Tensor], interpreter: Interpreter) -> _Pass:
+    def _compile(self, shape: Shape, interpreter: Interpreter) -> _Program:
         interpreter.operations = self.operations()
-        if self._captures():
+        if self.scorer.device_knows:
             pool: Any = torch.cuda.graph_pool_handle()
             captured = {name: Captured(interpreter.operations[name], pool) for name in COMPUTING}
             interpreter.operations = {**interpreter.operations, **captured}
-        device_knows = self._captures() and shape.keys > shape.queries
-        env = Env(
-            self.model,
-            shape.batch,
-            shape.queries,
-            self.filled if device_knows else torch.arange(shape.queries, device=self.mesh.device),
-            rope,
-            {},
-            tensor_rank=self.mesh.tensor,
-            tensor_size=self.plan.tensor,
-            all_reduce=self.mesh.all_reduce,
-            attention=self.plan.attention,
-            cache=self.cache,
-            lengths=self.lengths if device_knows else None,
-        )
-        steps, layer = [], 0
-        for block in self.state.blocks:
-            body = inference_body(block, shape)
-            own = replace(env, weights=self.state.of(block)[0], layer=layer)
-            source = block.nodes[0].reads[0]
-            steps.append(_Step(block, compile_body(block, body.forward), own, source, body.output))
-            layer += block.kind == "layer"
-        return _Pass(shape, tuple(steps), interpreter)
-
-    def _captures(self) -> bool:
-        """Whether steps are CUDA graphs: not where the tensor group's messages go through the host."""
-        return self.mesh.device.type == "cuda" and (self.plan.tensor == 1 or not staged(self.mesh.device))
+        first = shape.keys == shape.queries
+        return _Program(self.scorer.compile(shape, None if first else tree_of(self.plan)), interpreter, first)
 
     def generate(
         self,
@@ -213,41 +213,41 @@ class Generator:
         traces: Mapping[int, Trace] | None = None,
         ended: Callable[[list[list[int]]], bool] | None = None,
     ) -> Generated:
-        """Continues all prompts of the workload, on every rank, by new_tokens or until all have `ended`, which is asked
-        of the answers so far.
+        """Continues all prompts of the workload, on every rank, by new_tokens; a replica stops before that where all its
+        answers have `ended`, which is asked of the answers so far.
 
-        `traces` records steps by number: 0 is the prefill, n the step that picks token n. Raises UsageError for
-        another shape and for token ids that the vocabulary does not have.
+        `traces` records steps by number: 0 is the prefill, n the n-th round. Raises UsageError for another shape and for
+        token ids that the vocabulary does not have.
         """
         self._feed(prompts)
+        device = self.mesh.device
         if self.plan.world > 1:
-            barrier(self.mesh.device)
-        clock = Clock(self.mesh.device)
+            barrier(device)
+        clock, pace = Clock(device), Pace(self.sequences, device, sure=self.plan.decoding == PLAIN)
         marks = [clock.mark()]
-        for step in range(self.workload.new_tokens):
-            self._pass = self.decode if step else self.prefill
-            self._start = max(prompts.lengths) + step - 1 if step else 0
-            self.picked.fill_(step)
-            if step > 1:
-                self.filled.add_(1)
-            if step:
-                self.lengths.move(self.filled)
-            self._pass.interpreter.step((traces or {}).get(step), wait=False)
+        for step in range(self.workload.new_tokens + SPARE):
+            self._now = self.decode if step else self.prefill
+            self._filled = () if self.scorer.device_knows else self._known(prompts, step)
+            self._now.interpreter.step((traces or {}).get(step), wait=False)
             marks.append(clock.mark())
-            if ended and (step + 1) % LOOK[self.mesh.device.type] == 0 and self._all(ended, step + 1):
+            enough = pace.after(step)
+            if enough is not None:
+                marks = marks[: enough + 2]
+                break
+            if ended and (step + 1) % LOOK[device.type] == 0 and ended(self.sequences.answers()):
                 break
         clock.settle()
         seconds = [clock.between(a, b) for a, b in pairwise(marks)]
-        return Generated(self._gather()[:, : len(seconds)], seconds[0], tuple(seconds[1:]))
+        tokens, many, taken = self._gather()
+        return Generated(tokens, seconds[0], tuple(seconds[1:]), many, taken)
 
-    def _all(self, ended: Callable[[list[list[int]]], bool], many: int) -> bool:
-        """Whether every rank's answers of so many tokens have ended."""
-        mine = ended(self.values["out"][:, :many].tolist()) if "out" in self.values else True
-        if self.plan.world == 1:
-            return mine
-        agreed = torch.tensor([int(mine)], device=self.mesh.device)
-        dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
-        return bool(agreed.item())
+    def _known(self, prompts: Prompts, step: int) -> tuple[int, ...]:
+        """Filled positions of each sequence: decoding a token at a time they need not be read."""
+        if self.plan.decoding != PLAIN:
+            return tuple(self.sequences.filled.tolist())
+        each = self.workload.batch // self.plan.data
+        here = prompts.lengths[self.mesh.data * each : (self.mesh.data + 1) * each]
+        return tuple(length + max(0, step - 1) for length in here)
 
     def _feed(self, prompts: Prompts) -> None:
         expected = (self.workload.batch, self.workload.prompt_length)
@@ -265,72 +265,147 @@ class Generator:
         each = self.workload.batch // self.plan.data
         here = slice(self.mesh.data * each, (self.mesh.data + 1) * each)
         own = torch.tensor(lengths[here])
-        self._alike = len(set(lengths[here])) == 1
-        self.filled.copy_(own)
+        self.sequences.begin(tokens[here], own)
         self.ends.copy_(torch.arange(each) * expected[1] + own - 1)
-        if self.workload.temperature:
+        for purpose, numbers in self.numbers.items() if self.workload.temperature else ():
             first = prompts.first + here.start
-            self.draws.copy_(draws(self.seed, first, each, self.workload.new_tokens))
+            numbers.copy_(draws(self.seed, first, each, self.workload.new_tokens, purpose))
         if "prompt" in self.values:
             self.values["prompt"].copy_(tokens[here])
 
-    def _gather(self) -> Tensor:
-        """All replicas' tokens, from the last stage's first tensor rank of each, on every rank."""
-        each = self.workload.batch // self.plan.data
-        whole = torch.zeros((self.workload.batch, self.workload.new_tokens), dtype=torch.int64, device=self.mesh.device)
-        if "out" in self.values and self.mesh.tensor == 0:
-            whole[self.mesh.data * each : (self.mesh.data + 1) * each] = self.values["out"]
+    def _gather(self) -> tuple[Tensor, tuple[int, ...], Tensor]:
+        """All replicas' answers, how much of each counts, and what their rounds committed, from the last stage's first
+        tensor rank of each, on every rank."""
+        each, new = self.workload.batch // self.plan.data, self.workload.new_tokens
+        rounds = self.sequences.taken.shape[1]
+        whole = torch.zeros((self.workload.batch, new + 1 + rounds), dtype=torch.int64, device=self.mesh.device)
+        if self._last and self.mesh.tensor == 0:
+            texts, here = self.sequences, slice(self.mesh.data * each, (self.mesh.data + 1) * each)
+            whole[here, :new] = texts.text.gather(1, texts.own[:, None] + torch.arange(new, device=whole.device))
+            whole[here, new] = texts.filled + 1 - texts.own
+            whole[here, new + 1 :] = texts.taken
         if self.plan.world > 1:
             dist.all_reduce(whole)
-        return whole.cpu()
+        whole = whole.cpu()
+        taken = whole[:, new + 1 :]
+        return whole[:, :new], tuple(whole[:, new].tolist()), taken[:, : int(taken.any(dim=0).sum())]
+
+    @property
+    def _last(self) -> bool:
+        return self.mesh.pipeline == self.plan.pipeline - 1
 
     def operations(self) -> Mapping[str, Operation]:
-        return {"F": self.forward, "PICK": self.pick, "TAKE": self.take, "SEND": self.send, "RECV": self.receive}
+        return {
+            "F": self.forward,
+            "COMMIT": self.commit,
+            "MOVE": self.move,
+            "PROPOSE": self.propose,
+            "TAKE": self.take,
+            "SEND": self.send,
+            "RECV": self.receive,
+        }
 
     def forward(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """The stage's blocks one after another: (the cache, the next stage's input or the logits)."""
-        now = self._pass
         x: Tensor = values[instruction.reads[2]]
         x = x if instruction.stage else x.reshape(-1)
-        for step in now.steps:
-            if step.block.kind == "head" and now.shape.queries > 1:  # what follows each sequence's last token
-                x = x.index_select(0, self.ends)
-            x = self._run(step, x)
-        return values[instruction.writes[0]], x
+        rows = self.ends if self._now.first and self.workload.prompt_length > 1 else None
+        return values[instruction.writes[0]], self.scorer.run(self._now.scoring, x, rows, self._filled, self.watch)
 
-    def _run(self, step: _Step, x: Tensor) -> Tensor:
-        """One block's body; a function of its own, so that nothing it made outlives it but its output."""
-        watch = None
-        if self.watch is not None:
-            watch = Watch(outside=frozenset({step.source}))
-            self.watch.append((step.block, self._pass.shape, watch))
-        given: Values = {step.source: x}
-        if self._captures() or self._pass is self.prefill:
-            env = step.env
-        elif self._alike:
-            env = replace(step.env, start=self._start, positions=self.filled[:1])
+    def commit(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Which of the scored tokens are kept, and the token after them."""
+        first = self._now.first
+        slate = None if first or self.plan.decoding == PLAIN else values[instruction.reads[2]]
+        if slate is not None and self.plan.commit == REJECTION:
+            news = self._rejected(values["logits"], slate)
         else:
-            env = replace(step.env, start=self._start, positions=self.filled, lengths=self.lengths)
-        return run_body(step.calls, env, given, self.mesh.axes, watch)[step.output]
+            depths = None if first else self._depths
+            choices = self._choices(values["logits"], depths)
+            if slate is None:
+                news = torch.cat((torch.ones_like(choices), choices), dim=1)
+            elif self.plan.branches > 1:
+                news = match(self.levels, slate, choices)
+            else:
+                news = match_row(slate, choices)
+        if not first:
+            news[:, 0].mul_(self.sequences.going_on)
+        self._took(news, first)
+        return self._next_token() if instruction.writes[0] == "token" else news, values["out"]
 
-    def pick(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The next token of each sequence."""
-        logits = values["logits"]
-        token = self._drawn(logits) if self.workload.temperature else self._likeliest(logits)
-        out = values["out"]
-        out.index_copy_(1, self.picked, token[:, None])
-        if instruction.writes[0] == "token":  # one stage alone: where the next step reads it
-            token = values["token"].copy_(token)
-        return token, out
+    @property
+    def _depths(self) -> Tensor:
+        lengths = self.decode.scoring.lengths
+        assert lengths is not None
+        return lengths.depths
 
-    def _drawn(self, logits: Tensor) -> Tensor:
-        """One of each row by its probability: every tensor rank draws the same from the whole row."""
-        if self.plan.tensor > 1:
-            parts = logits.new_empty((self.plan.tensor * len(logits), logits.shape[1]))
-            dist.all_gather_into_tensor(parts, logits.contiguous(), group=self.mesh.axes["tensor"])
-            logits = parts.view(self.plan.tensor, len(logits), -1).transpose(0, 1).flatten(1)
-        now = self.draws.index_select(1, self.picked).squeeze(1)
-        return drawn(logits, now, self.workload)
+    def _took(self, news: Tensor, first: bool) -> None:
+        """What follows once a round has committed: texts, and where the next round's tokens go."""
+        self.sequences.take(news, self._depth(first), first)
+        assert self.decode.scoring.lengths is not None
+        self.decode.scoring.lengths.move(self.sequences.filled)
+
+    def _depth(self, first: bool) -> int:
+        """Tokens that a step's news may hold."""
+        return 1 if first else 1 + self.plan.speculate
+
+    def _next_token(self) -> Tensor:
+        """The newest token of each sequence where the next step reads it."""
+        token: Tensor = self.values["token"]
+        token[:, :1].copy_(self.sequences.newest())
+        return token
+
+    def move(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The keys and values of kept branches to where those of a text's tokens stand: one after another."""
+        kv = values[instruction.reads[1]]
+        nodes = values["n"][:, 2 + self.plan.speculate :]
+        texts, most = self.sequences, self.scorer.cache.max_len
+        begin = torch.arange(len(nodes), device=nodes.device)[:, None] * most + texts.before[:, None]
+        after = begin + torch.arange(1, nodes.shape[1] + 1, device=nodes.device)
+        for part in kv:
+            rows = part.view(len(part), -1, *part.shape[3:])
+            rows.index_copy_(1, after.flatten(), rows.index_select(1, (begin + nodes).flatten()))
+        return (kv,)
+
+    def propose(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The newest token of each sequence and what may come after it: what the next round scores."""
+        first = self._now.first
+        guesses = self.proposer.propose(Seen(self.sequences, values["n"], self._depth(first), first))
+        slate: Tensor = self.values[instruction.writes[0]]
+        torch.cat((self.sequences.newest(), guesses), dim=1, out=slate)
+        made: dict[str, Any] = {"t": slate, "dkv": values.get("dkv")}
+        if "t" in instruction.writes:
+            made["t"] = slate.clone()
+        return slate, *(made[name] for name in instruction.writes[1:])
+
+    def _whole(self, logits: Tensor) -> Tensor:
+        """Whole rows of logits, of which each tensor rank has a part."""
+        if self.plan.tensor == 1:
+            return logits
+        parts = logits.new_empty((self.plan.tensor * len(logits), logits.shape[1]))
+        dist.all_gather_into_tensor(parts, logits.contiguous(), group=self.mesh.axes["tensor"])
+        return parts.view(self.plan.tensor, len(logits), -1).transpose(0, 1).flatten(1)
+
+    def _numbers(self, purpose: str, depths: Tensor | None) -> Tensor:
+        """float64 [batch, rows]: what the token after each scored one is drawn by, or, with None, the first token."""
+        numbers, texts = self.numbers[purpose], self.sequences
+        if depths is None:
+            return numbers[:, :1]
+        place = (texts.filled + 1 - texts.own)[:, None] + depths
+        return numbers.gather(1, place.clamp_max(numbers.shape[1] - 1))
+
+    def _choices(self, logits: Tensor, depths: Tensor | None) -> Tensor:
+        """int64 [batch, rows]: what the target chooses after each scored token."""
+        if self.workload.temperature:  # every tensor rank draws the same from the whole row
+            numbers = self._numbers("", depths).flatten()
+            return drawn(self._whole(logits), numbers, self.workload).view(len(self.ends), -1)
+        return self._likeliest(logits).view(len(self.ends), -1)
+
+    def _rejected(self, logits: Tensor, slate: Tensor) -> Tensor:
+        """Commits by speculative sampling: see runners.decoding.commit."""
+        assert isinstance(self.proposer, Draft) and self.proposer.q is not None
+        p = distribution(self._whole(logits), self.workload).view(*slate.shape, -1)
+        accept = self._numbers("accept", self._depths[:-1])
+        return rejection(slate, p, self.proposer.q, accept, self._numbers("", self._depths))
 
     def _likeliest(self, logits: Tensor) -> Tensor:
         """The likeliest of each row; of equal ones the first, whoever holds it."""
@@ -345,16 +420,22 @@ class Generator:
         return token
 
     def take(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:
-        return (values["token"].copy_(values["t"]),)
+        """What the last stage committed and, on the first, what it proposes."""
+        self._took(values["n"], self._now.first)
+        if instruction.writes[0] == "out":
+            return (values["out"],)
+        token = self.values["token"].copy_(values["t"]) if "t" in instruction.reads else self._next_token()
+        return token, values["out"]
 
     def send(self, instruction: Instruction, values: Mapping[str, Any]) -> Started:
         return Started((), self.mesh.send(instruction, values[instruction.reads[0]]))
 
     def receive(self, instruction: Instruction, values: Mapping[str, Any]) -> Started:
-        """A boundary activation [tokens, hidden] in the compute precision, or the picked tokens, int64 [batch]."""
-        shape, device = self._pass.shape, self.mesh.device
-        if instruction.writes[0] == "t":
-            empty = torch.empty(shape.batch, dtype=torch.int64, device=device)
+        """A boundary activation [tokens, hidden] in the compute precision, or whole numbers, int64 [batch, ...]."""
+        shape, device, name = self._now.scoring.shape, self.mesh.device, instruction.writes[0]
+        if name in ("n", "t"):
+            columns = scored(self.plan) if name == "t" else news(self.plan, shape.queries, shape.keys)
+            empty = torch.empty((shape.batch, columns), dtype=torch.int64, device=device)
         else:
             dtype = DTYPES[self.workload.precision]
             empty = torch.empty((shape.tokens, self.model.hidden), dtype=dtype, device=device)

@@ -72,7 +72,7 @@ def _passes(question: Question, plans: Sequence[Plan], progress: Callable[[str],
     for plan in plans:
         ranks = predictor.ranks(plan.world) if cpu else 1
         layout = canonical_stages(question.model, cut_of(plan, question.model))
-        for queries, keys in pass_lengths(workload):
+        for queries, keys in pass_lengths(plan, predictor.round(plan).workload):
             whole = generation_shape(plan, predictor.round(plan).workload, queries, keys)
             for block in {block for stage in layout for block in stage}:
                 shape = block_shape(block, whole)

@@ -208,8 +208,10 @@ def traced_program(job: Job) -> Program:
     """The program that the traced step interpreted, over all ranks."""
     if job.workload.kind == "train":
         return expand(lower_training(job.plan, job.model, job.workload), job.plan)
+    from autotune.planners.decoding.strategies import scored
     from autotune.planners.lower.generate import lower_generation
 
     round_ = job.round
-    keys = round_.prompt_length + round_.new_tokens
-    return expand(lower_generation(job.plan, job.model, round_, 1, keys), job.plan)
+    new = scored(job.plan)
+    keys = round_.prompt_length + round_.new_tokens - 1 + new
+    return expand(lower_generation(job.plan, job.model, round_, new, keys), job.plan)

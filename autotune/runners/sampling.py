@@ -45,9 +45,16 @@ def distribution(logits: Tensor, workload: Workload) -> Tensor:
 def drawn(logits: Tensor, draws: Tensor, workload: Workload) -> Tensor:
     """int64 [rows]: of each row of logits [rows, vocabulary] the token whose share of [0, 1) holds its draw [rows].
     Shares lie in the vocabulary's order: whatever is nearly as likely, a rounding moves none of them far."""
-    p = distribution(logits, workload)
-    place = (p.cumsum(dim=1) <= draws[:, None].to(p.dtype)).sum(dim=1)
-    last = p.shape[1] - 1 - (p > 0).flip(1).long().argmax(dim=1)  # its share may end below 1 by a rounding
+    return draw(distribution(logits, workload), draws[:, None]).squeeze(1)
+
+
+def draw(p: Tensor, numbers: Tensor) -> Tensor:
+    """int64 [rows, 1]: of probabilities [rows, vocabulary] the token whose share of [0, 1), in the vocabulary's order,
+    holds the number [rows, 1]."""
+    place = (p.cumsum(dim=1) <= numbers.to(p.dtype)).sum(dim=1, keepdim=True)
+    last = (
+        p.shape[1] - 1 - (p > 0).flip(1).long().argmax(dim=1, keepdim=True)
+    )  # its share may end below 1 by a rounding
     return torch.minimum(place, last)
 
 
@@ -58,11 +65,12 @@ def shares(logits: Tensor, tokens: Tensor, workload: Workload) -> tuple[Tensor, 
     return end - p.gather(1, tokens[:, None]).squeeze(1), end
 
 
-def draws(seed: int, first: int, sequences: int, steps: int) -> Tensor:
-    """float64 [sequences, steps] in [0, 1): of the sequences from number `first` on, each with a stream of its own."""
+def draws(seed: int, first: int, sequences: int, steps: int, stream: str = "") -> Tensor:
+    """float64 [sequences, steps] in [0, 1): of the sequences from number `first` on, each with numbers of its own; in
+    another `stream` they are others."""
     rows = []
     for number in range(first, first + sequences):
-        key = hashlib.sha256(f"{seed}:{number}".encode()).digest()
+        key = hashlib.sha256(f"{seed}:{number}{stream}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=True))
         rows.append(torch.rand(steps, generator=generator, dtype=torch.float64))
     return torch.stack(rows)

@@ -12,6 +12,8 @@ from autotune.spec.digest import digest
 from autotune.spec.errors import UsageError, nearest_name
 
 LIBRARY, FUSED = "library", "fused"  # whose kernels decode a token
+PLAIN = "plain"  # decoding a token at a time
+MATCH, REJECTION = "match", "rejection"  # how proposed tokens are committed
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class Plan:
     kernels: str = (
         LIBRARY  # of a decoded token: the libraries' | fused, ours that join neighbours (planners.lower.fuse)
     )
+    decoding: str = PLAIN  # who proposes tokens (planners.decoding.strategies): plain, nobody
+    speculate: int = 0  # tokens in a row that are proposed a round, to be scored in one pass; 0: none
+    branches: int = 1  # such rows side by side, each after the newest token
+    match: int = 0  # of "ngram": newest tokens that must have come before where a continuation is looked up
+    commit: str = MATCH  # what is kept: match (what the target itself chooses) | rejection (speculative sampling)
 
     @property
     def world(self) -> int:

@@ -5,6 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autotune.spec.digest import digest
+from autotune.spec.model import ModelSpec
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """How often proposed tokens are kept: `rates[j]` is the share of the rounds that kept j tokens in a row, or more,
+    and proposed another, that kept this one too (Leviathan et al., 2211.17192, by position)."""
+
+    key: str  # what proposes them: planners.decoding.strategies.acceptance_key
+    rates: tuple[float, ...]
+    source: str = "recipe"  # "recipe": somebody's word | "measured"
 
 
 @dataclass(frozen=True)
@@ -21,6 +32,8 @@ class Workload:
     temperature: float = 0.0  # of the logits that a new token is drawn from; 0: the likeliest token
     top_k: int = 0  # it is one of the so many likeliest; 0: of all
     top_p: float = 1.0  # and of the fewest that together are so likely
+    draft: ModelSpec | None = None  # a smaller model at hand, which may propose tokens
+    acceptance: tuple[Acceptance, ...] = ()  # of what proposes tokens, in such text
     data: str = ""  # a text or .npy token file, absolute; "": the Python standard library's own source as bytes
     learning_rate: float = 3e-4
     weight_decay: float = 0.1

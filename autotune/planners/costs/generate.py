@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from autotune.planners.costs import propose
 from autotune.planners.costs.body import NOTHING, BodyCosts, Cost
-from autotune.planners.lower.generate import ID, block_shape, counted_blocks, inference_body, pass_sizes
+from autotune.planners.decoding.strategies import scored
+from autotune.planners.lower.generate import ID, block_shape, counted_blocks, inference_body, news, pass_sizes
 from autotune.planners.lower.shape import Shape, generation_shape
 from autotune.planners.lower.stage import cut_of
 from autotune.spec.graph import Block
 from autotune.spec.model import ModelSpec
-from autotune.spec.plan import Plan
+from autotune.spec.plan import PLAIN, Plan
 from autotune.spec.program import Instruction
 from autotune.spec.work import Collective, Launch, Memory, Work
 from autotune.spec.workload import Workload
@@ -31,6 +33,7 @@ class PassCosts:
     _known: dict[tuple[str, int, tuple[str, ...]], Cost] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.first = self.keys == self.queries  # the prompt's pass
         self.shape = generation_shape(self.plan, self.workload, self.queries, self.keys)
         self.sizes = pass_sizes(self.plan, self.model, self.workload, self.queries, self.keys)
 
@@ -47,6 +50,8 @@ class PassCosts:
         return self.cost(instruction).sent if instruction.op != "RECV" else 0
 
     def transient(self, rank: int, instruction: Instruction) -> int:
+        if instruction.op == "PROPOSE":
+            return propose.transient(self, self.first)
         return self.sizes[instruction.stage].transient if instruction.op == "F" else 0
 
     def piece(self, *works: Work, issued: bool = True) -> Cost:
@@ -63,11 +68,14 @@ class PassCosts:
 
     def block(self, block: Block) -> Cost:
         """A block's forward; of a layer also the copies of its new keys and values into the cache."""
-        shape = block_shape(block, self.shape)
+        return self.priced(block, self.shape, "prefill" if self.first else "decode")
+
+    def priced(self, block: Block, whole: Shape, form: str) -> Cost:
+        """The same of a pass of any shape."""
+        shape = block_shape(block, whole)
         key = (block, shape)
         if key not in self.blocks:
-            body = inference_body(block, self.shape)
-            form = "prefill" if self.queries > 1 else "decode"
+            body = inference_body(block, whole)
             cost = self.bodies.price(block, body, body.forward, shape, form)
             for instruction in body.forward.ranks[0]:
                 if instruction.op == "attention":
@@ -81,42 +89,46 @@ class PassCosts:
         total = NOTHING
         for block, count in counted_blocks(self.model, cut_of(self.plan, self.model), stage).items():
             total += self.block(block).times(count)
-            if block.kind == "head" and self.queries > 1:
+            if block.kind == "head" and self.queries > self.shape.scored:
                 rows = self.shape.batch * self.model.hidden * self.shape.width
                 total += self.piece(Memory("copy", 2 * rows, self.shape.dtype))
         return total
 
-    def pick(self, stage: int) -> Cost:
-        """The largest logit of each sequence, over this rank's vocabulary and then over the tensor ranks; or a draw
-        from all logits, which every tensor rank makes by itself."""
+    def commit(self, stage: int) -> Cost:
+        """A token after each that was scored, and which of those that were proposed are kept."""
+        choice = self.choice(self.sizes[stage].output, self.plan.tensor)
+        return choice if self.first or self.plan.decoding == PLAIN else choice + propose.commit(self)
+
+    def choice(self, logits: int, tensor: int) -> Cost:
+        """The largest logit of each row of so many bytes, over this rank's vocabulary and then over the tensor ranks; or
+        a draw from all logits, which every tensor rank makes by itself."""
         if self.workload.temperature:
-            whole = self.sizes[stage].output * self.plan.tensor
+            whole = logits * tensor
             cut = self.workload.top_k or self.workload.top_p < 1  # which takes all in order
             choice = self.piece(Memory("sample_cut" if cut else "sample", whole, self.shape.dtype))
-            if self.plan.tensor == 1:
-                return choice
-            return choice + self.piece(
-                Collective("all_gather", whole, self.plan.tensor, self.bodies.level, self.bodies.inner)
-            )
-        best = self.piece(Memory("pick", self.sizes[stage].output, self.shape.dtype))
-        if self.plan.tensor == 1:
-            return best
-        pairs = 2 * 8 * self.shape.batch * self.plan.tensor
-        return best + self.piece(
-            Collective("all_gather", pairs, self.plan.tensor, self.bodies.level, self.bodies.inner)
-        )
+            return choice + self._gathered(whole, tensor)
+        best = self.piece(Memory("pick", logits, self.shape.dtype))
+        return best + self._gathered(2 * ID * self.shape.batch * self.shape.scored * tensor, tensor)
+
+    def _gathered(self, size: int, tensor: int) -> Cost:
+        if tensor == 1:
+            return NOTHING
+        return self.piece(Collective("all_gather", size, tensor, self.bodies.level, self.bodies.inner))
 
     def hop(self, instruction: Instruction) -> Cost:
         """A boundary activation, or the picked tokens, between two pipeline ranks."""
         (name,) = instruction.reads + instruction.writes
-        size = self.shape.batch * ID if name == "t" else self.sizes[int(name.split(".")[1])].inputs
+        columns = {"t": scored(self.plan), "n": news(self.plan, self.queries, self.keys)}
+        size = columns[name] * self.shape.batch * ID if name in columns else self.sizes[int(name.split(".")[1])].inputs
         level = self.bodies.pricer.level(self.plan.world)
         return self.piece(Collective("send_recv", size, 2, level), issued=False)
 
 
 COSTS: dict[str, Callable[[PassCosts, Instruction], Cost]] = {
     "F": lambda c, i: c.forward(i.stage),
-    "PICK": lambda c, i: c.pick(i.stage),
+    "COMMIT": lambda c, i: c.commit(i.stage),
+    "MOVE": lambda c, i: propose.moved(c, i.stage),
+    "PROPOSE": lambda c, i: propose.PROPOSALS[c.plan.decoding](c, c.first),
     "TAKE": lambda c, i: c.piece(Memory("copy", 2 * ID * c.shape.batch, c.shape.dtype)),
     "SEND": lambda c, i: c.hop(i),
     "RECV": lambda c, i: c.hop(i),

@@ -1,9 +1,11 @@
-"""The outer programs of generation: a prefill of the whole prompt, and one decoded token a sequence.
+"""The outer programs of generation: a prefill of the whole prompt, and a round, which proposes tokens, scores them in
+one pass and commits some; a token decoded by itself is a round without proposals.
 
 Stage s runs on pipeline rank s. Buffers: w.s weights; kv.s keys and values of the stage's layers, for every position
-there will be; x.s the stage's input; `prompt`, and `token`: the newest token of each sequence, on the first rank;
-`out` all that were picked, on the last. A step ends when the picked tokens are back where the next step starts, so
-that the decode program can be run again and again.
+there will be; x.s the stage's input; `prompt`, and `token`: the newest token of each sequence and what is proposed after
+it, on the first rank (`slate` is the same on the last, `t` on its way); `n` what a round committed; `out` the text so
+far, on every rank; dw and dkv a draft model's weights and cache. A step ends when the next tokens are where the next
+step starts, so that the program of a round can be run again and again.
 """
 
 from __future__ import annotations
@@ -13,14 +15,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from autotune.planners.decoding.strategies import STRATEGIES, scored
 from autotune.planners.lower.body import Body, lower_block
 from autotune.planners.lower.shape import Shape, generation_shape
 from autotune.planners.lower.stage import Cut, canonical_stages, cut_of, local_parameters, stage_blocks
 from autotune.planners.passes.communicate import communicate
 from autotune.planners.simulate import memory
-from autotune.spec.graph import Block
+from autotune.spec.graph import Block, kv_bytes_per_token
+from autotune.spec.graph import blocks as all_blocks
 from autotune.spec.model import ModelSpec
-from autotune.spec.plan import Plan
+from autotune.spec.plan import PLAIN, Plan
 from autotune.spec.program import Buffer, Instruction, Program
 from autotune.spec.work import BYTES
 from autotune.spec.workload import Workload
@@ -45,14 +49,18 @@ def inference_body(block: Block, shape: Shape) -> Body:
 
 
 def block_shape(block: Block, shape: Shape) -> Shape:
-    """What a block sees of a pass: the head only the last token of each sequence."""
-    return replace(shape, queries=1, keys=1) if block.kind == "head" else shape
+    """What a block sees of a pass: the head only those tokens of each sequence that get logits."""
+    return replace(shape, queries=shape.scored, keys=shape.scored) if block.kind == "head" else shape
 
 
-def pass_lengths(workload: Workload) -> tuple[tuple[int, int], ...]:
-    """(new tokens, keys) of the prefill, and of a decoded token at both ends of the answer."""
-    first, last = workload.prompt_length + 1, workload.prompt_length + max(1, workload.new_tokens - 1)
-    return tuple(dict.fromkeys(((workload.prompt_length, workload.prompt_length), (1, first), (1, last))))
+def pass_lengths(plan: Plan, workload: Workload) -> tuple[tuple[int, int], ...]:
+    """(new tokens, keys) of the prefill, and of a round at both ends of the answer."""
+    first, last, new = (
+        workload.prompt_length,
+        workload.prompt_length + max(1, workload.new_tokens - 1) - 1,
+        scored(plan),
+    )
+    return tuple(dict.fromkeys(((first, first), (new, first + new), (new, last + new))))
 
 
 @lru_cache(maxsize=256)
@@ -63,12 +71,17 @@ def counted_blocks(model: ModelSpec, cut: Cut, stage: int) -> Mapping[Block, int
 
 def cache_bytes(plan: Plan, model: ModelSpec, workload: Workload, layers: int) -> int:
     """Bytes of the keys and values of `layers` layers for one replica's sequences, on one tensor rank."""
-    tokens = workload.batch // plan.data * (workload.prompt_length + workload.new_tokens)
+    tokens = workload.batch // plan.data * room(plan, workload)
     return tokens * layers * 2 * (model.kv_heads // plan.tensor) * model.head_dim * BYTES[workload.precision]
 
 
+def room(plan: Plan, workload: Workload) -> int:
+    """Positions of a sequence's cache: its text, and what a last round may propose beyond it."""
+    return workload.prompt_length + workload.new_tokens + scored(plan) - 1
+
+
 @lru_cache(maxsize=4096)
-def _transient(model: ModelSpec, cut: Cut, stage: int, shape: Shape) -> tuple[int, int]:
+def transient_bytes(model: ModelSpec, cut: Cut, stage: int, shape: Shape) -> tuple[int, int]:
     """(bytes beyond input and output, bytes of the output) of a forward through a stage.
 
     While a block runs its input stays; the stage's own input is counted by the outer program.
@@ -76,7 +89,7 @@ def _transient(model: ModelSpec, cut: Cut, stage: int, shape: Shape) -> tuple[in
     most = held = 0
     for block in counted_blocks(model, cut, stage):
         body = inference_body(block, shape)
-        if block.kind == "head" and shape.queries > 1:  # the last rows are copied out before the head runs
+        if block.kind == "head" and shape.queries > shape.scored:  # the last rows are copied out before the head runs
             rows = body.sizes["x"]
             most, held = max(most, held + rows), rows
         peak = max(memory(body.forward, lambda rank, instruction: 0)[0].get("device", ()), default=0)
@@ -94,58 +107,105 @@ def pass_sizes(plan: Plan, model: ModelSpec, workload: Workload, queries: int, k
     found, cut = [], cut_of(plan, model)
     for s, blocks in enumerate(stage_blocks(model, cut)):
         layers = sum(block.kind == "layer" for block in blocks)
-        transient, output = _transient(model, cut, s, shape)
+        transient, output = transient_bytes(model, cut, s, shape)
         inputs = shape.tokens * model.hidden * shape.width if s else 0
         cache = cache_bytes(plan, model, workload, layers)
         found.append(Pass(local_parameters(blocks, plan.tensor), cache, inputs, output, transient))
     return tuple(found)
 
 
-def _buffers(rank: int, plan: Plan, workload: Workload, sizes: tuple[Pass, ...]) -> dict[str, Buffer]:
+def text_columns(plan: Plan, workload: Workload) -> int:
+    """Tokens of a sequence's text on a rank: the prompt, the answer, and what a last round commits beyond it."""
+    return room(plan, workload) + 1
+
+
+def news(plan: Plan, queries: int, keys: int) -> int:
+    """Whole numbers that say what became of a sequence's proposals: how many tokens are committed, those tokens, and of
+    branches where in the cache the kept ones' keys are."""
+    if keys == queries or plan.decoding == PLAIN:
+        return 2
+    return 1 + (1 + plan.speculate) + (plan.speculate if plan.branches > 1 else 0)
+
+
+def draft_bytes(plan: Plan, workload: Workload) -> tuple[int, int]:
+    """Bytes of the draft model's weights and of its cache, whole on each rank that proposes; (0, 0) without one."""
+    if not STRATEGIES[plan.decoding].draft or workload.draft is None:
+        return 0, 0
+    alone, blocks = Plan(data=plan.data), all_blocks(workload.draft)
+    tokens = workload.batch // plan.data * room(plan, workload)
+    cache = tokens * kv_bytes_per_token(workload.draft, BYTES[workload.precision])
+    return local_parameters(blocks, alone.tensor) * BYTES[workload.precision], cache
+
+
+def _buffers(
+    rank: int, plan: Plan, workload: Workload, sizes: tuple[Pass, ...], queries: int, keys: int
+) -> dict[str, Buffer]:
     """What one pipeline rank holds. What crosses ranks is declared where it is written."""
-    size, batch = sizes[rank], workload.batch // plan.data
+    size, batch, last = sizes[rank], workload.batch // plan.data, len(sizes) - 1
+    slate = batch * scored(plan) * ID
     held = {
         f"w.{rank}": Buffer(size.parameters * BYTES[workload.precision], persistent=True),
         f"kv.{rank}": Buffer(size.cache, persistent=True),
+        "out": Buffer(batch * text_columns(plan, workload) * ID, persistent=True),
     }
     if rank == 0:
         held["prompt"] = Buffer(batch * workload.prompt_length * ID, persistent=True)
-        held["token"] = Buffer(batch * ID, persistent=True)
-    if rank == len(sizes) - 1:
-        held["out"] = Buffer(batch * workload.new_tokens * ID, persistent=True)
-        held["logits"] = Buffer(size.output)
-        if rank:
-            held["t"] = Buffer(batch * ID)
-    else:
+        held["token"] = Buffer(slate, persistent=True)
+    if rank < last:
         held[f"x.{rank + 1}"] = Buffer(size.output)
+        return held
+    held["logits"] = Buffer(size.output)
+    held["n"] = Buffer(batch * news(plan, queries, keys) * ID)
+    if plan.decoding != PLAIN and last:
+        held |= {"slate": Buffer(slate, persistent=True), "t": Buffer(slate)}
+    weights, cache = draft_bytes(plan, workload)
+    if weights:
+        held |= {"dw": Buffer(weights, persistent=True), "dkv": Buffer(cache, persistent=True)}
     return held
 
 
-def _listing(rank: int, last: int, source: str) -> tuple[Instruction, ...]:
-    """A stage's forward; the last picks, and the first takes what was picked."""
+def _listing(rank: int, plan: Plan, goes_on: bool) -> tuple[Instruction, ...]:
+    """A stage's forward; the last commits tokens and proposes the next ones, and the others take what it did. `goes_on`:
+    from the cache, and not from the prompt."""
+    last, proposes = plan.pipeline - 1, plan.decoding != PLAIN
     w, kv = f"w.{rank}", f"kv.{rank}"
-    x = f"x.{rank}" if rank else source
+    x = f"x.{rank}" if rank else "token" if goes_on else "prompt"
     made = "logits" if rank == last else f"x.{rank + 1}"
     out = [Instruction("F", rank, reads=(w, kv, x), writes=(kv, made), frees=(x,) if rank else ())]
-    if rank == last:
-        picked = "t" if last else "token"
-        out.append(Instruction("PICK", rank, reads=("logits",), writes=(picked, "out"), frees=("logits",)))
-    if rank == 0 and last:
-        out.append(Instruction("TAKE", rank, reads=("t",), writes=("token",), frees=("t",)))
+    apart = proposes and goes_on and plan.branches > 1  # what is kept does not stand together in the cache
+    if rank < last:
+        slate = ("t",) if rank == 0 and proposes else ()
+        writes, frees = ("token", "out") if rank == 0 else ("out",), slate if apart else ("n", *slate)
+        out.append(Instruction("TAKE", rank, reads=("n", *slate, "out"), writes=writes, frees=frees))
+        if apart:
+            out.append(Instruction("MOVE", rank, reads=("n", kv), writes=(kv,), frees=("n",)))
+        return tuple(out)
+    slate = ("slate" if last else "token",) if proposes else ()
+    reads = ("logits", "out", *(slate if goes_on else ()))
+    alone = not last and not proposes
+    writes = ("token", "out") if alone else ("n", "out")
+    out.append(Instruction("COMMIT", rank, reads=reads, writes=writes, frees=("logits",)))
+    if apart:
+        out.append(Instruction("MOVE", rank, reads=("n", kv), writes=(kv,)))
+    if proposes:
+        drafts = ("dw", "dkv") if STRATEGIES[plan.decoding].draft else ()
+        writes = ("slate", "t") if last else ("token",)
+        reads = ("n", "out", *drafts)
+        out.append(Instruction("PROPOSE", rank, reads=reads, writes=(*writes, *drafts[1:]), frees=("n",)))
     return tuple(out)
 
 
 def lower_generation(plan: Plan, model: ModelSpec, workload: Workload, queries: int, keys: int) -> Program:
     """One pass over pipeline ranks: `queries` new tokens a sequence that attend to `keys` positions, their own too.
 
-    keys == queries is the prefill: it reads the prompt. keys > queries goes on from the cache and reads `token`. Data
-    and tensor peers run the same program: `expand` makes them explicit. `plan` must be feasible (planners.feasible).
+    keys == queries is the prefill: it reads the prompt. keys > queries is a round: it goes on from the cache and scores
+    `token`, the newest token and what was proposed after it. Data and tensor peers run the same program: `expand` makes
+    them explicit. `plan` must be feasible (planners.feasible).
     """
     sizes = pass_sizes(plan, model, workload, queries, keys)
-    last = plan.pipeline - 1
-    source = "prompt" if keys == queries else "token"
-    ranks = tuple(_listing(rank, last, source) for rank in range(plan.pipeline))
-    buffers = tuple(_buffers(rank, plan, workload, sizes) for rank in range(plan.pipeline))
+    stages = range(plan.pipeline)
+    ranks = tuple(_listing(rank, plan, keys > queries) for rank in stages)
+    buffers = tuple(_buffers(rank, plan, workload, sizes, queries, keys) for rank in stages)
     # ahead 0: nothing is worth receiving early, since a rank's one forward waits for what it receives.
     program = communicate(Program(ranks, buffers), ahead=0)
-    return replace(program, facts={"place": tuple(range(plan.pipeline))})
+    return replace(program, facts={"place": tuple(stages)})

@@ -23,6 +23,7 @@ class Shape:
     context: int = 1  # ranks that share each sequence
     ring: int = 1  # of them those that pass keys and values around
     fused: bool = False  # whether neighbours are joined (lower.fuse): of decoded tokens alone
+    scored: int = 1  # of a sequence's new tokens those that get logits (generation): the last, or all of a round
 
     @property
     def tokens(self) -> int:
@@ -62,7 +63,8 @@ def training_shape(plan: Plan, workload: Workload) -> Shape:
 
 
 def generation_shape(plan: Plan, workload: Workload, queries: int, keys: int) -> Shape:
-    """The shape of a prefill (queries = prompt) or of one decoded token (queries = 1)."""
+    """The shape of a prefill (queries = keys) or of a round that goes on from the cache (fewer queries than keys)."""
     fused = plan.kernels == FUSED and queries == 1 < keys
-    batch = workload.batch // plan.data
-    return Shape(batch, queries, keys, plan.tensor, False, workload.precision, plan.attention, fused=fused)
+    batch, scored = workload.batch // plan.data, queries if queries < keys else 1
+    how = (False, workload.precision, plan.attention)
+    return Shape(batch, queries, keys, plan.tensor, *how, fused=fused, scored=scored)

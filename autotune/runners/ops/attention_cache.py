@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from autotune.planners.decoding.trees import Tree
 from autotune.runners.ops import attention_math as plain
 
 if TYPE_CHECKING:
@@ -24,34 +25,67 @@ AMPERE = 8
 
 
 class Lengths(NamedTuple):
-    """How much of each sequence's cache is filled once the new tokens are in it, and where they go; on the device."""
+    """How much of each sequence's cache is filled once the new tokens are in it, where they go, and what they see; on
+    the device. New tokens that follow one another see what comes before them; those of a tree see their ancestors."""
 
     used: Tensor  # int32 [batch]
     rows: Tensor  # int32 [batch + 1]: where each sequence's new tokens begin among all, and their number
     columns: Tensor  # int32 [batch + 1]: where each sequence's positions begin in a layer of the cache, and all of them
     begins: Tensor  # int64 [batch, new]: where each new token of a sequence that is empty goes in a layer of the cache
     places: Tensor  # int64 [batch * new]: where it goes now
+    depths: Tensor  # int64 [new]: how many of the new tokens come before each in its text
+    positions: Tensor  # int64 [batch * new]: of each new token in its text
+    visible: Tensor | None = None  # bool [new, new]: which of the others each sees, itself too; None: those before it
 
     @classmethod
-    def empty(cls, batch: int, new: int, max_len: int, device: torch.device) -> Lengths:
-        """Of `batch` sequences of no tokens, each to be given `new` at a time and with room for `max_len`."""
+    def empty(cls, batch: int, new: int, max_len: int, device: torch.device, tree: Tree | None = None) -> Lengths:
+        """Of `batch` sequences of no tokens, each to be given `new` at a time and with room for `max_len`. `tree`: what
+        the new tokens are, where they do not follow one another."""
         bounds = torch.arange(batch + 1, dtype=torch.int32, device=device)
         begins = (bounds[:-1, None] * max_len + torch.arange(new, device=device)).long()
-        return cls(torch.zeros_like(bounds[:-1]), bounds * new, bounds * max_len, begins, begins.flatten().clone())
+        depths, visible = torch.arange(new, device=device), None
+        if tree is not None and not tree.chain:
+            depths = torch.tensor(tree.depths, device=device)
+            visible = torch.tensor(tree.visible(), device=device)
+        return cls(
+            torch.zeros_like(bounds[:-1]),
+            bounds * new,
+            bounds * max_len,
+            begins,
+            begins.flatten().clone(),
+            depths,
+            depths.repeat(batch),
+            visible,
+        )
 
     def move(self, filled: Tensor) -> None:
         """The next step, before which so many positions, int64 [batch], are filled."""
         torch.add(filled, self.begins.shape[1], out=self.used)
         torch.add(filled[:, None], self.begins, out=self.places.view(self.begins.shape))
+        torch.add(filled[:, None], self.depths, out=self.positions.view(self.begins.shape))
+
+    def seen(self, columns: Tensor, window: int) -> Tensor:
+        """bool [batch, new, columns]: which positions of its cache each new token sees."""
+        new = self.begins.shape[1]
+        place = columns - (self.used.long() - new)[:, None]  # among the new tokens; below 0: before them
+        inside = place.clamp(0, new - 1)
+        depth = torch.where(place < 0, place, self.depths[inside])[:, None]
+        if self.visible is None:
+            found = depth <= self.depths[:, None]
+            found &= (place < new)[:, None]
+        else:
+            found = (place < 0)[:, None] | (self.visible[:, inside].transpose(0, 1) & (place < new)[:, None])
+        return found & (depth > self.depths[:, None] - window) if window else found
 
 
 def over_cache(env: Env, q: Tensor, window: int) -> Tensor:
     """New queries [batch, heads, new, width] over everything in the cache, their own keys too; the result like q."""
     if env.lengths is None:
         return _known(env, q, window)
-    if q.is_cuda and q.dtype in FLASH_DTYPES and q.shape[-1] <= FLASH_WIDEST and _since(q.device, AMPERE):
+    flash = q.is_cuda and q.dtype in FLASH_DTYPES and q.shape[-1] <= FLASH_WIDEST and _since(q.device, AMPERE)
+    if flash and env.lengths.visible is None:
         return _flash(env, env.lengths, q, window)
-    return _masked(env, q, window)
+    return _masked(env, env.lengths, q, window)
 
 
 def _since(device: torch.device, major: int) -> bool:
@@ -101,14 +135,12 @@ def _flash(env: Env, lengths: Lengths, q: Tensor, window: int) -> Tensor:
     return o.view(batch, new, heads, width).transpose(1, 2)
 
 
-def _masked(env: Env, q: Tensor, window: int) -> Tensor:
+def _masked(env: Env, lengths: Lengths, q: Tensor, window: int) -> Tensor:
     """The cache under a mask that the device makes, all of it where nobody told the host how much is filled (`start`):
     for what no kernel takes lengths."""
     assert env.cache is not None
     new = q.shape[2]
     k, v = env.cache.view(env.layer, 0, env.start + new if env.start else env.cache.max_len)
-    columns = torch.arange(k.shape[2], device=q.device)
-    ahead = columns - env.positions.view(-1, new, 1)  # [1 or batch, new, columns]
-    seen = (ahead <= 0) & (ahead > -window) if window else ahead <= 0
+    seen = lengths.seen(torch.arange(k.shape[2], device=q.device), window)
     mask = seen.repeat(1, q.shape[1] // k.shape[1], 1).unsqueeze(1)
     return F.scaled_dot_product_attention(_folded(q, k.shape[1]), k, v, attn_mask=mask).reshape(q.shape)

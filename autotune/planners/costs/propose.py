@@ -1,0 +1,87 @@
+"""What a round takes beside the target's pass: to propose tokens, to commit some of them, to keep what stands apart.
+One line of the table a strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from autotune.planners.costs.body import NOTHING, Cost
+from autotune.planners.decoding.passes import draft_shapes
+from autotune.planners.decoding.strategies import LONGEST, STRATEGIES
+from autotune.planners.lower.generate import ID, text_columns, transient_bytes
+from autotune.planners.lower.shape import Shape
+from autotune.planners.lower.stage import canonical, cut_of, stage_blocks
+from autotune.spec.graph import blocks
+from autotune.spec.plan import Plan
+from autotune.spec.work import Memory
+
+if TYPE_CHECKING:
+    from autotune.planners.costs.generate import PassCosts
+
+
+def commit(costs: PassCosts) -> Cost:
+    """Which proposals are kept: a few operations on whole numbers, short however many there are."""
+    return costs.piece(Memory("commit", costs.shape.tokens * ID, costs.shape.dtype))
+
+
+def moved(costs: PassCosts, stage: int) -> Cost:
+    """Keys and values of a stage's layers, of as many tokens as a branch has: read, written, read, written."""
+    plan, model = costs.plan, costs.model
+    layers = sum(block.kind == "layer" for block in stage_blocks(model, cut_of(plan, model))[stage])
+    heads = model.kv_heads // plan.tensor * model.head_dim
+    size = layers * costs.shape.batch * plan.speculate * heads * costs.shape.width
+    return costs.piece(*(Memory("copy", 2 * size, costs.shape.dtype) for _ in range(4)))
+
+
+def nothing(costs: PassCosts, first: bool) -> Cost:
+    return NOTHING
+
+
+def lookup(costs: PassCosts, first: bool) -> Cost:
+    """Each branch looks through the whole text."""
+    size = costs.shape.batch * text_columns(costs.plan, costs.workload) * LONGEST * ID
+    return costs.piece(*(Memory("lookup", size, costs.shape.dtype) for _ in range(costs.plan.branches)))
+
+
+def guesses(costs: PassCosts, first: bool) -> Cost:
+    return costs.piece(Memory("copy", 2 * costs.shape.tokens * ID, costs.shape.dtype))
+
+
+def draft(costs: PassCosts, first: bool) -> Cost:
+    """The draft's passes: over the prompt at first, over two tokens, over one at a time; each chooses a token."""
+    prompt, pair, single = draft_shapes(costs.plan, costs.workload, costs.keys + 1)
+    choice = costs.choice(costs.shape.batch * costs.model.vocab * costs.shape.width, 1)
+    total = _pass(costs, pair) + choice
+    if first:
+        total += _pass(costs, prompt, head=False)
+    return total + (_pass(costs, single) + choice).times(costs.plan.speculate - 1)
+
+
+def _pass(costs: PassCosts, shape: Shape, head: bool = True) -> Cost:
+    total, model = NOTHING, costs.workload.draft
+    assert model is not None
+    form = "prefill" if shape.queries == shape.keys else "decode"
+    for block in map(canonical, blocks(model)):
+        if head or block.kind != "head":
+            total += costs.priced(block, shape, form)
+    return total
+
+
+PROPOSALS: dict[str, Callable[[PassCosts, bool], Cost]] = {
+    "plain": nothing,
+    "ngram": lookup,
+    "jacobi": guesses,
+    "draft": draft,
+}
+
+
+def transient(costs: PassCosts, first: bool) -> int:
+    """Bytes that proposing takes and gives back: a draft's passes, the texts beside themselves."""
+    plan, model = costs.plan, costs.workload.draft
+    if plan.decoding == "ngram":
+        return costs.shape.batch * text_columns(plan, costs.workload) * (LONGEST + 3) * ID
+    if not STRATEGIES[plan.decoding].draft or model is None:
+        return 0
+    shapes = draft_shapes(plan, costs.workload)
+    return max(sum(transient_bytes(model, cut_of(Plan(), model), 0, shape)) for shape in shapes[0 if first else 1 :])

@@ -1,0 +1,64 @@
+"""Who proposes tokens: a line each, by the name of the strategy (`planners.decoding.strategies`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from autotune.runners.decoding.ngram import lookup
+from autotune.runners.decoding.sequences import Sequences
+from autotune.spec.plan import Plan
+
+
+class Seen(NamedTuple):
+    """What a proposer may look at once a round has committed its tokens."""
+
+    sequences: Sequences
+    news: Tensor  # int64 [batch, 1 + tokens + ...]: how many were committed, and what the target chose
+    depth: int  # of `news` so many are tokens
+    first: bool  # whether the round was the prompt's pass
+
+
+class Proposer(Protocol):
+    def propose(self, seen: Seen) -> Tensor:
+        """int64 [batch, branches * speculate]: tokens after each newest one, row after row of `speculate`."""
+
+
+class Nobody:
+    """Decoding a token at a time."""
+
+    def propose(self, seen: Seen) -> Tensor:
+        return seen.news[:, :0]
+
+
+class Ngram(NamedTuple):
+    length: int
+    branches: int
+    least: int
+
+    def propose(self, seen: Seen) -> Tensor:
+        texts = seen.sequences
+        return lookup(texts.text, texts.filled, self.length, self.branches, self.least)
+
+
+class Jacobi(NamedTuple):
+    """What the target chose after tokens that were not kept: right where it did not depend on them (Santilli et al.,
+    2305.10427, 3.1: a sweep of the fixed-point iteration; its right part is what the next sweep begins with)."""
+
+    length: int
+
+    def propose(self, seen: Seen) -> Tensor:
+        steps = torch.arange(self.length, device=seen.news.device)
+        last = seen.depth  # the column of the last choice: beyond it nothing is known, and it is repeated
+        return seen.news.gather(1, (1 + seen.news[:, :1] + steps).clamp_max(last))
+
+
+# What needs no weights of its own; `draft` is built where its weights are (runners.decoding.draft).
+PROPOSERS: dict[str, Callable[[Plan], Proposer]] = {
+    "plain": lambda plan: Nobody(),
+    "ngram": lambda plan: Ngram(plan.speculate, plan.branches, plan.match),
+    "jacobi": lambda plan: Jacobi(plan.speculate),
+}

@@ -1,0 +1,128 @@
+"""One rank's part of a model over a cache: new tokens in, the next stage's input or logits out.
+
+A pass has a shape of its own (a prompt, one token, a round's proposals) and a list of calls; weights and cache are the
+same for all passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from autotune.planners.decoding.trees import Tree
+from autotune.planners.lower.generate import inference_body
+from autotune.planners.lower.shape import Shape
+from autotune.runners.body import ALONE, Call, Groups, Values, Watch, compile_body, run_body
+from autotune.runners.ops import Env, KVCache
+from autotune.runners.ops.attention_cache import Lengths
+from autotune.runners.state import StageState
+from autotune.spec.graph import Block
+from autotune.spec.model import ModelSpec
+
+
+class Step(NamedTuple):
+    """One block of a pass, resolved. `env` lacks only where the step starts, where the host knows that."""
+
+    block: Block
+    calls: tuple[Call, ...]
+    env: Env
+    source: str  # what the body calls its input
+    output: str
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One kind of step: its shape, the blocks of this stage, and where its new tokens go (None: a prompt's)."""
+
+    shape: Shape
+    steps: tuple[Step, ...]
+    lengths: Lengths | None
+
+
+@dataclass
+class Scorer:
+    """`device_knows`: passes are captured, and only the device knows how much of the cache is filled."""
+
+    model: ModelSpec
+    state: StageState
+    cache: KVCache
+    rope: tuple[Tensor, Tensor]
+    attention: str
+    device_knows: bool
+    tensor_rank: int = 0
+    tensor_size: int = 1
+    all_reduce: Callable[[Tensor, str], Tensor] | None = None
+    groups: Groups = field(default_factory=lambda: ALONE)
+
+    @property
+    def device(self) -> torch.device:
+        return self.cache.k.device
+
+    def compile(self, shape: Shape, tree: Tree | None = None) -> Pass:
+        """The pass of a shape. `tree`: what its new tokens are, where they do not follow one another."""
+        lengths, positions = None, torch.arange(shape.queries, device=self.device)
+        if shape.keys > shape.queries:
+            lengths = Lengths.empty(shape.batch, shape.queries, self.cache.max_len, self.device, tree)
+            positions = lengths.positions
+        env = Env(
+            self.model,
+            shape.batch,
+            shape.queries,
+            positions,
+            self.rope,
+            {},
+            tensor_rank=self.tensor_rank,
+            tensor_size=self.tensor_size,
+            all_reduce=self.all_reduce,
+            attention=self.attention,
+            cache=self.cache,
+            lengths=lengths,
+        )
+        steps, layer = [], 0
+        for block in self.state.blocks:
+            body = inference_body(block, shape)
+            own = replace(env, weights=self.state.of(block)[0], layer=layer)
+            steps.append(Step(block, compile_body(block, body.forward), own, block.nodes[0].reads[0], body.output))
+            layer += block.kind == "layer"
+        return Pass(shape, tuple(steps), lengths)
+
+    def run(
+        self,
+        now: Pass,
+        x: Tensor,
+        rows: Tensor | None = None,
+        filled: tuple[int, ...] = (),
+        watch: list[tuple[Block, Shape, Watch]] | None = None,
+    ) -> Tensor:
+        """x, tokens [batch * new] or activations [batch * new, hidden], through the blocks. `rows`, int64 [batch]: those
+        that the head sees, all without it. `filled`: positions of each sequence's cache that are, where the host knows."""
+        for step in now.steps:
+            if step.block.kind == "head" and rows is not None:
+                x = x.index_select(0, rows)
+            x = self._run(now, step, x, filled, watch)
+        return x
+
+    def _run(
+        self,
+        now: Pass,
+        step: Step,
+        x: Tensor,
+        filled: tuple[int, ...],
+        watch: list[tuple[Block, Shape, Watch]] | None,
+    ) -> Tensor:
+        """One block's body; a function of its own, so that nothing it made outlives it but its output."""
+        seen = None
+        if watch is not None:
+            seen = Watch(outside=frozenset({step.source}))
+            watch.append((step.block, now.shape, seen))
+        given: Values = {step.source: x}
+        env = step.env
+        if now.lengths is not None and not self.device_knows:
+            env = replace(env, start=max(filled))
+            if len(set(filled)) == 1 and now.lengths.visible is None:  # all alike: only what is filled is read
+                env = replace(env, positions=now.lengths.positions[: now.shape.queries], lengths=None)
+        return run_body(step.calls, env, given, self.groups, seen)[step.output]

@@ -1,0 +1,123 @@
+"""Every strategy gives what decoding a token at a time gives, whoever proposes and under whichever plan; and commits as
+many tokens at a time as it says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from autotune.planners.decoding.strategies import STRATEGIES
+from autotune.planners.feasible import why_not
+from autotune.planners.lower.expand import expand
+from autotune.planners.lower.generate import lower_generation
+from autotune.planners.resolve import resolve
+from autotune.planners.validate import validate
+from autotune.runners.decoding.propose import PROPOSERS
+from autotune.spec.plan import PLAIN, Plan
+from tests.pool import Pool
+from tests.test_answers import LENGTHS, SAMPLED, expected
+from tests.test_generation import MODELS, WORK
+
+# One line a strategy, and one more for each of its axes: a new one joins by being in the table.
+SHAPES = {
+    "ngram": (
+        Plan(decoding="ngram", speculate=3, match=1),
+        Plan(decoding="ngram", speculate=2, match=1, branches=3),
+    ),
+    "jacobi": (Plan(decoding="jacobi", speculate=4),),
+    "draft": (Plan(decoding="draft", speculate=1), Plan(decoding="draft", speculate=3)),
+}
+MESHES = (Plan(), Plan(data=2), Plan(tensor=2), Plan(pipeline=2), Plan(tensor=2, pipeline=2), Plan(pipeline=4))
+CASES = [
+    (shape.altered(data=mesh.data, tensor=mesh.tensor, pipeline=mesh.pipeline, attention="math"), work)
+    for shapes in SHAPES.values()
+    for number, shape in enumerate(shapes)
+    for index, mesh in enumerate(MESHES)
+    for work in (WORK, SAMPLED)[: 2 if index in (0, 4) else 1]
+]
+
+
+def test_every_strategy_is_tested_and_proposes() -> None:
+    assert {PLAIN, *SHAPES} == set(STRATEGIES) == {*PROPOSERS, "draft"}
+
+
+@pytest.mark.parametrize(
+    ("plan", "work"), CASES, ids=lambda case: case.describe() if isinstance(case, Plan) else str(case.temperature)
+)
+def test_answers_are_those_of_plain_decoding(pool: Pool, plan: Plan, work: object) -> None:
+    name = "window" if plan.speculate == 3 and plan.decoding != "draft" else "llama"
+    given = replace(work, draft=MODELS[name] if plan.decoding == "draft" else None)  # type: ignore[type-var]
+    runs = pool.run("answer", plan.world, plan=plan, model=MODELS[name], workload=given, lengths=LENGTHS, noise=0.02)
+    for answers, taken in runs:
+        assert answers == expected(name, work)  # type: ignore[arg-type]
+        for row in taken:
+            assert sum(row) >= WORK.new_tokens - 1 and max(row) <= 1 + plan.speculate
+    if plan.decoding == "draft":  # some of what it proposes is kept, and not all
+        kept = [n - 1 for row in runs[0][1] for n in row if n]
+        assert 0 < sum(kept) < plan.speculate * len(kept)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_draft_that_is_the_target_is_always_right(pool: Pool, temperature: float) -> None:
+    plan = Plan(decoding="draft", speculate=2)
+    work = replace(WORK, draft=MODELS["llama"], temperature=temperature)
+    ((answers, taken),) = pool.run("answer", 1, plan=plan, model=MODELS["llama"], workload=work, lengths=LENGTHS)
+    assert all(row == [3, 3] for row in taken)  # the first token comes from the prompt's pass
+    if not temperature:
+        assert answers == expected("llama", WORK)
+
+
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+def test_programs_are_sound(shapes: tuple[Plan, ...]) -> None:
+    for mesh in MESHES:
+        for shape in shapes:
+            plan = shape.altered(data=mesh.data, tensor=mesh.tensor, pipeline=mesh.pipeline)
+            work = replace(WORK, draft=MODELS["llama"])
+            assert why_not(MODELS["llama"], work, plan) is None
+            new = 1 + plan.speculate * plan.branches
+            for sizes in ((7, 7), (new, 9 + new)):
+                program = expand(lower_generation(plan, MODELS["llama"], work, *sizes), plan)
+                validate(program)
+                resolve(program, inline=True)
+
+
+@pytest.mark.parametrize(
+    ("axes", "said"),
+    [
+        ({"decoding": "ngrams", "speculate": 2}, "decoding 'ngrams' is unknown (nearest ngram)"),
+        ({"speculate": 2}, "speculate has no meaning with decoding plain (found 2; nearest 0)"),
+        ({"decoding": "jacobi"}, "speculate must be at least 1 with decoding jacobi (found 0; nearest 1)"),
+        ({"decoding": "ngram", "speculate": 2}, "match must be at least 1 with decoding ngram (found 0; nearest 1)"),
+        ({"decoding": "jacobi", "speculate": 2, "branches": 2}, "branches has no meaning with decoding jacobi"),
+        ({"decoding": "draft", "speculate": 2}, "needs a draft model: a [draft] section in the recipe"),
+        ({"decoding": "ngram", "speculate": 2, "match": 99}, "match must be at most 16"),
+        ({"decoding": "jacobi", "speculate": 2, "commit": "rejection"}, "commit has no meaning with decoding jacobi"),
+        ({"decoding": "jacobi", "speculate": 2, "kernels": "fused"}, "one token of a sequence at a time"),
+    ],
+)
+def test_what_cannot_decode_is_refused(axes: dict[str, object], said: str) -> None:
+    reason = why_not(MODELS["llama"], WORK, Plan().altered(**axes))
+    assert reason is not None and said in reason
+
+
+def test_a_draft_of_another_vocabulary_is_refused() -> None:
+    draft = replace(MODELS["llama"], vocab=260)
+    plan = Plan(decoding="draft", speculate=2)
+    reason = why_not(MODELS["llama"], replace(WORK, draft=draft), plan)
+    assert reason is not None and "the model's 272 (found 260 of tiny-llama)" in reason
+    reason = why_not(MODELS["llama"], replace(WORK, draft=MODELS["llama"]), plan.altered(commit="rejection"))
+    assert reason is not None and "[workload] temperature above 0" in reason
+
+
+def test_lookup_by_hand() -> None:
+    from autotune.runners.decoding.ngram import lookup
+
+    text = torch.tensor([[1, 2, 3, 4, 1, 2, 5, 1, 2, 0, 0, 0], [7, 8, 9, 7, 8, 9, 7, 3, 3, 3, 3, 3]])
+    filled = torch.tensor([8, 6])
+    # The latest place of "1 2" goes on with 5 1 2; the other one with 3.
+    assert lookup(text, filled, 3, 1, 2)[0].tolist() == [5, 1, 2]
+    assert lookup(text, filled, 2, 2, 2)[0].tolist() == [5, 1, 3, 4]
+    # "7 8 9 7" is the longest: what follows runs into the end of the text, and goes on as it began.
+    assert lookup(text, filled, 6, 1, 2)[1].tolist() == [8, 9, 7, 8, 9, 7]
