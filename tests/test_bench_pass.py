@@ -14,6 +14,7 @@ from autotune.runners import bench_pass
 from autotune.runners.body import compile_body
 from autotune.spec.graph import blocks
 from autotune.spec.model import ModelSpec
+from autotune.spec.plan import Plan
 from autotune.spec.work import Memory, Work
 from autotune.spec.workload import Workload
 

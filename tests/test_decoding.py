@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from autotune.planners.decoding.strategies import STRATEGIES
+from autotune.planners.decoding.strategies import STRATEGIES, scored
 from autotune.planners.feasible import why_not
 from autotune.planners.lower.expand import expand
 from autotune.planners.lower.generate import lower_generation
@@ -26,6 +26,7 @@ SHAPES = {
         Plan(decoding="ngram", speculate=3, match=1),
         Plan(decoding="ngram", speculate=2, match=1, branches=3),
     ),
+    "lookahead": (Plan(decoding="lookahead", speculate=2, branches=3, window=4),),
     "jacobi": (Plan(decoding="jacobi", speculate=4),),
     "draft": (Plan(decoding="draft", speculate=1), Plan(decoding="draft", speculate=3)),
 }
@@ -76,7 +77,7 @@ def test_programs_are_sound(shapes: tuple[Plan, ...]) -> None:
             plan = shape.altered(data=mesh.data, tensor=mesh.tensor, pipeline=mesh.pipeline)
             work = replace(WORK, draft=MODELS["llama"])
             assert why_not(MODELS["llama"], work, plan) is None
-            new = 1 + plan.speculate * plan.branches
+            new = scored(plan)
             for sizes in ((7, 7), (new, 9 + new)):
                 program = expand(lower_generation(plan, MODELS["llama"], work, *sizes), plan)
                 validate(program)

@@ -53,6 +53,7 @@ def job_for(recipe: Recipe, plan: Plan, question: Question, device: str, steps: 
         check=False,
         seed=question.seed,
         checkpoint=recipe.checkpoint,
+        draft_checkpoint=recipe.draft_checkpoint,
         prompts=recipe.prompts,
         device=device,
         trace=trace,
@@ -168,6 +169,7 @@ def execute(
         check=check,
         seed=recipe.seed if recipe else 0,
         checkpoint=recipe.checkpoint if recipe else "",
+        draft_checkpoint=recipe.draft_checkpoint if recipe else "",
         prompts=tuple(prompts),
         stops=recipe.stops if recipe else (),
         device=device,
@@ -247,6 +249,7 @@ def report_of(run: str, target: Target, predicted: Prediction | None, results: S
         "losses": list(first.losses),
         "prefill_s": median(result.prefill_s for result in results),
         "decode_s": median(result.decode_s for result in results),
+        "rounds": _rounds(target, first),
     }
     error: dict[str, Any] = {"step_s": None, "peak_bytes": None}
     if predicted:
@@ -273,6 +276,22 @@ def report_of(run: str, target: Target, predicted: Prediction | None, results: S
         "texts": list(first.texts),
         "ends": list(first.ends),
         "log_dir": first.log_dir,
+    }
+
+
+def _rounds(target: Target, result: RunResult) -> dict[str, Any] | None:
+    """What became of proposed tokens; None where nobody proposed any."""
+    from autotune.planners.decoding.chains import expected
+    from autotune.planners.predict_generation import rates
+
+    if result.rounds is None:
+        return None
+    known = rates(target.plan, target.workload)
+    return {
+        "tokens": result.rounds.mean,
+        "expected": expected(known) if known else None,
+        "rates": list(result.rounds.rates),
+        "round_s": result.rounds.seconds,
     }
 
 

@@ -35,7 +35,8 @@ def explanation_of(target: Target, versus: str | None, store: Store) -> Explanat
         assert other is not None
         return explain_versus(prediction, other)
     if target.lock and target.recipe:
-        explained = explain_found(found_of(target.lock, target.recipe.question(profile), prediction, target, store))
+        question = replace(target.recipe.question(profile), workload=target.workload)
+        explained = explain_found(found_of(target.lock, question, prediction, target, store))
     else:
         explained = explain_prediction(prediction, profile)
     mispriced = _mispriced(target, prediction, store)

@@ -9,6 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from autotune.cli import _output as out
+from autotune.cli._acceptance import known_workload
 from autotune.cli._execution import job_for, launch_once, log_folder
 from autotune.cli._session import at_hand, machine
 from autotune.spec.errors import RunError
@@ -74,7 +75,7 @@ def find(recipe: Recipe, store: Store, lock: bool, progress: Callable[[str], Non
     from autotune.runners.inputs import check_inputs
 
     profile = machine(recipe, store)
-    question = recipe.question(profile)
+    question = replace(recipe.question(profile), workload=known_workload(recipe, store))
     device = _device(question)
     check_inputs(recipe.path, question.model, question.workload, recipe.checkpoint, recipe.prompts, runs=bool(device))
     store.save_recipe(recipe.path, recipe.merged())

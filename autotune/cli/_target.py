@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotune.cli import _output as out
+from autotune.cli._acceptance import known_workload
 from autotune.cli._session import machine, read_recipe
 from autotune.spec.errors import Problem, StaleLock, UsageError, nearest_name
 
@@ -101,7 +102,8 @@ def _of_recipe(text: str, overrides: Sequence[str], pins: Sequence[str], store: 
     if pins:
         profile = machine(recipe, store)
         devices = recipe.question(profile).devices
-        return Target(text, pinned(pins, devices), recipe.model(), recipe.workload_spec(), devices, profile, recipe)
+        work = known_workload(recipe, store)
+        return Target(text, pinned(pins, devices), recipe.model(), work, devices, profile, recipe)
     if text == "-" or not file.exists():
         raise UsageError(
             f"{text} has no lock yet" if text != "-" else "a recipe on standard input has no lock",
@@ -133,7 +135,7 @@ def _locked(lock: Lock, file: Path, text: str, recipe: Recipe, store: Store) -> 
         hint = f"search again with `autotune search {recipe.path}`, or restore what changed"
         raise StaleLock(f"{file} is stale:\n  " + "\n  ".join(reasons), hint=hint)
     out.detail(f"{file}: plan {lock.plan.id}, found {lock.generated_at}")
-    work = recipe.workload_spec()
+    work = known_workload(recipe, store)
     return Target(text, lock.plan, recipe.model(), work, lock.devices, profile, recipe, lock, file)
 
 

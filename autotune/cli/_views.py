@@ -179,6 +179,10 @@ def run_lines(report: Mapping[str, Any], workload: Workload) -> Iterator[str]:
     yield "memory     " + ", ".join(f"rank {rank} {size(value)}" for rank, value in enumerate(peaks))
     if measured["mfu"]:
         yield f"MFU        {percent(measured['mfu'])} of the best matrix product"
+    if rounds := measured.get("rounds"):
+        kept = " ".join(f"{rate:.2f}" for rate in rounds["rates"])
+        expected = f" (expected {rounds['expected']:.2f})" if rounds["expected"] else ""
+        yield f"rounds     {rounds['tokens']:.2f} tokens each{expected} in {seconds(rounds['round_s'])}; kept: {kept}"
     losses = measured["losses"]
     if losses:
         yield f"loss       {losses[0]:.4f} to {losses[-1]:.4f} in {len(losses)} steps"

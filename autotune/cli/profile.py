@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from autotune.cli import _arguments as arguments
 from autotune.cli import _output as out
 from autotune.cli._session import opened
 from autotune.cli._settings import command
+from autotune.spec.errors import UsageError
 
 
 def add(app: typer.Typer) -> None:
@@ -25,13 +27,34 @@ def profile(
         Path | None, typer.Option("--out", metavar="FILE", help="Also write the profile, for [machine] use elsewhere.")
     ] = None,
     name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="What to call the profile.")] = None,
+    acceptance: Annotated[
+        str | None,
+        typer.Option(
+            "--acceptance", metavar="RECIPE", help="Not the machine: how often proposed tokens of RECIPE are kept."
+        ),
+    ] = None,
+    overrides: arguments.Overrides = None,
 ) -> None:
     """Measure this machine and store its profile.
 
     What a cost model needs, with what was found and why: devices, matrix products, attention,
     memory-bound operations, launches, the optimizer, copies, disk, collectives, and how much compute and communication
     slow one another. Stored under the machine's fingerprint, where [machine] use = "this" finds it.
+
+    With --acceptance it generates with every decoding strategy that RECIPE has the weights for, after prompts from
+    files that are not trained on, and stores by position how often proposed tokens are kept: searches for RECIPE choose
+    among the strategies by it.
     """
+    if acceptance:
+        from autotune.cli._acceptance import measure_acceptance
+
+        for option, value in (("--quick", quick), ("--only", only), ("--out", out_file), ("--name", name)):
+            if value:
+                raise UsageError(f"{option}: of a machine's profile", hint="leave it out beside --acceptance")
+        measure_acceptance(acceptance, overrides or [])
+        return
+    if overrides:
+        raise UsageError("--set: a machine's profile has no recipe", hint="--acceptance RECIPE takes it")
     from dataclasses import replace
 
     from autotune.profiles_db.profile_file import dump_profile

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import gcd
 
+from autotune.planners.decoding.strategies import AXES as DECODING_AXES
 from autotune.planners.decoding.strategies import refused
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.sharding import LEVELS
@@ -20,7 +21,7 @@ from autotune.spec.model import ModelSpec
 from autotune.spec.plan import FUSED, LIBRARY, PLAIN, Plan
 from autotune.spec.workload import Workload
 
-GENERATION_AXES = ("kernels", "decoding", "speculate", "branches", "match", "commit")  # of no meaning when training
+GENERATION_AXES = ("kernels", "decoding", *DECODING_AXES)  # that have no meaning when training
 # Axes that have no meaning when generating.
 TRAINING_AXES = (
     "zero",

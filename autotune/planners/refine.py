@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import product
 
 from autotune.planners.costs.step import StepCosts
 from autotune.planners.costs.works import handed, works
+from autotune.planners.decoding.passes import draft_pieces
 from autotune.planners.lower.body import lower_block
 from autotune.planners.lower.generate import block_shape, inference_body, pass_lengths
 from autotune.planners.lower.join import joined_body, together
@@ -53,13 +55,12 @@ def pass_works(predictor: Predictor, plan: Plan) -> set[Work]:
     workload = predictor.workload
     bodies = predictor.bodies(plan)
     found: set[Work] = set()
-    for queries, keys in pass_lengths(plan, workload):
-        whole = generation_shape(plan, workload, queries, keys)
-        for block in {b for stage in canonical_stages(predictor.model, cut_of(plan, predictor.model)) for b in stage}:
-            shape = block_shape(block, whole)
-            body = inference_body(block, whole)
-            for instruction in body.forward.ranks[0]:
-                found.update(works(block, body, instruction, shape, bodies.level, bodies.inner, bodies.around))
+    wholes = [generation_shape(plan, workload, queries, keys) for queries, keys in pass_lengths(plan, workload)]
+    kinds = {b for stage in canonical_stages(predictor.model, cut_of(plan, predictor.model)) for b in stage}
+    for block, whole in (*product(kinds, wholes), *draft_pieces(plan, workload)):
+        shape, body = block_shape(block, whole), inference_body(block, whole)
+        for instruction in body.forward.ranks[0]:
+            found.update(works(block, body, instruction, shape, bodies.level, bodies.inner, bodies.around))
     return found
 
 

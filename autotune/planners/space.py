@@ -11,13 +11,14 @@ from itertools import product
 from math import prod
 from typing import Protocol
 
+from autotune.planners.decoding.strategies import STRATEGIES, acceptance_key, unknown, variants
 from autotune.planners.feasible import least_ring, unfit, unsharded, why_not
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.sharding import LEVELS
 from autotune.planners.lower.traits import pipe_of
 from autotune.planners.schedules import OWN, SCHEDULES, Place, held, schedule_of
 from autotune.spec.machine import Profile
-from autotune.spec.plan import FUSED, LIBRARY, Plan
+from autotune.spec.plan import FUSED, LIBRARY, PLAIN, Plan
 from autotune.spec.prediction import Question
 
 Values = tuple[object, ...]
@@ -210,7 +211,7 @@ class Enumeration:
                     if not canonical(plan) and not self._keep_all:
                         continue
                     self.structures += 1
-                    reason = unfitting or why_not(model, workload, plan, devices)
+                    reason = unfitting or why_not(model, workload, plan, devices) or unknown(plan, workload)
                     if reason is None:
                         yield plan
                     else:
@@ -227,7 +228,7 @@ class Enumeration:
             schedule = schedule_of(plan.schedule, plan.split)
         if schedule is None or self.question.workload.kind != "train":
             for choice in product(*map(self._given, INNER)):
-                yield plan.altered(**dict(zip(INNER, choice, strict=True)))
+                yield from self._decodings(plan.altered(**dict(zip(INNER, choice, strict=True))))
             return
         items = max(1, self.question.workload.global_batch // (plan.data * plan.micro_batch))
         first = {axis: self._given(axis)[0] for axis in ("group", "limit", "order")}
@@ -251,6 +252,23 @@ class Enumeration:
                     # `eased` tries once a unit where a plan does not fit.
                     for few, often in product(rooms, self._given("gather_each")):
                         yield from self._states(ordered.altered(gathered=few, gather_each=often))
+
+    def _decodings(self, plan: Plan) -> Iterator[Plan]:
+        """The plan with every way of proposing tokens: the recipe's, or those whose acceptance is known, with as many
+        tokens as it is known of. Without one a price has nothing to rest on: such a plan is refused by `unknown`."""
+        given, workload = self.question.axes, self.question.workload
+        if workload.kind == "train" or (plan.kernels == FUSED and "decoding" not in given):
+            yield plan
+            return
+        known = {acceptance.key: len(acceptance.rates) for acceptance in workload.acceptance}
+        for name in map(str, given.get("decoding", tuple(STRATEGIES))):
+            if name not in STRATEGIES:
+                yield plan.altered(decoding=name)  # refused
+                continue
+            for choice in variants(name, workload, given):
+                how = plan.altered(**choice)
+                if name == PLAIN or known.get(acceptance_key(how), 0) >= how.speculate or "decoding" in given:
+                    yield how
 
     def _placed(self, plan: Plan, vocabularies: Iterable[object]) -> Iterator[Plan]:
         """The plan with every place of its vocabulary and every cut of its layers."""

@@ -69,7 +69,14 @@ FILES_AND_RANKS = (
     "CREATE INDEX runs_started ON runs (started)",
 )
 
-STEPS: tuple[tuple[str, ...], ...] = (FIRST, FILES_AND_RANKS)
+# Version 3: how often proposed tokens are kept.
+ACCEPTANCES = (
+    """CREATE TABLE acceptances (conditions {key} NOT NULL, strategy {key} NOT NULL,
+        model {key} NOT NULL REFERENCES models (digest), rates {text} NOT NULL, rounds {integer} NOT NULL,
+        facts {text} NOT NULL, created {text} NOT NULL, PRIMARY KEY (conditions, strategy)){strict}""",
+)
+
+STEPS: tuple[tuple[str, ...], ...] = (FIRST, FILES_AND_RANKS, ACCEPTANCES)
 VERSION = len(STEPS)
 
 # Storage words by dialect; "" serves every server that follows the SQL standard.

@@ -31,6 +31,7 @@ from autotune.spec.errors import UsageError, nearest_name
 from autotune.spec.machine import Profile
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Prediction
+from autotune.spec.workload import Acceptance
 
 CHUNK = 500  # values in one IN list: every database takes that many
 
@@ -99,6 +100,11 @@ def _nearest(session: Session, column: InstrumentedAttribute[str], wanted: str) 
     before = session.scalars(select(column).where(column < wanted).order_by(column.desc()).limit(200))
     ids = [value[: max(10, len(wanted))] for value in (*after, *before)]
     return nearest_name(wanted, ids) or (ids[0] if ids else None)
+
+
+def acceptances(session: Session, conditions: str) -> tuple[Acceptance, ...]:
+    rows = session.scalars(select(t.AcceptanceRow).where(t.AcceptanceRow.conditions == conditions))
+    return tuple(Acceptance(row.strategy, tuple(row.rates), "measured") for row in rows)
 
 
 def plan(session: Session, prefix: str, shown: str) -> Plan:

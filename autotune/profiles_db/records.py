@@ -12,7 +12,7 @@ from autotune.spec.errors import EnvironmentFault
 from autotune.spec.model import Experts, LatentAttention, ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Prediction
-from autotune.spec.workload import Workload
+from autotune.spec.workload import Acceptance, Workload
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,12 @@ def model_from(raw: Mapping[str, Any]) -> ModelSpec:
 
 
 def workload_from(raw: Mapping[str, Any]) -> Workload:
-    workload: Workload = record(Workload, raw)
+    parts = dict(raw)
+    if parts.get("draft"):
+        parts["draft"] = model_from(parts["draft"])
+    known = parts.get("acceptance", ())
+    parts["acceptance"] = tuple(record(Acceptance, one | {"rates": tuple(one["rates"])}) for one in known)
+    workload: Workload = record(Workload, parts)
     return workload
 
 

@@ -22,7 +22,7 @@ from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Found, Prediction, Question
 from autotune.spec.timeline import Timeline
-from autotune.spec.workload import Workload
+from autotune.spec.workload import Acceptance, Workload
 
 ATTEMPTS = 5  # of a write whose row number another server session took first
 
@@ -74,6 +74,24 @@ class Store(Database):
 
         with self._reading() as session:
             return queries.profiles(session)
+
+    # --- how often proposed tokens are kept
+
+    def save_acceptance(
+        self, conditions: str, model: ModelSpec, found: Acceptance, rounds: int, facts: Mapping[str, Any]
+    ) -> None:
+        """Remember an acceptance, measured over so many rounds; a newer one replaces an older."""
+        from autotune.profiles_db import writes
+
+        with self._writing() as session:
+            writes.save_acceptance(session, conditions, model, found, rounds, facts)
+
+    def acceptances(self, conditions: str) -> tuple[Acceptance, ...]:
+        """Every acceptance that was measured under these conditions."""
+        from autotune.profiles_db import queries
+
+        with self._reading() as session:
+            return queries.acceptances(session, conditions)
 
     # --- what is asked: models, workloads, recipes, plans
 

@@ -239,3 +239,17 @@ class Artefact(Base):
     kind: Mapped[str]
     size: Mapped[int]
     created: Mapped[str]
+
+
+class AcceptanceRow(Base):
+    """How often proposed tokens are kept under `conditions`, a digest of all that it depends on but the strategy:
+    models and their weights, and how tokens are chosen. `facts` says these conditions in words."""
+
+    __tablename__ = "acceptances"
+    conditions: Mapped[Key]
+    strategy: Mapped[Key]
+    model: Mapped[str] = mapped_column(ForeignKey("models.digest"))
+    rates: Mapped[list[Any]]
+    rounds: Mapped[int]
+    facts: Mapped[dict[str, Any]]
+    created: Mapped[str]

@@ -20,7 +20,7 @@ from autotune.spec.machine import Profile
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Found, Prediction, Question
-from autotune.spec.workload import Workload
+from autotune.spec.workload import Acceptance, Workload
 
 STATES = ("running", "finished", "failed", "interrupted")
 
@@ -89,6 +89,14 @@ def save_profile(session: Session, profile: Profile) -> str:
 def save_model(session: Session, model: ModelSpec) -> str:
     put(session, t.Model, [{"digest": model.digest, "name": clean(model.name), "spec": plain(model)}])
     return model.digest
+
+
+def save_acceptance(
+    session: Session, conditions: str, model: ModelSpec, found: Acceptance, rounds: int, facts: Mapping[str, Any]
+) -> None:
+    row: dict[str, Any] = {"conditions": conditions, "strategy": found.key, "model": save_model(session, model)}
+    row |= {"rates": list(found.rates), "rounds": rounds, "facts": dict(facts), "created": now()}
+    put(session, t.AcceptanceRow, [row], ("rates", "rounds", "facts", "created"))
 
 
 def save_workload(session: Session, workload: Workload) -> str:

@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from math import prod
 from typing import Any
 
@@ -20,14 +20,18 @@ import torch
 from torch import Tensor
 
 from autotune.planners.costs.works import works
+from autotune.planners.decoding.strategies import LONGEST
 from autotune.planners.lower.body import Body
-from autotune.planners.lower.generate import inference_body
+from autotune.planners.lower.generate import ID, inference_body
 from autotune.planners.lower.shape import Shape
 from autotune.profiles_db.cores import all_cores, own_cores
 from autotune.runners.at_once import at_once
 from autotune.runners.bench import TRIM, stand_in, trimmed
 from autotune.runners.body import Call, Values, compile_body
 from autotune.runners.clock import Clock
+from autotune.runners.decoding.commit import match_row
+from autotune.runners.decoding.ngram import lookup
+from autotune.runners.decoding.sequences import Sequences
 from autotune.runners.ops import Env, KVCache
 from autotune.runners.ops.attention_cache import Lengths
 from autotune.runners.rope import tables
@@ -53,10 +57,12 @@ SHORTEST_S = 1e-7  # what noise makes of an operation that takes next to nothing
 
 @dataclass(frozen=True)
 class PassPiece:
-    """One kind of block to time, in a pass over shape.queries new tokens that attend to shape.keys."""
+    """One kind of block to time, in a pass over shape.queries new tokens that attend to shape.keys. `columns`: of a
+    sequence's text, where the pass is a round whose tokens are proposed."""
 
     block: Block
     shape: Shape
+    columns: int = 0
 
 
 def layers_of(model: ModelSpec, piece: PassPiece, device: torch.device) -> list[Env]:
@@ -72,7 +78,7 @@ def layers_of(model: ModelSpec, piece: PassPiece, device: torch.device) -> list[
     lengths, start = None, shape.keys - shape.queries
     if start and device.type == "cuda":
         lengths = Lengths.empty(shape.batch, shape.queries, shape.keys, device)
-        lengths.move(torch.full((shape.batch,), shape.keys - 1, device=device))
+        lengths.move(torch.full((shape.batch,), start, device=device))
     env = Env(
         model,
         shape.batch,
@@ -163,6 +169,37 @@ CHOICES: dict[str, Callable[..., tuple[object, ...]]] = {
 }
 
 
+@lru_cache(maxsize=4)
+def _texts(batch: int, columns: int, device: torch.device) -> Sequences:
+    return Sequences.empty(batch, columns, columns, device)
+
+
+def _commit(piece: PassPiece, env: Env, group: Any, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
+    """What a round does with the tokens that were picked: which proposals are kept, and the texts with them."""
+    choices = reads[0].view(piece.shape.batch, -1)
+    texts = _texts(piece.shape.batch, piece.columns, choices.device)
+    kept = match_row(choices.clone(), choices)
+    kept[:, 0].mul_(texts.going_on)
+    texts.take(kept, choices.shape[1], False)
+    texts.filled.zero_()
+    texts.round.zero_()
+    lengths = Lengths.empty(piece.shape.batch, choices.shape[1], 1, choices.device) if env.lengths is None else None
+    (lengths or env.lengths).move(texts.filled)  # type: ignore[union-attr]
+    return (torch.cat((texts.newest(), choices[:, 1:]), dim=1),)
+
+
+def _lookup(piece: PassPiece, env: Env, group: Any, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
+    texts = _texts(piece.shape.batch, piece.columns, reads[0].device)
+    return (lookup(texts.text, texts.filled, piece.shape.scored, 1, 1),)
+
+
+# What lies between a round's choice and the next round, and the bytes it is known by.
+BETWEEN: dict[str, tuple[Callable[..., tuple[object, ...]], Callable[[PassPiece], int]]] = {
+    "commit": (_commit, lambda piece: piece.shape.batch * piece.shape.scored * ID),
+    "lookup": (_lookup, lambda piece: piece.shape.batch * piece.columns * LONGEST * ID),
+}
+
+
 def stages(body: Body, calls: tuple[Call, ...], piece: PassPiece) -> list[tuple[tuple[Call, ...], tuple[Work, ...]]]:
     """Longer and longer parts of a pass, and the work that each adds to the one before: one piece, or the same piece
     several times over. Nothing where an instruction is several pieces, which no clock tells apart."""
@@ -180,6 +217,9 @@ def stages(body: Body, calls: tuple[Call, ...], piece: PassPiece) -> list[tuple[
         for name, run in CHOICES.items():  # each adds to what came before it
             calls = (*calls, Call(run, (body.output,), (f"{name}ed", "column"), (), (), COMPUTE, name))
             found.append((calls, (Memory(name, body.sizes[body.output], shape.dtype),)))
+        for name, (run, bytes_of) in (BETWEEN if piece.columns else {}).items():
+            calls = (*calls, Call(partial(run, piece), ("picked",), (name,), (), (), COMPUTE, name))
+            found.append((calls, (Memory(name, bytes_of(piece), shape.dtype),)))
     return found
 
 

@@ -7,27 +7,26 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from autotune.runners.check import BOUNDS
-from autotune.runners.checkpoint import open_checkpoint
 from autotune.runners.generation import Generated, Generator
 from autotune.runners.interpreter import Trace
 from autotune.runners.job import Job, RankReport
+from autotune.runners.judge import judge
 from autotune.runners.memory import peak_during
 from autotune.runners.prompts import Prompts, prompt_tokens
-from autotune.runners.reference import Key, init_weights, reference_generate, reference_logits
-from autotune.runners.sampling import drawn, draws, shares
-from autotune.runners.state import DTYPES, Loader
+from autotune.runners.state import Loader
 from autotune.runners.stops import cut, ended
 from autotune.runners.stream import Teller
 from autotune.runners.tokens import decode
+from autotune.spec.plan import PLAIN
 
 
-def generate_run(job: Job, rank: int, device: torch.device, load: Loader, folder: Path) -> RankReport:
+def generate_run(
+    job: Job, rank: int, device: torch.device, load: Loader, folder: Path, load_draft: Loader | None = None
+) -> RankReport:
     """One step is one whole generation; rank 0 reports the tokens and, with `check`, judges them."""
     prompts = prompt_tokens(job.model, job.workload, job.prompts)
-    generator = Generator.build(job.plan, job.model, job.round, rank, device, load, job.seed)
+    generator = Generator.build(job.plan, job.model, job.round, rank, device, load, job.seed, load_draft)
     rounds = prompts.rounds(job.round.batch)
     # The first time: once captured, a pass keeps its memory to itself and the allocator's count no longer shows it.
     peak = peak_during(lambda: generator.generate(rounds[0]), generator.values, device)
@@ -41,7 +40,8 @@ def generate_run(job: Job, rank: int, device: torch.device, load: Loader, folder
         generator.generate(rounds[0], {middle: trace})
     every = [part for step in ran for part in step]
     equal, margin = judge(job, rounds, ran[-1]) if job.check and rank == 0 else (None, None)
-    answers = [cut(row, job.stops) for part in ran[-1] for row in part.tokens.tolist()] if rank == 0 else []
+    answers = [cut(row, job.stops) for part in ran[-1] for row in part.answers] if rank == 0 else []
+    plain = job.plan.decoding == PLAIN
     text = job.model.vocab <= 256 or bool(job.prompts)
     return RankReport(
         rank,
@@ -56,9 +56,27 @@ def generate_run(job: Job, rank: int, device: torch.device, load: Loader, folder
         equal=equal,
         max_difference=margin,
         prefill_s=statistics.median(part.prefill_s for part in every),
-        decode_s=statistics.median([s for part in every for s in part.token_s] or [0.0]),
+        decode_s=statistics.median(
+            [s for part in every for s in (part.token_s if plain else (a_token(part),))] or [0.0]
+        ),
+        taken=[] if plain else counts(ran[-1], 1 + job.plan.speculate),
+        round_s=0.0 if plain else statistics.median([s for part in every for s in part.token_s] or [0.0]),
         host={"threads": torch.get_num_threads(), "torch": torch.__version__, "device": str(device)},
     )
+
+
+def a_token(part: Generated) -> float:
+    """Seconds of a further token of each sequence, where rounds commit several."""
+    return sum(part.token_s) / max(1, part.tokens.shape[1] - 1)
+
+
+def counts(parts: list[Generated], most: int) -> list[int]:
+    """How many rounds committed 1 token of a sequence, 2, ..., `most`."""
+    found = torch.zeros(most + 1, dtype=torch.int64)
+    for part in parts:
+        if part.taken is not None:
+            found += torch.bincount(part.taken.flatten(), minlength=most + 1)
+    return found[1:].tolist()
 
 
 def _streamed(job: Job, rank: int, generator: Generator, rounds: list[Prompts], folder: Path) -> list[Generated]:
@@ -76,46 +94,6 @@ def _streamed(job: Job, rank: int, generator: Generator, rounds: list[Prompts], 
 
         made.append(generator.generate(part, None, look))
         if teller:
-            here = made[-1].tokens[generator.mesh.data * each : (generator.mesh.data + 1) * each]
-            teller.tell(first, here.tolist(), last=True)
+            here = made[-1].answers[generator.mesh.data * each : (generator.mesh.data + 1) * each]
+            teller.tell(first, here, last=True)
     return made
-
-
-def judge(job: Job, rounds: list[Prompts], made: list[Generated]) -> tuple[bool, float]:
-    """Whether these are the reference's tokens, and how far off the worst first divergence is (0: none).
-
-    A choice may differ where the reference itself is undecided. Greedy: its own logit for our token is as good as for
-    its own, within the bound of the precision, relative to its largest. Drawn: the draw is as close to our token's
-    share of [0, 1).
-    """
-    dtype = torch.float64 if job.workload.precision != "bf16" else torch.float32
-    weights: dict[Key, torch.Tensor] = init_weights(job.model, job.seed, DTYPES[job.workload.precision])
-    if job.checkpoint:
-        weights = open_checkpoint(job.checkpoint).whole(job.model, DTYPES[job.workload.precision])
-    worst = 0.0
-    for prompts, tokens in ((p, g.tokens) for p, g in zip(rounds, made, strict=True)):
-        numbers = draws(job.seed, prompts.first, *tokens.shape)
-        for length in sorted(set(prompts.lengths)):  # what is as long is continued together
-            rows = [row for row, of in enumerate(prompts.lengths) if of == length]
-            prompt, ours, own = prompts.tokens[rows, :length], tokens[rows], numbers[rows]
-
-            def choose(logits: Tensor, step: int, own: Tensor = own) -> Tensor:
-                return drawn(logits, own[:, step], job.workload) if job.workload.temperature else logits.argmax(-1)
-
-            expected = reference_generate(job.model, weights, prompt, ours.shape[1], dtype, choose)
-            for row in range(len(rows)):
-                differ = (ours[row] != expected[row]).nonzero()
-                if len(differ):
-                    at = int(differ[0])
-                    prefix = torch.cat((prompt[row], expected[row, :at]))[None]
-                    logits = reference_logits(job.model, weights, prefix, dtype)[:, -1]
-                    worst = max(worst, _off(logits, ours[row, at], own[row, at], job))
-    return worst <= BOUNDS[job.workload.precision], worst
-
-
-def _off(logits: Tensor, token: Tensor, draw: Tensor, job: Job) -> float:
-    """How far a token is from what logits [1, vocabulary] give."""
-    if not job.workload.temperature:
-        return float(logits.max() - logits[0, token]) / float(logits.abs().max())
-    begin, end = shares(logits, token[None], job.workload)
-    return max(0.0, float(begin - draw), float(draw - end))

@@ -29,7 +29,8 @@ from autotune.runners.clock import Clock
 from autotune.runners.decoding.commit import Levels, match, match_row, rejection
 from autotune.runners.decoding.draft import Draft
 from autotune.runners.decoding.pace import Pace
-from autotune.runners.decoding.propose import PROPOSERS, Proposer, Seen
+from autotune.runners.decoding.propose import PROPOSERS
+from autotune.runners.decoding.seen import Proposer, Seen
 from autotune.runners.decoding.sequences import SPARE, Sequences
 from autotune.runners.interpreter import Interpreter, Operation, Started, Trace
 from autotune.runners.mesh import Mesh, barrier, staged
@@ -117,6 +118,7 @@ class Generator:
     sequences: Sequences
     ends: Tensor  # int64 [batch]: the row of each prompt's last token among all of the prefill
     numbers: dict[str, Tensor]  # float64 [batch, new_tokens]: what is drawn by, for each purpose
+    choices: Tensor  # int64 [batch, scored]: what the target chose after each token of the last round
     proposer: Proposer
     levels: Levels
     seed: int = 0
@@ -138,8 +140,8 @@ class Generator:
         seed: int = 0,
         load_draft: Loader | None = None,
     ) -> Generator:
-        """Groups, this stage's weights and cache, and the compiled bodies; `seed`: of what is drawn; `load_draft`: where
-        a draft model's weights come from.
+        """Groups, this stage's weights and cache, and the compiled bodies; `seed`: of what is drawn; `load_draft`:
+        where a draft model's weights come from.
 
         Raises InfeasibleError or UsageError, before any weight is loaded, for what cannot run.
         """
@@ -185,12 +187,17 @@ class Generator:
             proposer = Draft.build(plan, workload, load_draft, device, captures, own)
             values |= {"dw": proposer.scorer.state.weight, "dkv": (proposer.scorer.cache.k, proposer.scorer.cache.v)}
         else:
-            proposer = PROPOSERS[PLAIN if drafts else plan.decoding](plan)
+            proposer = PROPOSERS[PLAIN if drafts else plan.decoding](plan, model, each, device)
         rope = tables(model, most, device)
         shared = (mesh.tensor, plan.tensor, mesh.all_reduce, mesh.axes)
         scorer = Scorer(model, state, cache, rope, plan.attention, captures, *shared)
-        ends, levels = torch.zeros(each, dtype=torch.int64, device=device), Levels.of(tree_of(plan), device)
-        generator = cls(plan, model, workload, mesh, scorer, values, sequences, ends, numbers, proposer, levels, seed)
+        ends, levels = (
+            torch.zeros(each, dtype=torch.int64, device=device),
+            Levels.of(tree_of(plan), device, plan.speculate * plan.branches),
+        )
+        choices = torch.zeros((each, new), dtype=torch.int64, device=device)
+        shared_state = (mesh, scorer, values, sequences, ends, numbers, choices, proposer, levels)
+        generator = cls(plan, model, workload, *shared_state, seed)
         generator.prefill, generator.decode = (
             generator._compile(generation_shape(plan, workload, *size), Interpreter(program, rank, {}, values, device))
             for program, size in zip(programs, sizes, strict=True)
@@ -213,11 +220,11 @@ class Generator:
         traces: Mapping[int, Trace] | None = None,
         ended: Callable[[list[list[int]]], bool] | None = None,
     ) -> Generated:
-        """Continues all prompts of the workload, on every rank, by new_tokens; a replica stops before that where all its
-        answers have `ended`, which is asked of the answers so far.
+        """Continues all prompts of the workload, on every rank, by new_tokens; a replica stops before that where all
+        its answers have `ended`, which is asked of the answers so far.
 
-        `traces` records steps by number: 0 is the prefill, n the n-th round. Raises UsageError for another shape and for
-        token ids that the vocabulary does not have.
+        `traces` records steps by number: 0 is the prefill, n the n-th round. Raises UsageError for another shape and
+        for token ids that the vocabulary does not have.
         """
         self._feed(prompts)
         device = self.mesh.device
@@ -323,10 +330,11 @@ class Generator:
             choices = self._choices(values["logits"], depths)
             if slate is None:
                 news = torch.cat((torch.ones_like(choices), choices), dim=1)
-            elif self.plan.branches > 1:
-                news = match(self.levels, slate, choices)
-            else:
+            elif tree_of(self.plan).chain:
                 news = match_row(slate, choices)
+            else:
+                news = match(self.levels, slate, choices)
+            self.choices[:, : choices.shape[1]].copy_(choices)
         if not first:
             news[:, 0].mul_(self.sequences.going_on)
         self._took(news, first)
@@ -369,8 +377,9 @@ class Generator:
     def propose(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """The newest token of each sequence and what may come after it: what the next round scores."""
         first = self._now.first
-        guesses = self.proposer.propose(Seen(self.sequences, values["n"], self._depth(first), first))
         slate: Tensor = self.values[instruction.writes[0]]
+        seen = Seen(self.sequences, values["n"], self._depth(first), first, self.choices, slate)
+        guesses = self.proposer.propose(seen)
         torch.cat((self.sequences.newest(), guesses), dim=1, out=slate)
         made: dict[str, Any] = {"t": slate, "dkv": values.get("dkv")}
         if "t" in instruction.writes:

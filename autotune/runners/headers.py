@@ -7,6 +7,7 @@ Pickled checkpoints are refused.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,7 @@ from autotune.spec.graph import Weight
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # the types we load; others are quantised and need more than a cast
+SAMPLED_PARTS, SAMPLED_BYTES = 256, 16 << 10  # of a weights file, for its digest
 HEADER_LIMIT = 100 << 20  # bytes; the format's own limit
 
 
@@ -149,3 +151,18 @@ def _header(file: Path) -> dict[str, Entry]:
             raise wrong(name, f"a file of {total} bytes", f"at least {8 + length + end} bytes: it is cut short")
         entries[name] = Entry(file, dtype, shape)
     return entries
+
+
+def weights_digest(folder: str | Path) -> str:
+    """A name for a checkpoint's weights that changes with them, without reading all of a large one: the sha256 of every
+    file's name, size, header and some of its content, spread evenly."""
+    files = sorted({entry.file for entry in read_headers(folder).entries.values()})
+    state = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        state.update(f"{file.name}:{size};".encode())
+        with file.open("rb") as stream:
+            for part in range(SAMPLED_PARTS):
+                stream.seek(part * max(0, size - SAMPLED_BYTES) // (SAMPLED_PARTS - 1))
+                state.update(stream.read(SAMPLED_BYTES))
+    return state.hexdigest()

@@ -7,7 +7,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 
-from autotune.planners.lower.generate import block_shape, pass_lengths
+from autotune.planners.decoding.passes import draft_pieces
+from autotune.planners.lower.generate import block_shape, pass_lengths, text_columns
 from autotune.planners.lower.shape import generation_shape, training_shape
 from autotune.planners.lower.stage import canonical_stages, cut_of
 from autotune.planners.predict import Predictor
@@ -15,7 +16,8 @@ from autotune.planners.refine import refined, unmeasured
 from autotune.profiles_db.profiling import measure, profile_machine
 from autotune.spec.digest import digest
 from autotune.spec.machine import Profile
-from autotune.spec.plan import Plan
+from autotune.spec.model import ModelSpec
+from autotune.spec.plan import PLAIN, Plan
 from autotune.spec.prediction import Question
 from autotune.spec.words import counted
 
@@ -68,26 +70,34 @@ def _passes(question: Question, plans: Sequence[Plan], progress: Callable[[str],
 
     predictor = Predictor(question.model, workload, profile)
     cpu = profile.device.kind == "cpu"
-    by_ranks: dict[int, dict[str, PassPiece]] = {}
+    by_ranks: dict[tuple[int, ModelSpec], dict[str, PassPiece]] = {}
     for plan in plans:
-        ranks = predictor.ranks(plan.world) if cpu else 1
+        ranks, together = predictor.ranks(plan.world) if cpu else 1, predictor.round(plan).workload
         layout = canonical_stages(question.model, cut_of(plan, question.model))
-        for queries, keys in pass_lengths(plan, predictor.round(plan).workload):
-            whole = generation_shape(plan, predictor.round(plan).workload, queries, keys)
-            for block in {block for stage in layout for block in stage}:
-                shape = block_shape(block, whole)
-                mark = f"passes.{digest([block, shape, ranks])[:16]}"
-                if mark not in profile.sources:
-                    by_ranks.setdefault(ranks, {})[mark] = PassPiece(block, shape)
-    for ranks, wanted in by_ranks.items():
-        many, pieces = counted(len(wanted), "body", "bodies"), list(wanted.values())
+        kinds = {block for stage in layout for block in stage}
+        columns = 0 if plan.decoding == PLAIN else text_columns(plan, together)
+        pieces = [
+            (question.model, PassPiece(block, block_shape(block, whole), columns if queries < keys else 0))
+            for queries, keys in pass_lengths(plan, together)
+            for whole in (generation_shape(plan, together, queries, keys),)
+            for block in kinds
+        ]
+        for block, whole in draft_pieces(plan, together):
+            assert together.draft is not None
+            pieces.append((together.draft, PassPiece(block, block_shape(block, whole))))
+        for model, piece in pieces:
+            mark = f"passes.{digest([piece.block, piece.shape, piece.columns, ranks])[:16]}"
+            if mark not in profile.sources:
+                by_ranks.setdefault((ranks, model), {})[mark] = piece
+    for (ranks, model), wanted in by_ranks.items():
+        many, timed = counted(len(wanted), "body", "bodies"), list(wanted.values())
         if cpu:
             progress(f"timing the operations of {many} of the best plans with {counted(ranks, 'worker')}")
-            samples = time_passes_together(question.model, pieces, ranks)
+            samples = time_passes_together(model, timed, ranks)
         else:
             progress(f"timing the operations of {many} of the best plans as they are captured")
             with ProcessPoolExecutor(1, get_context("spawn")) as alone:  # its device's memory goes with it
-                samples = alone.submit(time_passes, question.model, pieces, "cuda").result()
+                samples = alone.submit(time_passes, model, timed, "cuda").result()
         profile = refined(profile, samples)
         profile = replace(profile, sources={**profile.sources, **dict.fromkeys(wanted, IN_PLACE)})
     return profile

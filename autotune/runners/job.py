@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from autotune.spec.model import Experts, LatentAttention, ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.timeline import Timeline
-from autotune.spec.workload import Workload
+from autotune.spec.workload import Acceptance, Workload
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Job:
     check: bool = False
     seed: int = 0
     checkpoint: str = ""  # a folder of safetensors; "": seeded random weights
+    draft_checkpoint: str = ""  # the same of the workload's draft model
     prompts: tuple[str, ...] = ()
     stops: tuple[str, ...] = ()  # texts that end an answer
     stream: bool = False  # whether the first timed generation's answers are written as they grow
@@ -46,9 +48,15 @@ class Job:
         raw = json.loads(text)
         raw["plan"] = Plan.from_dict(raw["plan"])
         raw["model"] = _model(raw["model"])
-        raw["workload"] = Workload(**raw["workload"])
+        raw["workload"] = _workload(raw["workload"])
         raw["prompts"], raw["stops"] = tuple(raw["prompts"]), tuple(raw["stops"])
         return cls(**raw)
+
+
+def _workload(raw: dict[str, Any]) -> Workload:
+    raw["draft"] = _model(raw["draft"]) if raw["draft"] else None
+    raw["acceptance"] = tuple(Acceptance(**(one | {"rates": tuple(one["rates"])})) for one in raw["acceptance"])
+    return Workload(**raw)
 
 
 def _model(raw: dict[str, Any]) -> ModelSpec:
@@ -59,6 +67,26 @@ def _model(raw: dict[str, Any]) -> ModelSpec:
     if raw["latent"]:
         raw["latent"] = LatentAttention(**raw["latent"])
     return ModelSpec(**raw)
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What became of proposed tokens: `taken[n]` rounds committed n + 1 tokens of a sequence; a round took
+    `seconds`."""
+
+    taken: tuple[int, ...]
+    seconds: float
+
+    @property
+    def mean(self) -> float:
+        """Tokens that a round commits of a sequence."""
+        return sum(n * count for n, count in enumerate(self.taken, 1)) / max(1, sum(self.taken))
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Of the rounds that kept so many proposals, the share that kept the next one: see Acceptance."""
+        reached = [sum(self.taken[n:]) for n in range(len(self.taken))]
+        return tuple(after / before if before else 0.0 for before, after in pairwise(reached))
 
 
 @dataclass(frozen=True)
@@ -78,6 +106,7 @@ class RunResult:
     max_difference: float | None = None
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    rounds: Rounds | None = None
     host: Mapping[str, Any] = field(default_factory=dict)
     log_dir: str = ""
 
@@ -99,6 +128,8 @@ class RankReport:
     max_difference: float | None = None
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    taken: list[int] = field(default_factory=list)  # how many rounds committed 1 token, 2, ..., of all sequences
+    round_s: float = 0.0
     host: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:

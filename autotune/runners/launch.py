@@ -20,7 +20,7 @@ from autotune.planners.lower.expand import expand
 from autotune.planners.lower.train import lower_training
 from autotune.planners.parent import follower
 from autotune.profiles_db.cores import all_cores
-from autotune.runners.job import Job, RankReport, RunResult
+from autotune.runners.job import Job, RankReport, Rounds, RunResult
 from autotune.runners.stream import NAME, Reader, Tell
 from autotune.runners.world import world_here
 from autotune.spec.errors import RunError, UsageError
@@ -179,6 +179,7 @@ def gather(job: Job, log_dir: Path) -> RunResult:
         first.max_difference,
         max(r.prefill_s for r in reports),
         max(r.decode_s for r in reports),
+        Rounds(tuple(first.taken), max(r.round_s for r in reports)) if first.taken else None,
         first.host,
         str(log_dir),
     )

@@ -98,8 +98,9 @@ class Scorer:
         filled: tuple[int, ...] = (),
         watch: list[tuple[Block, Shape, Watch]] | None = None,
     ) -> Tensor:
-        """x, tokens [batch * new] or activations [batch * new, hidden], through the blocks. `rows`, int64 [batch]: those
-        that the head sees, all without it. `filled`: positions of each sequence's cache that are, where the host knows."""
+        """x, tokens [batch * new] or activations [batch * new, hidden], through the blocks. `rows`, int64 [batch]:
+        those that the head sees, all without it. `filled`: positions of each sequence's cache that are, where the host
+        knows."""
         for step in now.steps:
             if step.block.kind == "head" and rows is not None:
                 x = x.index_select(0, rows)

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from autotune.planners.decoding.strategies import STRATEGIES
 from autotune.profiles_db.cores import all_cores, own_cores, use_threads
 from autotune.runners.checkpoint import kept, open_checkpoint, shard
 from autotune.runners.job import Job
@@ -26,6 +27,7 @@ from autotune.runners.reference import init_weight
 from autotune.runners.seats import backend_for, exchange, seat_here
 from autotune.runners.state import DTYPES, Loader
 from autotune.spec.graph import Weight, blocks
+from autotune.spec.model import ModelSpec
 
 TIMEOUT = timedelta(seconds=600)
 
@@ -68,19 +70,31 @@ def join(where: str) -> tuple[int, torch.device]:
 
 def loader(job: Job, rank: int, device: torch.device) -> Loader:
     """Where a worker's weights come from: its shards of a checkpoint, or seeded random ones."""
-    plan, dtype = job.plan, DTYPES[job.workload.precision]
-    tensor = rank % plan.tensor
-    if not job.checkpoint:
+    tensor = job.plan.tensor
+    return _weights(job, job.model, job.checkpoint, rank % tensor, tensor, device)
+
+
+def draft_loader(job: Job, device: torch.device) -> Loader | None:
+    """The same of the whole draft model, where the plan has one."""
+    draft = job.workload.draft
+    if draft is None or not STRATEGIES[job.plan.decoding].draft:
+        return None
+    return _weights(job, draft, job.draft_checkpoint, 0, 1, device)
+
+
+def _weights(job: Job, model: ModelSpec, folder: str, tensor: int, tensors: int, device: torch.device) -> Loader:
+    dtype = DTYPES[job.workload.precision]
+    if not folder:
         # A checked run starts from what the reference draws on a CPU; others draw where it is fast.
         where = torch.device("cpu") if job.check else device
         return lambda index, weight: shard(
-            weight, init_weight(weight, job.seed, kept(weight, dtype), where), tensor, plan.tensor
+            weight, init_weight(weight, job.seed, kept(weight, dtype), where), tensor, tensors
         )
-    checkpoint = open_checkpoint(job.checkpoint)
-    checkpoint.verify(weight for block in blocks(job.model) for weight in block.tensors())
+    checkpoint = open_checkpoint(folder)
+    checkpoint.verify(weight for block in blocks(model) for weight in block.tensors())
 
     def load(index: int, weight: Weight) -> torch.Tensor:
-        return checkpoint.load(weight, tensor, plan.tensor, kept(weight, dtype), device)
+        return checkpoint.load(weight, tensor, tensors, kept(weight, dtype), device)
 
     return load
 
@@ -95,7 +109,7 @@ def part(job: Job, rank: int, device: torch.device, folder: Path) -> None:
     else:
         from autotune.runners.generate_run import generate_run
 
-        report = generate_run(job, rank, device, load, folder)
+        report = generate_run(job, rank, device, load, folder, draft_loader(job, device))
     report.write(folder)
     dist.barrier()
 

@@ -60,6 +60,7 @@ class Plan:
     speculate: int = 0  # tokens in a row that are proposed a round, to be scored in one pass; 0: none
     branches: int = 1  # such rows side by side, each after the newest token
     match: int = 0  # of "ngram": newest tokens that must have come before where a continuation is looked up
+    window: int = 0  # of "lookahead": places after the newest token whose tokens are guessed again and again
     commit: str = MATCH  # what is kept: match (what the target itself chooses) | rejection (speculative sampling)
 
     @property

@@ -20,7 +20,7 @@ SCHEMA_ID = "autotune.recipe/1"
 LONGEST_RANGE = 4096  # values that one { min, max } may stand for
 
 # Axes of the design that no plan of this version can hold yet: known by name, so that they are refused as such.
-LATER_AXES = ("expert", "decoding")
+LATER_AXES = ("expert",)
 
 # The choices of an axis. Schedules are a table of planners, which load_recipe is given; attention backends are one of
 # the executor, which needs torch: a test holds the two equal.
@@ -34,6 +34,8 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "offload_choice": ("selective", "uniform"),
     "gather_each": ("step", "unit"),
     "weight_gradients": ("apart", "joined"),
+    "decoding": ("plain", "ngram", "jacobi", "lookahead", "draft"),
+    "commit": ("match", "rejection"),
     "attention": ("sdpa", "flash", "cudnn", "efficient", "math"),
 }
 

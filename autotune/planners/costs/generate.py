@@ -100,8 +100,8 @@ class PassCosts:
         return choice if self.first or self.plan.decoding == PLAIN else choice + propose.commit(self)
 
     def choice(self, logits: int, tensor: int) -> Cost:
-        """The largest logit of each row of so many bytes, over this rank's vocabulary and then over the tensor ranks; or
-        a draw from all logits, which every tensor rank makes by itself."""
+        """The largest logit of each row of so many bytes, over this rank's vocabulary and then over the tensor ranks;
+        or a draw from all logits, which every tensor rank makes by itself."""
         if self.workload.temperature:
             whole = logits * tensor
             cut = self.workload.top_k or self.workload.top_p < 1  # which takes all in order

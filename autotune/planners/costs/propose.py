@@ -48,6 +48,14 @@ def guesses(costs: PassCosts, first: bool) -> Cost:
     return costs.piece(Memory("copy", 2 * costs.shape.tokens * ID, costs.shape.dtype))
 
 
+def pool(costs: PassCosts, first: bool) -> Cost:
+    """A few operations on whole numbers, among them all pairs of the window's places."""
+    plan = costs.plan
+    return costs.piece(
+        Memory("pool", costs.shape.batch * plan.window * (plan.window + plan.speculate) * ID, costs.shape.dtype)
+    )
+
+
 def draft(costs: PassCosts, first: bool) -> Cost:
     """The draft's passes: over the prompt at first, over two tokens, over one at a time; each chooses a token."""
     prompt, pair, single = draft_shapes(costs.plan, costs.workload, costs.keys + 1)
@@ -72,6 +80,7 @@ PROPOSALS: dict[str, Callable[[PassCosts, bool], Cost]] = {
     "plain": nothing,
     "ngram": lookup,
     "jacobi": guesses,
+    "lookahead": pool,
     "draft": draft,
 }
 

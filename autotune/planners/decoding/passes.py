@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
-from autotune.planners.lower.generate import room
+from autotune.planners.decoding.strategies import STRATEGIES
+from autotune.planners.lower.generate import pass_lengths, room
 from autotune.planners.lower.shape import Shape, generation_shape
+from autotune.planners.lower.stage import canonical
+from autotune.spec.graph import Block, blocks
 from autotune.spec.plan import LIBRARY, Plan
 from autotune.spec.workload import Workload
 
@@ -18,3 +22,13 @@ def draft_shapes(plan: Plan, workload: Workload, keys: int = 0) -> tuple[Shape, 
     whole = generation_shape(alone, workload, prompt, prompt)
     pair = replace(generation_shape(alone, workload, 2, max(3, keys)), scored=1)
     return whole, pair, generation_shape(alone, workload, 1, max(2, keys))
+
+
+def draft_pieces(plan: Plan, workload: Workload) -> Iterator[tuple[Block, Shape]]:
+    """The kinds of blocks of a plan's draft, and the shapes of their passes at both ends of the answer."""
+    if workload.draft is None or not STRATEGIES[plan.decoding].draft:
+        return
+    kinds = dict.fromkeys(map(canonical, blocks(workload.draft)))
+    for keys in dict.fromkeys(keys for _, keys in pass_lengths(plan, workload)[1:]):
+        for shape in draft_shapes(plan, workload, keys + 1):
+            yield from ((block, shape) for block in kinds)

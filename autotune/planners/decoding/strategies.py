@@ -6,8 +6,10 @@ of the same names, what a proposal costs is in `planners/costs/propose.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import product
 
 from autotune.planners.decoding.trees import Tree
 from autotune.spec.errors import nearest_name
@@ -15,48 +17,90 @@ from autotune.spec.model import ModelSpec
 from autotune.spec.plan import MATCH, PLAIN, REJECTION, Plan
 from autotune.spec.workload import Workload
 
-AXES = ("speculate", "branches", "match", "commit")  # of a plan, that say how it decodes
+AXES = ("speculate", "branches", "match", "window", "commit")  # of a plan, that say how it decodes
 COMMITS = (MATCH, REJECTION)
 LONGEST = 16  # newest tokens that a continuation is looked up by, at most
 
 
+def rows(plan: Plan) -> Tree:
+    """Rows of `speculate` tokens in a row, each after the newest token."""
+    each = range(plan.speculate)
+    return Tree(tuple(row * plan.speculate + place if place else 0 for row in range(plan.branches) for place in each))
+
+
+def lookahead(plan: Plan) -> Tree:
+    """Rows to be verified, then the window: its first line follows the newest token, a place after the other; in each
+    further line a token follows the one above it (Fu et al., 2402.02057, figure 2)."""
+    parents = list(rows(plan).parents)
+    for line in range(plan.speculate):
+        for place in range(plan.window):
+            node = len(parents) + 1
+            parents.append((node - plan.window) if line else (node - 1 if place else 0))
+    return Tree(tuple(parents))
+
+
 @dataclass(frozen=True)
 class Strategy:
-    """`axes`: of AXES those that say something about it. `lengths`, `matches`, `widths`: what a search tries of them."""
+    """`axes`: of AXES those that say something about it. `tree`: what a round scores, of which the rows come first and
+    may be kept. `tried`: the values of its axes that a search tries. `nested`: whether fewer tokens are proposed as
+    they would be among more, so that one acceptance tells them all."""
 
     axes: tuple[str, ...] = ("speculate",)
+    tree: Callable[[Plan], Tree] = rows
     draft: bool = False  # whether a draft model proposes
-    lengths: tuple[int, ...] = (2, 4, 8, 16)
-    matches: tuple[int, ...] = (0,)
-    widths: tuple[int, ...] = (1,)
+    nested: bool = True
+    tried: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: {"speculate": (2, 4, 8, 16)})
 
 
 STRATEGIES: dict[str, Strategy] = {
-    PLAIN: Strategy(axes=(), lengths=(0,)),
+    PLAIN: Strategy(axes=(), tried={"speculate": (0,)}),
     # What came after the newest tokens where they last stood in the text (prompt lookup; n-gram in vLLM and SGLang).
-    "ngram": Strategy(("speculate", "branches", "match"), matches=(2, 4), widths=(1, 2)),
+    "ngram": Strategy(
+        ("speculate", "branches", "match"),
+        tried={"speculate": (2, 4, 8, 16), "match": (2, 4), "branches": (1, 2)},
+    ),
     # What the target chose in the last round, right or not: a fixed-point iteration (Santilli et al., 2305.10427).
-    "jacobi": Strategy(),
+    "jacobi": Strategy(nested=False),
+    # Such guesses kept as n-grams, and the best of these verified (Fu et al., 2402.02057).
+    "lookahead": Strategy(
+        ("speculate", "branches", "window"),
+        lookahead,
+        nested=False,
+        tried={"speculate": (3, 4), "branches": (4, 7), "window": (5, 10)},
+    ),
     # A smaller model (Leviathan et al., 2211.17192; Chen et al., 2302.01318).
-    "draft": Strategy(("speculate", "commit"), draft=True, lengths=(1, 2, 3, 4, 5, 6, 8)),
+    "draft": Strategy(("speculate", "commit"), draft=True, tried={"speculate": (1, 2, 3, 4, 5, 6, 8)}),
 }
 
 
+@lru_cache(maxsize=1024)
 def tree_of(plan: Plan) -> Tree:
-    """The tokens that a round scores: rows of `speculate` in a row, each after the newest token."""
-    rows, places = range(plan.branches), range(plan.speculate)
-    return Tree(tuple(row * plan.speculate + place if place else 0 for row in rows for place in places))
+    """The tokens that a round scores: the newest one, and what is proposed."""
+    return STRATEGIES[plan.decoding].tree(plan)
 
 
 def scored(plan: Plan) -> int:
     """Tokens of a sequence that a round scores: the newest, and those that are proposed after it."""
-    return 1 + plan.speculate * plan.branches
+    return 1 + tree_of(plan).size
+
+
+def variants(name: str, workload: Workload, given: Mapping[str, tuple[object, ...]]) -> Iterator[dict[str, object]]:
+    """Every choice of a strategy's axes: those that are given, or those that a search tries."""
+    strategy, usual = STRATEGIES[name], Plan()
+    tried: dict[str, tuple[object, ...]] = {axis: (getattr(usual, axis),) for axis in AXES} | dict(strategy.tried)
+    if "commit" in strategy.axes and workload.temperature:
+        tried["commit"] = COMMITS
+    values = {axis: given.get(axis, choices) for axis, choices in tried.items()}
+    for choice in product(*values.values()):
+        yield {"decoding": name, **dict(zip(values, choice, strict=True))}
 
 
 def acceptance_key(plan: Plan) -> str:
-    """What an acceptance is of: all that says how tokens are proposed but how many, `ngram match=2`."""
+    """What an acceptance is of: all that says how tokens are proposed, `ngram match=2`, but how many where fewer are
+    proposed as they would be among more."""
     strategy, plain = STRATEGIES[plan.decoding], Plan()
-    axes = [axis for axis in strategy.axes if axis != "speculate" and getattr(plan, axis) != getattr(plain, axis)]
+    names = [axis for axis in strategy.axes if axis != "speculate" or not strategy.nested]
+    axes = [axis for axis in names if getattr(plan, axis) != getattr(plain, axis)]
     return " ".join([plan.decoding, *(f"{axis}={getattr(plan, axis)}" for axis in axes)])
 
 
@@ -100,6 +144,14 @@ def _draft(model: ModelSpec, workload: Workload) -> list[str | None]:
     return found
 
 
-def proposing(strategies: Sequence[str]) -> tuple[str, ...]:
-    """Those of them that propose something."""
-    return tuple(name for name in strategies if name != PLAIN)
+def unknown(plan: Plan, workload: Workload) -> str | None:
+    """Why nobody can say how fast a plan decodes, or None: how often its proposals are kept must be known."""
+    if workload.kind == "train" or plan.decoding == PLAIN:
+        return None
+    key = acceptance_key(plan)
+    known = max((len(one.rates) for one in workload.acceptance if one.key == key), default=0)
+    if known >= plan.speculate:
+        return None
+    tokens = f"of {plan.speculate} tokens, known of {known}" if known else "which is not known"
+    how = "`autotune profile --acceptance RECIPE` measures it"
+    return f"decoding {plan.decoding} needs the acceptance of {key!r} (found {tokens}; {how})"

@@ -2,10 +2,10 @@
 one pass and commits some; a token decoded by itself is a round without proposals.
 
 Stage s runs on pipeline rank s. Buffers: w.s weights; kv.s keys and values of the stage's layers, for every position
-there will be; x.s the stage's input; `prompt`, and `token`: the newest token of each sequence and what is proposed after
-it, on the first rank (`slate` is the same on the last, `t` on its way); `n` what a round committed; `out` the text so
-far, on every rank; dw and dkv a draft model's weights and cache. A step ends when the next tokens are where the next
-step starts, so that the program of a round can be run again and again.
+there will be; x.s the stage's input; `prompt`, and `token`: the newest token of each sequence and what is proposed
+after it, on the first rank (`slate` is the same on the last, `t` on its way); `n` what a round committed; `out` the
+text so far, on every rank; dw and dkv a draft model's weights and cache. A step ends when the next tokens are where the
+next step starts, so that the program of a round can be run again and again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from autotune.planners.decoding.strategies import STRATEGIES, scored
+from autotune.planners.decoding.strategies import STRATEGIES, scored, tree_of
 from autotune.planners.lower.body import Body, lower_block
 from autotune.planners.lower.shape import Shape, generation_shape
 from autotune.planners.lower.stage import Cut, canonical_stages, cut_of, local_parameters, stage_blocks
@@ -124,7 +124,7 @@ def news(plan: Plan, queries: int, keys: int) -> int:
     branches where in the cache the kept ones' keys are."""
     if keys == queries or plan.decoding == PLAIN:
         return 2
-    return 1 + (1 + plan.speculate) + (plan.speculate if plan.branches > 1 else 0)
+    return 1 + (1 + plan.speculate) + (0 if tree_of(plan).chain else plan.speculate)
 
 
 def draft_bytes(plan: Plan, workload: Workload) -> tuple[int, int]:
@@ -165,14 +165,14 @@ def _buffers(
 
 
 def _listing(rank: int, plan: Plan, goes_on: bool) -> tuple[Instruction, ...]:
-    """A stage's forward; the last commits tokens and proposes the next ones, and the others take what it did. `goes_on`:
-    from the cache, and not from the prompt."""
+    """A stage's forward; the last commits tokens and proposes the next ones, and the others take what it did.
+    `goes_on`: from the cache, and not from the prompt."""
     last, proposes = plan.pipeline - 1, plan.decoding != PLAIN
     w, kv = f"w.{rank}", f"kv.{rank}"
     x = f"x.{rank}" if rank else "token" if goes_on else "prompt"
     made = "logits" if rank == last else f"x.{rank + 1}"
     out = [Instruction("F", rank, reads=(w, kv, x), writes=(kv, made), frees=(x,) if rank else ())]
-    apart = proposes and goes_on and plan.branches > 1  # what is kept does not stand together in the cache
+    apart = goes_on and not tree_of(plan).chain  # what is kept does not stand together in the cache
     if rank < last:
         slate = ("t",) if rank == 0 and proposes else ()
         writes, frees = ("token", "out") if rank == 0 else ("out",), slate if apart else ("n", *slate)

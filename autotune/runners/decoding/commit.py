@@ -5,7 +5,8 @@ answers are those of decoding a token at a time, token for token; a proposal is 
 
 `rejection`: speculative sampling (Leviathan et al., 2211.17192, 2.3; Chen et al., 2302.01318, algorithm 2): a token x
 that a draft drew with probability q(x) is kept with probability min(1, p(x) / q(x)), and the first that is not is drawn
-anew from what p has more than q. Tokens come with the target's probabilities p, but are other tokens than `match` gives.
+anew from what p has more than q. Tokens come with the target's probabilities p, but are other tokens than `match`
+gives.
 """
 
 from __future__ import annotations
@@ -20,17 +21,18 @@ from autotune.runners.sampling import draw
 
 
 class Levels(NamedTuple):
-    """A tree's nodes by depth, from 1: of each depth the nodes and their parents, int64."""
+    """The nodes of a tree that may be kept, by depth from 1: of each depth the nodes and their parents, int64."""
 
     nodes: tuple[Tensor, ...]
     parents: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, tree: Tree, device: torch.device) -> Levels:
+    def of(cls, tree: Tree, device: torch.device, most: int | None = None) -> Levels:
+        """`most`: nodes that may be, the first ones; all without it."""
         found: dict[int, list[int]] = {}
-        for node, depth in enumerate(tree.depths):
+        for node, depth in enumerate(tree.depths[1 : None if most is None else most + 1], 1):
             found.setdefault(depth, []).append(node)
-        levels = [found[depth] for depth in range(1, tree.depth + 1)]
+        levels = [found[depth] for depth in sorted(found)]
         parents = [[tree.parents[node - 1] for node in level] for level in levels]
         return cls(*(tuple(torch.tensor(row, device=device) for row in rows) for rows in (levels, parents)))
 

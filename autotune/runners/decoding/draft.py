@@ -15,7 +15,7 @@ from torch import Tensor
 
 from autotune.planners.decoding.passes import draft_shapes
 from autotune.planners.lower.generate import room
-from autotune.runners.decoding.propose import Seen
+from autotune.runners.decoding.seen import Seen
 from autotune.runners.decoding.sequences import Sequences
 from autotune.runners.ops import KVCache
 from autotune.runners.rope import tables

@@ -20,7 +20,7 @@ def lookup(text: Tensor, filled: Tensor, length: int, branches: int, least: int)
     later place; the next branch begins with another token. What runs to the end of the text goes on from where it
     began. Without a place anything is proposed.
     """
-    batch, columns = text.shape
+    columns = text.shape[1]
     device = text.device
     back = torch.arange(LONGEST, device=device)
     at = filled[:, None] - back

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from autotune.runners.decoding.lookahead import Lookahead
 from autotune.runners.decoding.ngram import lookup
-from autotune.runners.decoding.sequences import Sequences
+from autotune.runners.decoding.seen import Proposer, Seen
+from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
-
-
-class Seen(NamedTuple):
-    """What a proposer may look at once a round has committed its tokens."""
-
-    sequences: Sequences
-    news: Tensor  # int64 [batch, 1 + tokens + ...]: how many were committed, and what the target chose
-    depth: int  # of `news` so many are tokens
-    first: bool  # whether the round was the prompt's pass
-
-
-class Proposer(Protocol):
-    def propose(self, seen: Seen) -> Tensor:
-        """int64 [batch, branches * speculate]: tokens after each newest one, row after row of `speculate`."""
 
 
 class Nobody:
@@ -57,8 +45,9 @@ class Jacobi(NamedTuple):
 
 
 # What needs no weights of its own; `draft` is built where its weights are (runners.decoding.draft).
-PROPOSERS: dict[str, Callable[[Plan], Proposer]] = {
-    "plain": lambda plan: Nobody(),
-    "ngram": lambda plan: Ngram(plan.speculate, plan.branches, plan.match),
-    "jacobi": lambda plan: Jacobi(plan.speculate),
+PROPOSERS: dict[str, Callable[[Plan, ModelSpec, int, torch.device], Proposer]] = {
+    "plain": lambda plan, model, batch, device: Nobody(),
+    "ngram": lambda plan, model, batch, device: Ngram(plan.speculate, plan.branches, plan.match),
+    "jacobi": lambda plan, model, batch, device: Jacobi(plan.speculate),
+    "lookahead": Lookahead.build,
 }

@@ -1,0 +1,117 @@
+"""How often proposed tokens are kept: measured by generating, kept in the plan database, given to searches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from autotune.cli import _output as out
+from autotune.spec.digest import digest
+from autotune.spec.errors import EnvironmentFault, UsageError
+from autotune.spec.plan import PLAIN, Plan
+
+if TYPE_CHECKING:
+    from autotune.profiles_db.store import Store
+    from autotune.spec.recipe import Recipe
+    from autotune.spec.workload import Workload
+
+SEQUENCES = 16  # at least, whose rounds are counted
+AT_ONCE = 16  # at most
+
+
+def conditions_of(recipe: Recipe, workload: Workload) -> dict[str, Any]:
+    """All that an acceptance depends on but the strategy: models and their weights, and how tokens are chosen."""
+    from autotune.runners.headers import weights_digest
+
+    draft = workload.draft
+    return {
+        "model": recipe.model().digest,
+        "weights": weights_digest(recipe.checkpoint) if recipe.checkpoint else f"seed {recipe.seed}",
+        "draft": draft.digest if draft else "",
+        "draft_weights": weights_digest(recipe.draft_checkpoint) if recipe.draft_checkpoint else f"seed {recipe.seed}",
+        "choice": [workload.temperature, workload.top_k, workload.top_p],
+        "precision": workload.precision,
+    }
+
+
+def known_workload(recipe: Recipe, store: Store) -> Workload:
+    """The recipe's workload with what was measured for it; the recipe's own word counts more."""
+    workload = recipe.workload_spec()
+    if workload.kind == "train":
+        return workload
+    said = {one.key for one in workload.acceptance}
+    measured = store.acceptances(digest(conditions_of(recipe, workload)))
+    known = (*workload.acceptance, *(one for one in measured if one.key not in said))
+    return replace(workload, acceptance=tuple(sorted(known, key=lambda one: one.key)))
+
+
+def measure_acceptance(path: str, overrides: Sequence[str]) -> None:
+    """Generates with every strategy that the recipe has weights for, and stores how often its proposals were kept."""
+    from autotune.cli._execution import launch_once, log_folder
+    from autotune.cli._session import opened, read_recipe
+    from autotune.planners.decoding.strategies import STRATEGIES, acceptance_key
+    from autotune.planners.feasible import why_not
+    from autotune.profiles_db.facts import machine_facts
+    from autotune.runners.inputs import check_inputs
+    from autotune.runners.job import Job
+    from autotune.spec.workload import Acceptance
+
+    recipe = read_recipe(path, list(overrides))
+    if recipe.kind != "generate":
+        raise UsageError(f"{path}: its workload trains", hint="--acceptance needs a recipe that generates")
+    model, workload = recipe.model(), recipe.workload_spec()
+    check_inputs(path, model, workload, recipe.checkpoint, recipe.prompts, runs=True)
+    device = "cpu" if machine_facts().kind == "cpu" else "cuda"
+    many = max(SEQUENCES, workload.batch)
+    asked = replace(workload, batch=many // AT_ONCE * AT_ONCE if many > AT_ONCE else many)
+    conditions, axes = conditions_of(recipe, workload), recipe.axes()
+    found = []
+    with opened() as store:
+        for name in map(str, axes.get("decoding", tuple(STRATEGIES))):
+            for plan in _plans(name, asked, axes):
+                if reason := why_not(model, asked, plan):
+                    out.detail(f"{acceptance_key(plan)}: {reason}")
+                    continue
+                job = Job(
+                    plan,
+                    model,
+                    asked,
+                    steps=1,
+                    warmup=0,
+                    seed=recipe.seed,
+                    checkpoint=recipe.checkpoint,
+                    draft_checkpoint=recipe.draft_checkpoint,
+                    prompts=recipe.prompts if len(recipe.prompts) == asked.batch else (),
+                    device=device,
+                    trace=False,
+                    apart=True,
+                )
+                key = acceptance_key(plan)
+                out.say(f"{key}: {plan.speculate} tokens a round, {asked.batch} sequences of {asked.new_tokens} tokens")
+                result = launch_once(job, log_folder(store, f"acceptance-{digest(conditions)[:10]}") / key)
+                if result.rounds is None:
+                    raise EnvironmentFault(f"{key}: its worker counted no round", hint=f"see {result.log_dir}")
+                measured = Acceptance(key, result.rounds.rates, "measured")
+                store.save_acceptance(digest(conditions), model, measured, sum(result.rounds.taken), conditions)
+                found.append({"key": key, "rates": list(measured.rates), "tokens_a_round": result.rounds.mean})
+                rates = " ".join(f"{rate:.2f}" for rate in measured.rates)
+                out.data(f"{key:<24} {result.rounds.mean:.2f} tokens a round; kept, by position: {rates}")
+        out.data(f"stored     {store.place.shown}")
+        out.emit("acceptance", {"model": model.name, "acceptances": found, "db": store.place.shown})
+    out.say(f"next: autotune search {path} chooses among them")
+
+
+def _plans(name: str, workload: Workload, given: Mapping[str, tuple[object, ...]]) -> list[Plan]:
+    """The plans that tell a strategy's acceptance: of those that a search tries the ones with most tokens a round."""
+    from autotune.planners.decoding.strategies import STRATEGIES, acceptance_key, variants
+
+    if name == PLAIN or (STRATEGIES[name].draft and workload.draft is None):
+        return []
+    found: dict[str, Plan] = {}
+    for choice in variants(name, workload, given):
+        plan = Plan(micro_batch=min(AT_ONCE, workload.batch)).altered(**choice)
+        key = acceptance_key(plan)
+        if key not in found or found[key].speculate < plan.speculate:
+            found[key] = plan
+    return list(found.values())

@@ -1,0 +1,28 @@
+"""What a proposer may look at once a round has committed its tokens, and what it is asked for."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from autotune.runners.decoding.sequences import Sequences
+
+
+class Seen(NamedTuple):
+    """A round that has committed its tokens."""
+
+    sequences: Sequences
+    news: Tensor  # int64 [batch, 1 + tokens + ...]: how many were committed, and what the target chose
+    depth: int  # of `news` so many are tokens
+    first: bool  # whether the round was the prompt's pass
+    choices: Tensor  # int64 [batch, scored]: what the target chose after each token of the round
+    slate: Tensor  # int64 [batch, scored]: those tokens
+
+
+class Proposer(Protocol):
+    """A strategy's own part of a round. On a GPU it is captured: the same list of calls each time but the first."""
+
+    def propose(self, seen: Seen) -> Tensor:
+        """int64 [batch, scored - 1]: the strategy's tree (planners.decoding.strategies) but for its root, node after
+        node. Nothing of it may be a view of what `seen` holds."""

@@ -1,0 +1,98 @@
+"""Whether generated tokens are the reference's, or how near to undecided it was where they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from autotune.runners.check import BOUNDS
+from autotune.runners.checkpoint import open_checkpoint
+from autotune.runners.decoding.reference import speculative
+from autotune.runners.generation import Generated
+from autotune.runners.job import Job
+from autotune.runners.prompts import Prompts
+from autotune.runners.reference import Key, init_weights, reference_generate, reference_logits
+from autotune.runners.sampling import distribution, drawn, draws, shares
+from autotune.runners.state import DTYPES
+from autotune.spec.model import ModelSpec
+from autotune.spec.plan import REJECTION
+
+
+def judge(job: Job, rounds: list[Prompts], made: list[Generated]) -> tuple[bool, float]:
+    """Whether these are the reference's tokens, and how far off the worst first divergence is (0: none).
+
+    A choice may differ where the reference itself is undecided. Greedy: its own logit for our token is as good as for
+    its own, within the bound of the precision, relative to its largest. Drawn: the draw is as close to our token's
+    share of [0, 1). Committed by rejection: the numbers are as close to deciding otherwise.
+    """
+    dtype = torch.float64 if job.workload.precision != "bf16" else torch.float32
+    weights = _whole(job.model, job.checkpoint, job)
+    worst = 0.0
+    if job.plan.commit == REJECTION:
+        worst = max(
+            _off_speculative(job, weights, prompts, part, dtype) for prompts, part in zip(rounds, made, strict=True)
+        )
+        return worst <= BOUNDS[job.workload.precision], worst
+    for prompts, part in zip(rounds, made, strict=True):
+        tokens, many = part.tokens, torch.tensor(part.many)
+        numbers = draws(job.seed, prompts.first, *tokens.shape)
+        for length in sorted(set(prompts.lengths)):  # what is as long is continued together
+            rows = [row for row, of in enumerate(prompts.lengths) if of == length]
+            prompt, ours, own = prompts.tokens[rows, :length], tokens[rows], numbers[rows]
+
+            def choose(logits: Tensor, step: int, own: Tensor = own) -> Tensor:
+                return drawn(logits, own[:, step], job.workload) if job.workload.temperature else logits.argmax(-1)
+
+            expected = reference_generate(job.model, weights, prompt, ours.shape[1], dtype, choose)
+            for row, count in enumerate(many[rows].tolist()):
+                differ = (ours[row, :count] != expected[row, :count]).nonzero()
+                if len(differ):
+                    at = int(differ[0])
+                    prefix = torch.cat((prompt[row], expected[row, :at]))[None]
+                    logits = reference_logits(job.model, weights, prefix, dtype)[:, -1]
+                    worst = max(worst, _off(logits, ours[row, at], own[row, at], job))
+    return worst <= BOUNDS[job.workload.precision], worst
+
+
+def _whole(model: ModelSpec, checkpoint: str, job: Job) -> Mapping[Key, Tensor]:
+    """Every weight of a model, as the workers have them."""
+    dtype = DTYPES[job.workload.precision]
+    return open_checkpoint(checkpoint).whole(model, dtype) if checkpoint else init_weights(model, job.seed, dtype)
+
+
+def _off_speculative(
+    job: Job, weights: Mapping[Key, Tensor], prompts: Prompts, part: Generated, dtype: torch.dtype
+) -> float:
+    """How near the numbers of the worst first divergence from speculative sampling were to deciding otherwise."""
+    model, workload, worst = job.workload.draft, job.workload, 0.0
+    assert model is not None
+    drafts = _whole(model, job.draft_checkpoint, job)
+
+    def chances(of: ModelSpec, whole: Mapping[Key, Tensor], tokens: Tensor) -> Tensor:
+        return distribution(reference_logits(of, whole, tokens[None], dtype)[0], workload)
+
+    many, new = part.tokens.shape
+    streams = {p: draws(job.seed, prompts.first, many, new, p).tolist() for p in ("", "accept", "draft")}
+    for row, ours in enumerate(part.answers):
+        expected, slack = speculative(
+            partial(chances, job.model, weights),
+            partial(chances, model, drafts),
+            prompts.tokens[row, : prompts.lengths[row]].tolist(),
+            part.tokens.shape[1],
+            job.plan.speculate,
+            {purpose: numbers[row] for purpose, numbers in streams.items()},
+        )
+        differ = [near for token, other, near in zip(ours, expected, slack, strict=False) if token != other]
+        worst = max([worst, *differ[:1]])
+    return worst
+
+
+def _off(logits: Tensor, token: Tensor, draw: Tensor, job: Job) -> float:
+    """How far a token is from what logits [1, vocabulary] give."""
+    if not job.workload.temperature:
+        return float(logits.max() - logits[0, token]) / float(logits.abs().max())
+    begin, end = shares(logits, token[None], job.workload)
+    return max(0.0, float(begin - draw), float(draw - end))
