@@ -19,18 +19,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autotune.planners.costs.between import between
 from autotune.planners.costs.works import works
-from autotune.planners.decoding.strategies import LONGEST
+from autotune.planners.decoding.strategies import tree_of
 from autotune.planners.lower.body import Body
-from autotune.planners.lower.generate import ID, inference_body
+from autotune.planners.lower.generate import inference_body
 from autotune.planners.lower.shape import Shape
 from autotune.profiles_db.cores import all_cores, own_cores
 from autotune.runners.at_once import at_once
 from autotune.runners.bench import TRIM, stand_in, trimmed
 from autotune.runners.body import Call, Values, compile_body
 from autotune.runners.clock import Clock
-from autotune.runners.decoding.commit import match_row
+from autotune.runners.decoding.commit import Levels, match, match_row
+from autotune.runners.decoding.lookahead import Lookahead
 from autotune.runners.decoding.ngram import lookup
+from autotune.runners.decoding.seen import Seen
 from autotune.runners.decoding.sequences import Sequences
 from autotune.runners.ops import Env, KVCache
 from autotune.runners.ops.attention_cache import Lengths
@@ -41,6 +44,7 @@ from autotune.spec.errors import EnvironmentFault
 from autotune.spec.graph import Block
 from autotune.spec.machine import Sample
 from autotune.spec.model import ModelSpec
+from autotune.spec.plan import Plan
 from autotune.spec.program import COMPUTE
 from autotune.spec.work import Memory, Work
 from autotune.spec.workload import Workload
@@ -57,12 +61,13 @@ SHORTEST_S = 1e-7  # what noise makes of an operation that takes next to nothing
 
 @dataclass(frozen=True)
 class PassPiece:
-    """One kind of block to time, in a pass over shape.queries new tokens that attend to shape.keys. `columns`: of a
-    sequence's text, where the pass is a round whose tokens are proposed."""
+    """One kind of block to time, in a pass over shape.queries new tokens that attend to shape.keys. `round`: the plan
+    whose tokens are proposed, where a head is followed by what that takes; `columns`: of a sequence's text then."""
 
     block: Block
     shape: Shape
     columns: int = 0
+    round: Plan | None = None
 
 
 def layers_of(model: ModelSpec, piece: PassPiece, device: torch.device) -> list[Env]:
@@ -176,16 +181,23 @@ def _texts(batch: int, columns: int, device: torch.device) -> Sequences:
 
 def _commit(piece: PassPiece, env: Env, group: Any, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
     """What a round does with the tokens that were picked: which proposals are kept, and the texts with them."""
+    assert piece.round is not None
     choices = reads[0].view(piece.shape.batch, -1)
-    texts = _texts(piece.shape.batch, piece.columns, choices.device)
-    kept = match_row(choices.clone(), choices)
+    texts, levels = _texts(piece.shape.batch, piece.columns, choices.device), _levels(piece.round, choices.device)
+    kept = match(levels, choices.clone(), choices) if levels else match_row(choices.clone(), choices)
     kept[:, 0].mul_(texts.going_on)
-    texts.take(kept, choices.shape[1], False)
+    texts.take(kept, 1 + piece.round.speculate, False)
     texts.filled.zero_()
     texts.round.zero_()
-    lengths = Lengths.empty(piece.shape.batch, choices.shape[1], 1, choices.device) if env.lengths is None else None
-    (lengths or env.lengths).move(texts.filled)  # type: ignore[union-attr]
+    if env.lengths is not None:
+        env.lengths.move(texts.filled)
     return (torch.cat((texts.newest(), choices[:, 1:]), dim=1),)
+
+
+@lru_cache(maxsize=8)
+def _levels(plan: Plan, device: torch.device) -> Levels | None:
+    tree = tree_of(plan)
+    return None if tree.chain else Levels.of(tree, device, plan.speculate * plan.branches)
 
 
 def _lookup(piece: PassPiece, env: Env, group: Any, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
@@ -193,11 +205,21 @@ def _lookup(piece: PassPiece, env: Env, group: Any, reads: tuple[Tensor, ...]) -
     return (lookup(texts.text, texts.filled, piece.shape.scored, 1, 1),)
 
 
-# What lies between a round's choice and the next round, and the bytes it is known by.
-BETWEEN: dict[str, tuple[Callable[..., tuple[object, ...]], Callable[[PassPiece], int]]] = {
-    "commit": (_commit, lambda piece: piece.shape.batch * piece.shape.scored * ID),
-    "lookup": (_lookup, lambda piece: piece.shape.batch * piece.columns * LONGEST * ID),
-}
+@lru_cache(maxsize=2)
+def _window(plan: Plan, model: ModelSpec, batch: int, device: torch.device) -> Lookahead:
+    return Lookahead.build(plan, model, batch, device)
+
+
+def _pool(piece: PassPiece, env: Env, group: Any, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
+    assert piece.round is not None
+    choices = reads[0].view(piece.shape.batch, -1)
+    texts = _texts(piece.shape.batch, piece.columns, choices.device)
+    window = _window(piece.round, env.model, piece.shape.batch, choices.device)
+    return (window.propose(Seen(texts, choices, 1, False, choices, choices)),)
+
+
+# What lies between a round's choice and the next round: see planners.costs.between.
+BETWEEN: dict[str, Callable[..., tuple[object, ...]]] = {"commit": _commit, "lookup": _lookup, "pool": _pool}
 
 
 def stages(body: Body, calls: tuple[Call, ...], piece: PassPiece) -> list[tuple[tuple[Call, ...], tuple[Work, ...]]]:
@@ -217,9 +239,9 @@ def stages(body: Body, calls: tuple[Call, ...], piece: PassPiece) -> list[tuple[
         for name, run in CHOICES.items():  # each adds to what came before it
             calls = (*calls, Call(run, (body.output,), (f"{name}ed", "column"), (), (), COMPUTE, name))
             found.append((calls, (Memory(name, body.sizes[body.output], shape.dtype),)))
-        for name, (run, bytes_of) in (BETWEEN if piece.columns else {}).items():
-            calls = (*calls, Call(partial(run, piece), ("picked",), (name,), (), (), COMPUTE, name))
-            found.append((calls, (Memory(name, bytes_of(piece), shape.dtype),)))
+        for name, work in between(piece.round or Plan(), shape.batch, piece.columns, shape.dtype).items():
+            calls = (*calls, Call(partial(BETWEEN[name], piece), ("picked",), (name,), (), (), COMPUTE, name))
+            found.append((calls, (work,)))
     return found
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from itertools import product
 from multiprocessing import get_context
 
 from autotune.planners.decoding.passes import draft_pieces
+from autotune.planners.decoding.strategies import AXES
 from autotune.planners.lower.generate import block_shape, pass_lengths, text_columns
 from autotune.planners.lower.shape import generation_shape, training_shape
 from autotune.planners.lower.stage import canonical_stages, cut_of
@@ -75,18 +77,19 @@ def _passes(question: Question, plans: Sequence[Plan], progress: Callable[[str],
         ranks, together = predictor.ranks(plan.world) if cpu else 1, predictor.round(plan).workload
         layout = canonical_stages(question.model, cut_of(plan, question.model))
         kinds = {block for stage in layout for block in stage}
-        columns = 0 if plan.decoding == PLAIN else text_columns(plan, together)
-        pieces = [
-            (question.model, PassPiece(block, block_shape(block, whole), columns if queries < keys else 0))
-            for queries, keys in pass_lengths(plan, together)
-            for whole in (generation_shape(plan, together, queries, keys),)
-            for block in kinds
-        ]
+        proposes = Plan().altered(**{axis: getattr(plan, axis) for axis in ("decoding", *AXES)})
+        pieces: list[tuple[ModelSpec, PassPiece]] = []
+        for block, (queries, keys) in product(kinds, pass_lengths(plan, together)):
+            piece = PassPiece(block, block_shape(block, generation_shape(plan, together, queries, keys)))
+            if block.kind == "head" and queries < keys and plan.decoding != PLAIN:
+                piece = replace(piece, columns=text_columns(plan, together), round=proposes)
+            pieces.append((question.model, piece))
         for block, whole in draft_pieces(plan, together):
             assert together.draft is not None
             pieces.append((together.draft, PassPiece(block, block_shape(block, whole))))
         for model, piece in pieces:
-            mark = f"passes.{digest([piece.block, piece.shape, piece.columns, ranks])[:16]}"
+            parts = [piece.block, piece.shape, ranks, *([piece.columns, piece.round] if piece.round else [])]
+            mark = f"passes.{digest(parts)[:16]}"
             if mark not in profile.sources:
                 by_ranks.setdefault((ranks, model), {})[mark] = piece
     for (ranks, model), wanted in by_ranks.items():

@@ -1,8 +1,10 @@
 """Captured generation on a device: the reference's tokens, replay after replay, whatever the prompt; one row a plan.
 
     python tests/gpu/check_generation.py [--device cuda|cpu] [--ranks 1] [--only llama,answers] [--precision bf16]
+        [--decoding ngram,draft]
 
-`answers` has prompts of different lengths, and draws its tokens.
+`answers` has prompts of different lengths, and draws its tokens. `--decoding`: rounds that propose tokens, in the place
+of the usual plans; the draft is a model of the same weights in fewer layers, and the target itself.
 
 Not collected by pytest. Exits with 6 where a token differs from the reference's by more than its precision explains.
 """
@@ -36,6 +38,17 @@ PLANS = {
 }
 
 
+DECODINGS = (
+    Plan(micro_batch=4, decoding="ngram", speculate=4, match=1),
+    Plan(micro_batch=4, decoding="ngram", speculate=3, match=1, branches=3),
+    Plan(micro_batch=1, decoding="jacobi", speculate=6),
+    Plan(micro_batch=4, decoding="lookahead", speculate=3, branches=4, window=5),
+    Plan(micro_batch=4, decoding="draft", speculate=3),
+    Plan(micro_batch=1, decoding="draft", speculate=5),
+    Plan(micro_batch=4, decoding="draft", speculate=3, commit="rejection"),
+)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="cuda")
@@ -43,15 +56,18 @@ def main() -> int:
     parser.add_argument("--only", help="these variants alone, e.g. llama,answers")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="this alone")
     parser.add_argument("--kernels", choices=KERNELS, help="plans with these alone")
+    parser.add_argument("--decoding", help="these strategies, in the place of decoding a token at a time")
     asked = parser.parse_args()
-    failed = 0
+    failed, plans = 0, PLANS[asked.ranks]
+    if asked.decoding:
+        plans = tuple(plan for plan in DECODINGS if plan.decoding in asked.decoding.split(","))
     variants = {
         "llama": MODEL,
         "window": replace(MODEL, window=32),
         "qk norm": replace(MODEL, architecture="Qwen3ForCausalLM", qk_norm=True),
         "answers": MODEL,
     }
-    for plan in (p for p in PLANS[asked.ranks] if asked.kernels in (None, p.kernels)):
+    for plan in (p for p in plans if asked.kernels in (None, p.kernels)):
         for precision in ("fp32", "bf16") if asked.precision is None else (asked.precision,):
             for name, model in variants.items():
                 if asked.only and name not in asked.only.split(","):
@@ -59,6 +75,10 @@ def main() -> int:
                 work, prompts = replace(WORK, precision=precision), tuple[str, ...]()
                 if name == "answers":
                     work, prompts = replace(work, temperature=0.8, top_k=50, top_p=0.95), PROMPTS
+                if plan.decoding == "draft":
+                    work = replace(work, draft=replace(model, layers=2) if name == "answers" else model)
+                if plan.commit == "rejection" and not work.temperature:
+                    continue
                 attention = "flash" if asked.device == "cuda" and precision == "bf16" else "math"
                 at = replace(plan, attention=attention)
                 job = Job(at, model, work, 2, 2, check=True, device=asked.device, prompts=prompts)
@@ -66,7 +86,7 @@ def main() -> int:
                     ran = launch(job, nproc=plan.world, log_dir=Path(folder), timeout_s=120)
                 failed += not ran.equal
                 print(
-                    f"{plan.describe():<32} {precision} {name:<8} {'equal' if ran.equal else 'DIFFERS'} "
+                    f"{plan.describe():<32} {f'{ran.rounds.mean:.2f} a round ' if ran.rounds else ''}{precision} {name:<8} {'equal' if ran.equal else 'DIFFERS'} "
                     f"margin {ran.max_difference:.1e}  a token {ran.decode_s * 1e3:.3f} ms, "
                     f"prefill {ran.prefill_s * 1e3:.3f} ms, peak {max(ran.peak_bytes) / 2**20:.1f} MiB",
                     flush=True,

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from autotune.planners.costs.between import commit_work, lookup_work, pool_work
 from autotune.planners.costs.body import NOTHING, Cost
 from autotune.planners.decoding.passes import draft_shapes
 from autotune.planners.decoding.strategies import LONGEST, STRATEGIES
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 
 def commit(costs: PassCosts) -> Cost:
-    """Which proposals are kept: a few operations on whole numbers, short however many there are."""
-    return costs.piece(Memory("commit", costs.shape.tokens * ID, costs.shape.dtype))
+    """Which proposals are kept."""
+    return costs.piece(commit_work(costs.plan, costs.shape.batch, costs.shape.dtype))
 
 
 def moved(costs: PassCosts, stage: int) -> Cost:
@@ -40,8 +41,8 @@ def nothing(costs: PassCosts, first: bool) -> Cost:
 
 def lookup(costs: PassCosts, first: bool) -> Cost:
     """Each branch looks through the whole text."""
-    size = costs.shape.batch * text_columns(costs.plan, costs.workload) * LONGEST * ID
-    return costs.piece(*(Memory("lookup", size, costs.shape.dtype) for _ in range(costs.plan.branches)))
+    plan, columns = costs.plan, text_columns(costs.plan, costs.workload)
+    return costs.piece(lookup_work(plan, costs.shape.batch, columns, costs.shape.dtype)).times(plan.branches)
 
 
 def guesses(costs: PassCosts, first: bool) -> Cost:
@@ -49,11 +50,7 @@ def guesses(costs: PassCosts, first: bool) -> Cost:
 
 
 def pool(costs: PassCosts, first: bool) -> Cost:
-    """A few operations on whole numbers, among them all pairs of the window's places."""
-    plan = costs.plan
-    return costs.piece(
-        Memory("pool", costs.shape.batch * plan.window * (plan.window + plan.speculate) * ID, costs.shape.dtype)
-    )
+    return costs.piece(pool_work(costs.plan, costs.shape.batch, costs.shape.dtype))
 
 
 def draft(costs: PassCosts, first: bool) -> Cost:
