@@ -45,7 +45,7 @@ def oracle(
         if work.clip and not clip_gradients(gradients, work.clip):
             continue
         taken += 1
-        adamw_step(weights, gradients, states, taken, work.learning_rate, work.weight_decay)
+        adamw_step(weights, gradients, states, taken, work.rate(taken), work.weight_decay)
     return losses, first, weights
 
 

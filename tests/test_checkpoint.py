@@ -125,6 +125,7 @@ def test_a_checkpoint_that_we_save_is_read_by_transformers(tmp_path: Path) -> No
             tensors.update(split_parts(weight, checkpoint.load(weight, 0, 1, torch.float32, "cpu")))
         save_checkpoint(tmp_path / name, tensors, config, **options)
         assert (tmp_path / name / INDEX).is_file() == (name == "several")
+        assert len({file.stat().st_mode for file in (tmp_path / name).iterdir()}) == 1, "who may read one may read all"
         again = AutoModelForCausalLM.from_pretrained(tmp_path / name)
         assert all(torch.equal(p, theirs[n]) for n, p in again.named_parameters())
         open_checkpoint(tmp_path / name).verify(weights(load_model(tmp_path / name)))

@@ -9,13 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from autotune.profiles_db.profile_file import load_profile
+from autotune.runners.checkpoint import open_checkpoint
+from autotune.runners.reference import reference_logits
+from autotune.spec.families import load_model
+from autotune.spec.graph import blocks
 from autotune.spec.machine import Sample
 from autotune.spec.work import Memory
 from tests.commands import Home
 from tests.processes import gone, started_by, wait_for
-from tests.small import GENERATE, TRAIN
+from tests.small import GENERATE, MODEL, TRAIN
 
 pytestmark = pytest.mark.alone
 
@@ -167,14 +173,33 @@ def test_prompts_from_a_file_are_answered(home: Home) -> None:
         assert told.rstrip("\ufffd") == answer["answer"].rstrip("\ufffd"), "an answer may end within a character"
 
 
-PINS = {
-    "pp2": ("--pin", "pipeline=2", "--pin", "micro_batch=2"),
-    "dp2-zero": ("--pin", "data=2", "--pin", "zero=1", "--pin", "micro_batch=2"),
-}
+def test_what_was_trained_is_continued(home: Home) -> None:
+    """Checked, saved, loaded by transformers from the keys of a recipe, and continued by us from its folder alone."""
+    train = home.write("r.toml", TRAIN.replace("steps = 3", "warmup_steps = 2\ndecay_steps = 8\nlearning_rate = 0.01"))
+    pins = ("--pin", "pipeline=2", "--pin", "micro_batch=2", "--steps", "4", "--warmup", "1")
+    ran = home.run("run", train, *pins, "--check", "--save", "made/byte", "--json")
+    assert ran.code == 0, ran.stderr
+    assert ran.json["equal"] is True and ran.json["max_difference"] < 1e-5
+    assert ran.json["saved"] == str(home.folder / "made" / "byte") and len(ran.json["measured"]["losses"]) == 6
+    assert sorted(file.name for file in (home.folder / "made").rglob("*")) == [
+        "byte",
+        "config.json",
+        "model.safetensors",
+    ]
+    talk = GENERATE.replace(MODEL, '[model]\ncheckpoint = "made/byte"\n').replace('prompt = "def f("\n', "")
+    said = home.run("run", home.write("t.toml", talk), "--pin", "tensor=2", "--check", "--steps", "1", "--json")
+    assert said.code == 0, said.stderr
+    assert said.json["equal"] is True
+    model = load_model(home.folder / "made" / "byte")
+    weights = open_checkpoint(home.folder / "made" / "byte").whole(model, torch.float32)
+    tokens = torch.arange(64).view(2, 32)
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(home.folder / "made" / "byte")(tokens).logits
+    assert torch.allclose(reference_logits(model, weights, tokens), logits, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("pins", PINS.values(), ids=PINS)
-def test_checked_runs(home: Home, pins: tuple[str, ...]) -> None:
+def test_a_checked_run(home: Home) -> None:
+    pins = ("--pin", "data=2", "--pin", "zero=1", "--pin", "micro_batch=2")
     ran = home.run("run", home.write("r.toml", TRAIN), *pins, "--check", "--steps", "1", "--warmup", "0", "--json")
     assert ran.code == 0, ran.stderr
     assert ran.json["equal"] is True and ran.json["max_difference"] < 1e-5
@@ -184,8 +209,9 @@ def test_a_world_that_torchrun_started(home: Home) -> None:
     recipe = home.write("r.toml", TRAIN)
     words = ("run", recipe, "--pin", "tensor=2", "--pin", "sequence_parallel=true", "--pin", "micro_batch=4")
     begin = ("--standalone", "--nproc-per-node=2", "-m", "autotune")
-    said = home.run(*begin, *words, "--check", "--json", module="torch.distributed.run")
+    said = home.run(*begin, *words, "--check", "--save", "out", "--json", module="torch.distributed.run")
     assert said.code == 0, said.stderr
+    open_checkpoint(home.folder / "out").verify(w for b in blocks(load_model(home.folder / "out")) for w in b.weights())
     assert said.stdout.count('"schema"') == 1, "rank 0 answers for all"
     assert said.json["equal"] is True and len(said.json["measured"]["peak_bytes"]) == 2
     with home.store() as store:

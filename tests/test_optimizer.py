@@ -9,6 +9,7 @@ from math import isfinite
 
 import pytest
 import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from autotune.planners.feasible import why_not
 from autotune.planners.lower.train import TEMPORARY, completed, lower_training
@@ -195,6 +196,44 @@ def test_no_schedule_is_slower_for_it(name: str) -> None:
         program = lower_training(plan, TIED, replace(WORK, clip=1.0))
         ends.append(simulate(program, Unit(), steps=2).makespan)
     assert ends[1] <= ends[0] + 16 * 0.01
+
+
+RISING = replace(
+    WORK, clip=SOMETIMES, warmup_steps=2, decay_steps=4
+)  # three steps at a half, the whole, and about a half again
+
+
+@pytest.mark.parametrize(
+    ("plan", "case"),
+    [
+        (Plan(2, zero=1), "plain"),
+        (Plan(1, 1, 2, optimizer_offload=70, optimizer_stride=3), "nan at the end"),
+        (Plan(1, 1, 2, optimizer="post-validated"), "nan at the end"),
+        (Plan(1, 1, 2, optimizer="post-validated"), "huge at the start"),
+    ],
+    ids=lambda x: x.describe() if isinstance(x, Plan) else x,
+)
+def test_the_learning_rate_rises_and_falls(pool: Pool, plan: Plan, case: str) -> None:
+    """Also where a step is skipped, which does not count, or taken back and done again."""
+    assert len({RISING.rate(step) for step in (1, 2, 3)}) == 3
+    assert_equal(pool, TIED, replace(plan, attention="math"), RISING, CASES[case], steps=3)
+
+
+def test_the_learning_rate_is_that_of_torchs_schedulers() -> None:
+    """A line and half a cosine, joined; then a tenth for good."""
+    work = Workload(learning_rate=0.5, warmup_steps=5, decay_steps=25)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.5)
+    rise = LinearLR(optimizer, 1 / 5, 1.0, total_iters=4)
+    fall = CosineAnnealingLR(optimizer, 20, eta_min=0.05)
+    both = SequentialLR(optimizer, [rise, fall], [4])
+    for step in range(1, 26):
+        assert work.rate(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12), step
+        optimizer.step()
+        both.step()
+    assert work.rate(26) == work.rate(10**9) == pytest.approx(0.05)
+    flat = Workload(learning_rate=0.5)
+    assert flat.rate(1) == flat.rate(10**9) == 0.5
+    assert replace(flat, warmup_steps=4).rate(3) == 0.375 and replace(flat, warmup_steps=4).rate(99) == 0.5
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])

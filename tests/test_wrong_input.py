@@ -367,6 +367,25 @@ def test_files_of_prompts(refused: Callable[..., str], checkpoint: Path, home: H
     assert runs(home) == 0
 
 
+def test_weights_that_cannot_be_saved(refused: Callable[..., str], checkpoint: Path, home: Home) -> None:
+    home.write("file", "x")
+    for words, said in (
+        (("t.toml", *TENSOR, "--save", "new"), "--save: this plan generates"),
+        (("r.toml", *TENSOR, "--save", "ckpt"), "ckpt: found something there already; expected a folder that does not"),
+        (("r.toml", *TENSOR, "--save", "file"), "file: not overwritten"),
+        (("r.toml", *TENSOR, "--save", "file/below"), "which is no folder; expected a folder that can be written"),
+    ):
+        assert said in refused(2, "run", *words)
+    assert runs(home) == 0 and not (home.folder / "new").exists()
+
+
+def test_a_learning_rate_that_falls_before_it_has_risen(refused: Callable[..., str]) -> None:
+    keys = ("--set", "workload.warmup_steps=10", "--set", "workload.decay_steps=10")
+    said = refused(2, "run", "r.toml", *TENSOR, *keys)
+    assert "workload.decay_steps: found 10; expected more than warmup_steps = 10, from where it falls, or 0" in said
+    assert "workload.warmup_steps: found -1" in refused(2, "run", "r.toml", "--set", "workload.warmup_steps=-1")
+
+
 # --- nothing that is read is executed
 
 

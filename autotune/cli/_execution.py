@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from autotune.profiles_db.facts import Facts
     from autotune.profiles_db.store import Store
     from autotune.runners.job import Job, RunResult
+    from autotune.runners.saved import Saved
     from autotune.runners.stream import Tell
     from autotune.spec.machine import Profile
     from autotune.spec.plan import Plan
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from autotune.spec.recipe import Recipe
 
 TIMEOUT_S = 1800.0  # of one launch
+TRAINING_S = 30 * 86400.0  # of one whose weights are wanted: a collective that hangs ends it sooner
 
 
 def peak_flops(profile: Profile | None, precision: str, world: int) -> float:
@@ -136,9 +138,11 @@ def execute(
     check: bool,
     prompts: Sequence[str] = (),
     tell: Tell | None = None,
+    saved: Saved | None = None,
 ) -> tuple[dict[str, Any], RunResult] | None:
     """Run the target's plan, store every launch, compare with the prediction: (content of `run --json`, first result).
-    `prompts`: in the place of the recipe's. `tell`: gets the answers of the first generation as they grow.
+    `prompts`: in the place of the recipe's. `tell`: gets the answers of the first generation as they grow. `saved`:
+    the checkpoint that the first launch of a training leaves.
 
     In a world that torchrun or Slurm started every process runs its part, and only rank 0 stores and answers: the
     others get None. Raises RunError where workers die, after the run is stored as failed.
@@ -170,6 +174,7 @@ def execute(
         seed=recipe.seed if recipe else 0,
         checkpoint=recipe.checkpoint if recipe else "",
         draft_checkpoint=recipe.draft_checkpoint if recipe else "",
+        saved=saved,
         prompts=tuple(prompts),
         stops=recipe.stops if recipe else (),
         device=device,
@@ -177,7 +182,7 @@ def execute(
     )
     shared = log_folder(store, joined_name(plan)) if rank is not None else None
     if rank and shared:
-        launch_once(replace(job, check=check), shared)
+        launch_once(job, shared)
         return None
     predicted = predict_target(target)
     run = store.start_run(
@@ -198,15 +203,22 @@ def execute(
             out.say(f"run {run}: launch {number + 1} of {launches}, {workers}, plan {plan.describe()}")
             first = number == 0
             folder = shared or log_folder(store, run) / str(number)
-            now = replace(job, check=check and first, trace=first, stream=tell is not None and first)
-            result = launch_once(now, folder, tell=tell if first else None)
+            now = replace(
+                job,
+                check=check and first,
+                trace=first,
+                stream=tell is not None and first,
+                saved=saved if first else None,
+            )
+            patience = TRAINING_S if now.saved else TIMEOUT_S
+            result = launch_once(now, folder, patience, tell if first else None)
             store.add_launch(run, result.step_s, log_dir=result.log_dir)
             results.append(result)
     except BaseException as error:
         status = "failed" if isinstance(error, AutotuneError) else "interrupted"
         store.finish_run(run, status=status, error=str(error) or type(error).__name__)
         raise
-    report = report_of(run, target, predicted, results)
+    report = report_of(run, target, predicted, results) | {"saved": saved.folder if saved else None}
     measured, first_result = report["measured"], results[0]
     store.finish_run(
         run,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,8 @@ from autotune.cli._settings import command
 from autotune.spec.errors import UsageError, WrongNumbers
 
 if TYPE_CHECKING:
+    from autotune.cli._target import Target
+    from autotune.runners.saved import Saved
     from autotune.spec.workload import Workload
 
 
@@ -47,6 +50,10 @@ def run(
     stream: Annotated[
         bool, typer.Option("--stream", help="Print the first generation's answers as they grow, as JSON lines.")
     ] = False,
+    save: Annotated[
+        Path | None,
+        typer.Option("--save", metavar="FOLDER", help="Training: write the weights after the timed steps here."),
+    ] = None,
     trace: Annotated[
         Path | None, typer.Option("--trace", metavar="FILE", help="Write the measured timeline: .json, .html or .svg.")
     ] = None,
@@ -67,6 +74,7 @@ def run(
     with opened() as store:
         found = find_target(target, overrides or [], pins or [], store)
         found = with_order(found, order) if order else found
+        saved = _saved(save, found) if save else None
         given = _given(target, prompts, answers, stream, found.workload)
         whole: tuple[str, ...] = ()
         if prompts:
@@ -83,6 +91,7 @@ def run(
             check=check,
             prompts=whole,
             tell=_prompts.Shown(len(given) or found.workload.batch).tell if stream else None,
+            saved=saved,
         )
         if ran is None:  # not rank 0 of a world that torchrun or Slurm started: rank 0 answers for all
             return
@@ -96,6 +105,8 @@ def run(
             out.data(*_prompts.answers(given, report))
         else:
             out.data(*(f"text       {text!r}" for text in report["texts"]))
+        if saved:
+            out.data(f"saved      {saved.folder}: the weights after {len(result.losses)} steps")
         out.data(f"stored     run {report['run_id']} in {store.place.shown}")
         out.emit("run", {**report, "db": store.place.shown})
         if trace and result.timeline:
@@ -107,6 +118,21 @@ def run(
             f"plan {found.plan.id} differs from the one-process reference by {result.max_difference:.3g}",
             hint=f"logs of each rank: {result.log_dir}",
         )
+
+
+def _saved(save: Path, found: Target) -> Saved:
+    """The checkpoint that `--save` asks for. Raises UsageError for a generation, a plan without a model's config, and a
+    folder that is not free."""
+    from autotune.runners.saved import Saved, check_free, config_of
+
+    if found.workload.kind != "train":
+        raise UsageError("--save: this plan generates", hint="name a recipe, lock or plan that trains")
+    if found.recipe is None:
+        raise UsageError("--save: a stored plan has no config for the checkpoint", hint="name the recipe or its lock")
+    folder = Path(os.path.realpath(save.expanduser()))
+    check_free(folder)
+    config = config_of(found.recipe.config(), found.model, found.workload.precision)
+    return Saved(str(folder), config)
 
 
 def _given(target: str, prompts: str | None, answers: str | None, stream: bool, workload: Workload) -> tuple[str, ...]:

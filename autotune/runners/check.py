@@ -13,31 +13,28 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 
-from autotune.planners.lower.expand import coordinates
 from autotune.runners.checkpoint import open_checkpoint
 from autotune.runners.corpus import open_corpus
 from autotune.runners.data import batch
 from autotune.runners.job import Job
-from autotune.runners.mesh import barrier
+from autotune.runners.pieces import gathered
 from autotune.runners.reference import init_weights, reference_gradients
-from autotune.runners.state import DTYPES
+from autotune.runners.state import DTYPES, Key
 from autotune.runners.training import Batch, Trainer
-from autotune.runners.vocabulary_shard import assemble
 from autotune.spec.program import Instruction
 
 BOUNDS = {"fp64": 1e-10, "fp32": 2e-4, "bf16": 5e-2}
 REFERENCE = {"fp64": torch.float64, "fp32": torch.float64, "bf16": torch.float32}
 
 
-def capture(trainer: Trainer, found: dict[str, torch.Tensor]) -> Any:
+def capture(trainer: Trainer, found: dict[Key, torch.Tensor]) -> Any:
     """A hook that copies every gradient just before the optimizer takes it, whole over the data ranks."""
 
     def hook(instruction: Instruction, values: Mapping[str, Any]) -> None:
         grad = trainer.states[instruction.stage].grad
-        for (block, name), gradient in trainer.whole(instruction.stage, grad).items():
-            found[f"{block}/{name}"] = gradient.detach().to("cpu", copy=True).contiguous()
+        for key, gradient in trainer.whole(instruction.stage, grad).items():
+            found[key] = gradient.to("cpu", copy=True)
 
     return hook
 
@@ -45,26 +42,24 @@ def capture(trainer: Trainer, found: dict[str, torch.Tensor]) -> Any:
 def check_step(
     job: Job, rank: int, trainer: Trainer, feed: Iterator[Batch], folder: Path, losses: list[float]
 ) -> tuple[bool | None, float | None]:
-    """Runs the first step and compares; every rank writes its gradients, rank 0 judges."""
-    found: dict[str, torch.Tensor] = {}
+    """Runs the first step and compares; every rank hands in its gradients, rank 0 judges."""
+    found: dict[Key, torch.Tensor] = {}
     trainer.interpreter.hooks = {"OPT": capture(trainer, found)}
     trainer.feed(next(feed))
     trainer.interpreter.step()
     trainer.interpreter.hooks = {}
     loss = trainer.interpreter.values.get("loss", torch.zeros((), device=trainer.mesh.device)).detach().clone()
     losses.append(float(loss))
-    if trainer.mesh.replica == 0:
-        save_file(found, folder / f"gradients-{rank}.safetensors")
     total = torch.tensor([float(loss)], dtype=torch.float64)
     dist.all_reduce(total)
-    barrier(trainer.mesh.device)
-    if rank:
+    whole = gathered(trainer, found, folder, "gradients")
+    if whole is None:
         return None, None
-    return judge(job, float(total) / job.plan.tensor, trainer.mesh.device, folder)
+    return judge(job, float(total) / job.plan.tensor, trainer.mesh.device, whole)
 
 
-def judge(job: Job, loss: float, device: torch.device, folder: Path) -> tuple[bool, float]:
-    """(within bounds, the largest relative difference) of the gathered gradients and the loss."""
+def judge(job: Job, loss: float, device: torch.device, whole: Mapping[Key, torch.Tensor]) -> tuple[bool, float]:
+    """(within bounds, the largest relative difference) of the whole gradients and the loss."""
     dtype = REFERENCE[job.workload.precision]
     weights = init_weights(job.model, job.seed, DTYPES[job.workload.precision])
     if job.checkpoint:
@@ -77,12 +72,7 @@ def judge(job: Job, loss: float, device: torch.device, folder: Path) -> tuple[bo
     with torch.enable_grad():
         expected, gradients = reference_gradients(job.model, weights, tokens.to(device), targets.to(device), dtype)
     worst = abs(loss - float(expected)) / abs(float(expected))
-    pieces = []
-    for file in sorted(folder.glob("gradients-*.safetensors")):
-        pipeline, _, tensor = coordinates(job.plan, int(file.stem.split("-")[1]))
-        pieces.append((pipeline, tensor, load_file(file)))
-        file.unlink()
-    for key, gradient in assemble(job.plan, job.model, pieces).items():
+    for key, gradient in whole.items():
         ours, theirs = gradient.to(device, dtype), gradients[key].to(dtype)
         worst = max(worst, float((ours - theirs).norm() / theirs.norm().clamp_min(1e-30)))
     return worst <= BOUNDS[job.workload.precision], worst

@@ -160,6 +160,8 @@ def save_checkpoint(
                 index["weight_map"].update(dict.fromkeys(content, name))
             (partial / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         (partial / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
+        for name in names:  # safetensors makes files that only their owner may read
+            shutil.copymode(partial / "config.json", partial / name)
         partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,13 +1,14 @@
 """Token streams from files, memory-mapped: opened and checked before any worker starts. No torch here.
 
-Without a data file the corpus is the source of Python's own standard library, which every machine has.
+Without a data file the corpus is the source of Python's own standard library, which every machine has. About one of
+its files in sixteen is held out: training reads the others, and prompts are cut from these.
 """
 
 from __future__ import annotations
 
 import hashlib
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from autotune.spec.errors import EnvironmentFault, Problem, UsageError, nearest_
 
 BYTE_VOCAB = 256
 LIBRARY_CAP = 16 << 20  # bytes of library source; a whole one without its tests is smaller
+HELD_OUT = 16  # one file in so many
 SKIPPED = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
 SCANNED = 64 << 20  # tokens of a token file that are checked when it is opened; every batch is checked too
 
@@ -43,14 +45,17 @@ class Corpus:
         return len(self.tokens)
 
 
-def open_corpus(path: str, vocab: int) -> Corpus:
+def open_corpus(path: str, vocab: int, held_out: bool = False) -> Corpus:
     """The corpus of `[workload] data`: "" (the standard library), a .npy file of token ids, or any file as bytes.
 
+    `held_out`: of the standard library the files that training does not read, instead of those that it does. A file
+    of the user's own is not divided.
     Raises UsageError: no such file, a vocabulary too small for bytes, a .npy that is not one line of whole numbers or
     that holds ids the vocabulary does not have.
     """
     if not path:
-        corpus = Corpus("python standard library", _library(), vocab)
+        name = "python standard library" + (", held-out files" if held_out else "")
+        corpus = Corpus(name, _library()[held_out], vocab)
     else:
         file = Path(path)
         if not file.is_file():
@@ -69,17 +74,34 @@ def open_corpus(path: str, vocab: int) -> Corpus:
 
 
 @lru_cache(maxsize=1)
-def _library() -> np.ndarray[Any, np.dtype[Any]]:
-    """The library's *.py files in the order of their paths, as bytes, up to the cap; tests and packages left out."""
+def _library() -> tuple[np.ndarray[Any, np.dtype[Any]], np.ndarray[Any, np.dtype[Any]]]:
+    """The library's *.py files in the order of their paths, as bytes, up to the cap; tests and packages left out. Those
+    to train on, and those that are held out."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    content = bytearray()
+    files: dict[str, bytes] = {}
+    room = LIBRARY_CAP
     for file in sorted(_sources(root), key=lambda p: p.relative_to(root).as_posix()):
-        if len(content) >= LIBRARY_CAP:
+        if room <= 0:
             break
-        content += file.read_bytes()
-    if not content:
+        files[file.relative_to(root).as_posix()] = content = file.read_bytes()[:room]
+        room -= len(content)
+    trained, apart = divided(files)
+    if not trained or not apart:
         raise EnvironmentFault(f"{root}: this Python has no library sources", hint="name a file in [workload] data")
-    return np.frombuffer(bytes(content[:LIBRARY_CAP]), dtype=np.uint8)
+    return np.frombuffer(trained, dtype=np.uint8), np.frombuffer(apart, dtype=np.uint8)
+
+
+def divided(files: Mapping[str, bytes]) -> tuple[bytes, bytes]:
+    """The text to train on and the held-out text, of files by their paths.
+
+    A path's hash decides, so that every machine holds out the same files and one that comes or goes moves no other. A
+    held-out file whose text a file to train on has as well is in neither.
+    """
+    apart = {path for path in files if hashlib.sha256(path.encode()).digest()[0] % HELD_OUT == 0}
+    seen = {hashlib.sha256(text).digest() for path, text in files.items() if path not in apart}
+    trained = b"".join(text for path, text in files.items() if path not in apart)
+    unseen = (text for path, text in files.items() if path in apart and hashlib.sha256(text).digest() not in seen)
+    return trained, b"".join(unseen)
 
 
 def _sources(folder: Path) -> Iterator[Path]:

@@ -38,7 +38,7 @@ def _check_data(recipe: str, model: ModelSpec, workload: Workload) -> None:
     from autotune.runners.corpus import open_corpus, windows
 
     try:
-        corpus = open_corpus(workload.data, model.vocab)
+        corpus = open_corpus(workload.data, model.vocab, held_out=workload.kind == "generate")
         windows(corpus, workload.sequence_length if workload.kind == "train" else workload.prompt_length)
     except UsageError as error:
         problems = []

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from autotune.runners.saved import Saved
 from autotune.spec.model import Experts, LatentAttention, ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.timeline import Timeline
@@ -28,6 +29,7 @@ class Job:
     seed: int = 0
     checkpoint: str = ""  # a folder of safetensors; "": seeded random weights
     draft_checkpoint: str = ""  # the same of the workload's draft model
+    saved: Saved | None = None  # training: the checkpoint that is written after the timed steps
     prompts: tuple[str, ...] = ()
     stops: tuple[str, ...] = ()  # texts that end an answer
     stream: bool = False  # whether the first timed generation's answers are written as they grow
@@ -50,6 +52,7 @@ class Job:
         raw["model"] = _model(raw["model"])
         raw["workload"] = _workload(raw["workload"])
         raw["prompts"], raw["stops"] = tuple(raw["prompts"]), tuple(raw["stops"])
+        raw["saved"] = Saved(**raw["saved"]) if raw["saved"] else None
         return cls(**raw)
 
 

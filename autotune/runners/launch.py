@@ -46,7 +46,12 @@ def launch(job: Job, *, nproc: int, log_dir: Path, timeout_s: float = 3600.0, te
         )
     log_dir.mkdir(parents=True, exist_ok=True)
     if here is None:
-        for stale in (*log_dir.glob("rank-*"), *log_dir.glob("gradients-*"), *log_dir.glob(NAME)):
+        for stale in (
+            *log_dir.glob("rank-*"),
+            *log_dir.glob("gradients-*"),
+            *log_dir.glob("weights-*"),
+            *log_dir.glob(NAME),
+        ):
             stale.unlink()
         (log_dir / "job.json").write_text(job.to_json())
         _elastic(nproc, log_dir, timeout_s, Reader(log_dir, tell) if tell else None)

@@ -30,7 +30,7 @@ class Prompts(NamedTuple):
 
 
 def prompt_tokens(model: ModelSpec, workload: Workload, prompts: Sequence[str] = ()) -> Prompts:
-    """The prompts as bytes; without any, real text from the workload's corpus.
+    """The prompts as bytes; without any, real text from the workload's corpus that the default training does not read.
 
     Raises UsageError (see tokens.encode, corpus.open_corpus).
     """
@@ -39,6 +39,6 @@ def prompt_tokens(model: ModelSpec, workload: Workload, prompts: Sequence[str] =
         padded = [row + (0,) * (workload.prompt_length - len(row)) for row in rows]
         return Prompts(torch.tensor(padded), tuple(map(len, rows)))
     check_generation(model, workload)
-    corpus = open_corpus(workload.data, model.vocab)
+    corpus = open_corpus(workload.data, model.vocab, held_out=True)
     tokens = batch(corpus, 0, workload.batch, workload.prompt_length, 0, workload.batch)[0]
     return Prompts(tokens, (workload.prompt_length,) * workload.batch)

@@ -39,7 +39,8 @@ def update_fetched(trainer: Trainer, instruction: Instruction, values: Store) ->
     state, where = _where(trainer, instruction)
     master, mean, square = values[instruction.reads[0]]
     if state.taken is not None:
-        adamw(master, mean, square, state.part(state.grad, where), state.step, trainer.rates)
+        rates = trainer.rates(state.steps)
+        adamw(master, mean, square, state.part(state.grad, where), state.step, rates)
         state.part(state.weight, where).copy_(master)
     return tuple(values[name] for name in instruction.writes)
 
@@ -63,7 +64,7 @@ def update_on_host(trainer: Trainer, instruction: Instruction, values: Store) ->
     gradient, states = (values[name] for name in instruction.reads)
     master, mean, square = states
     weight = torch.empty_like(gradient, dtype=state.weight.dtype, pin_memory=state.weight.is_cuda)
-    step, taken, rates = torch.tensor(float(state.steps)), state.taken is not None, trainer.rates
+    step, taken, rates = torch.tensor(float(state.steps)), state.taken is not None, trainer.rates(state.steps)
 
     def work() -> None:
         if taken:

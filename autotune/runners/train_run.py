@@ -1,4 +1,4 @@
-"""A training run as a worker does it: check, warm up, time, measure memory, trace."""
+"""A training run as a worker does it: check, warm up, time, save, measure memory, trace."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from autotune.runners.interpreter import Trace
 from autotune.runners.job import Job, RankReport
 from autotune.runners.memory import peak_during
 from autotune.runners.mesh import barrier
+from autotune.runners.save import save_weights
 from autotune.runners.state import Loader
 from autotune.runners.training import Batch, Trainer
 
@@ -30,7 +31,10 @@ def batches(job: Job, data: int) -> Iterator[Batch]:
 
 
 def train_run(job: Job, rank: int, device: torch.device, load: Loader, folder: Path) -> RankReport:
-    """Steps are timed one by one between barriers' ends; the slowest rank's time is the step's (see launch)."""
+    """Steps are timed one by one between barriers' ends; the slowest rank's time is the step's (see launch).
+
+    What is saved has taken the steps whose losses are reported. Memory and timeline are those of two steps more.
+    """
     trainer = Trainer.build(job.plan, job.model, job.workload, rank, device, load)
     feed = batches(job, trainer.mesh.data)
     losses: list[float] = []
@@ -48,6 +52,8 @@ def train_run(job: Job, rank: int, device: torch.device, load: Loader, folder: P
     for _ in range(job.warmup):
         step()
     seconds = [step() for _ in range(job.steps)]
+    if job.saved:
+        save_weights(trainer, job.saved, load, folder)
     peak = peak_during(step, trainer.interpreter.values, device)
     trace = Trace()
     if job.trace:

@@ -214,9 +214,9 @@ class Trainer:
         env = replace(env, batch=many * env.batch) if many > 1 else env
         return run_body(self.calls[block, op, many], env, given, self.mesh.axes, watch)
 
-    @property
-    def rates(self) -> Rates:
-        return Rates(self.workload.learning_rate, self.workload.weight_decay)
+    def rates(self, step: int) -> Rates:
+        """Those of the optimizer step that is a stage's `step`th."""
+        return Rates(self.workload.rate(step), self.workload.weight_decay)
 
     def take(self, state: StageState, scale: float | None) -> None:
         """One optimizer step with the gradients scaled, in place; None: it is skipped."""
@@ -225,12 +225,12 @@ class Trainer:
             return
         if scale != 1.0:
             state.grad.mul_(scale)
-        state.update(self.rates)
+        state.update(self.rates(state.steps + 1))
 
     def redo(self, state: StageState, scale: float | None) -> None:
         """Takes the last step back where there was one, and takes it as it should have been."""
         if state.taken is not None:
-            state.revert(self.rates)
+            state.revert(self.rates(state.steps))
         self.take(state, scale)
         if state.shared.spreads:
             mine = state.weight[state.shard].clone()

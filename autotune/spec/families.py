@@ -8,15 +8,15 @@ both read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from autotune.spec.config_file import config_file, read_config
 from autotune.spec.config_keys import COMMON, DEEPSEEK, ROTARY_EXTRA, ROUTER, TENSOR_PARALLEL, WINDOW
-from autotune.spec.errors import Problem, UsageError, nearest_divisor, nearest_name
+from autotune.spec.errors import UsageError, nearest_divisor, nearest_name
 from autotune.spec.fields import Fields, shown
 from autotune.spec.model import Experts, LatentAttention, ModelSpec
 
@@ -148,10 +148,12 @@ def _deepseek3_experts(fields: Fields, layers: int) -> Experts:
 class Family:
     """What an architecture's configs say with the same keys, or leave unsaid.
 
-    `head_dim` is its default (0: hidden_size / num_attention_heads), `own_kv_heads` whether a missing
-    num_key_value_heads means one for each head, `ignored` keys of its own that change nothing here, whatever they say.
+    `model_type` is transformers' name, which its loaders look for and ours do not; `head_dim` the default (0:
+    hidden_size / num_attention_heads), `own_kv_heads` whether a missing num_key_value_heads means one for each head,
+    `ignored` keys of its own that change nothing here, whatever they say.
     """
 
+    model_type: str
     bias: Callable[[Fields], tuple[bool, bool]] = _no_bias
     window: Callable[[Fields, int], int] = _no_window
     experts: Callable[[Fields, int], Experts] | None = None
@@ -164,19 +166,38 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
-    "LlamaForCausalLM": Family(bias=_both_bias, own_kv_heads=True, ignored=TENSOR_PARALLEL),
-    "MistralForCausalLM": Family(window=_plain_window),
-    "Qwen2ForCausalLM": Family(bias=_qkv_bias, window=_late_window, ignored=WINDOW),
-    "Qwen3ForCausalLM": Family(bias=_both_bias, window=_late_window, qk_norm=True, head_dim=128, ignored=WINDOW),
-    "MixtralForCausalLM": Family(window=_mixtral_window, experts=_mixtral_experts, rope_theta=1e6, ignored=ROUTER),
+    "LlamaForCausalLM": Family("llama", bias=_both_bias, own_kv_heads=True, ignored=TENSOR_PARALLEL),
+    "MistralForCausalLM": Family("mistral", window=_plain_window),
+    "Qwen2ForCausalLM": Family("qwen2", bias=_qkv_bias, window=_late_window, ignored=WINDOW),
+    "Qwen3ForCausalLM": Family(
+        "qwen3", bias=_both_bias, window=_late_window, qk_norm=True, head_dim=128, ignored=WINDOW
+    ),
+    "MixtralForCausalLM": Family(
+        "mixtral", window=_mixtral_window, experts=_mixtral_experts, rope_theta=1e6, ignored=ROUTER
+    ),
     "Qwen3MoeForCausalLM": Family(
-        bias=_both_bias, window=_switched_window, experts=_qwen3_experts, qk_norm=True, ignored=WINDOW | ROUTER
+        "qwen3_moe",
+        bias=_both_bias,
+        window=_switched_window,
+        experts=_qwen3_experts,
+        qk_norm=True,
+        ignored=WINDOW | ROUTER,
     ),
     "DeepseekV2ForCausalLM": Family(
-        bias=_both_bias, experts=_deepseek2_experts, latent=True, own_kv_heads=True, ignored=DEEPSEEK | TENSOR_PARALLEL
+        "deepseek_v2",
+        bias=_both_bias,
+        experts=_deepseek2_experts,
+        latent=True,
+        own_kv_heads=True,
+        ignored=DEEPSEEK | TENSOR_PARALLEL,
     ),
     "DeepseekV3ForCausalLM": Family(
-        bias=_both_bias, experts=_deepseek3_experts, latent=True, own_kv_heads=True, ignored=DEEPSEEK | TENSOR_PARALLEL
+        "deepseek_v3",
+        bias=_both_bias,
+        experts=_deepseek3_experts,
+        latent=True,
+        own_kv_heads=True,
+        ignored=DEEPSEEK | TENSOR_PARALLEL,
     ),
 }
 
@@ -325,24 +346,7 @@ def _name(raw: Mapping[str, Any], source: str) -> str:
 
 
 def load_model(path: str | Path) -> ModelSpec:
-    """The ModelSpec of a config.json, or of the config.json in a folder.
-
-    Raises UsageError: no such file (with the nearest name beside it), not JSON (with line and column), or whatever
-    `from_config` finds.
-    """
-    file = Path(path)
-    if file.is_dir():
-        file = file / "config.json"
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        beside = sorted(p.name for p in file.parent.glob("*.json")) if file.parent.is_dir() else []
-        expected = "a Hugging Face config.json" if file.parent.is_dir() else f"a folder {file.parent}"
-        problem = Problem(str(file), "", "no such file", expected, nearest_name(file.name, beside))
-        raise UsageError(f"{file}: no such model config", problems=[problem]) from None
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise UsageError(f"{file}: not JSON at {where}: {error.msg}") from None
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{file}: cannot be read as a JSON file: {error}") from None
-    return from_config(raw, str(file))
+    """The ModelSpec of a config.json, or of the config.json in a folder. Raises UsageError (see read_config,
+    from_config)."""
+    file = config_file(path)
+    return from_config(read_config(file), str(file))

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from autotune.spec.config_file import config_file, read_config
 from autotune.spec.digest import digest
 from autotune.spec.errors import EnvironmentFault, Problem, UsageError, nearest_name
 from autotune.spec.families import from_config, load_model
@@ -62,7 +63,7 @@ class Recipe:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """The texts to continue; empty: prompts are cut from the default corpus."""
+        """The texts to continue; empty: prompts are cut from the default corpus's held-out files."""
         prompt = getattr(self.file.workload, "prompt", "")
         return (prompt,) if isinstance(prompt, str) and prompt else tuple(prompt)
 
@@ -83,15 +84,24 @@ class Recipe:
 
     @cached_property
     def _model(self) -> ModelSpec:
-        section = self.file.model
-        if section.config is not None:
-            return load_model(self._at(section.config))
-        if section.checkpoint is not None:
-            return load_model(self._at(section.checkpoint) / "config.json")
-        raw = dict(section.model_extra or {})
+        if file := self._config_file:
+            return load_model(file)
+        raw = self.config()
         # Its content names it, not the file's or recipe's name: a model's digest covers its name.
         shape = f"{raw.get('hidden_size', '')}x{raw.get('num_hidden_layers', '')}"
         return from_config(raw, f"{self.path}: model", str(raw.get("name") or f"inline-{shape}"), inline=True)
+
+    @property
+    def _config_file(self) -> Path | None:
+        """Where the model's config is; None where its keys are in the recipe."""
+        section = self.file.model
+        if section.config is not None:
+            return config_file(self._at(section.config))
+        return self._at(section.checkpoint) / "config.json" if section.checkpoint is not None else None
+
+    def config(self) -> dict[str, Any]:
+        """The model's config as `[model]` has it or as the file says that it names."""
+        return dict(read_config(file) if (file := self._config_file) else self.file.model.model_extra or {})
 
     def model(self) -> ModelSpec:
         """The model that `[model]` names. Raises UsageError for a config that says too little or the wrong thing."""
@@ -110,6 +120,8 @@ class Recipe:
                 learning_rate=section.learning_rate,
                 weight_decay=section.weight_decay,
                 clip=section.clip,
+                warmup_steps=section.warmup_steps,
+                decay_steps=section.decay_steps,
             )
         return Workload(
             kind="generate",
@@ -258,6 +270,10 @@ def _meaning(
     ):
         if isinstance(value, str) and value and (dotted != "machine.use" or is_path(value)):
             yield from _file_problem(at, dotted, value, folder, is_folder)
+    warmup, decay = (section("workload").get(key) for key in ("warmup_steps", "decay_steps"))
+    if type(warmup) is int and type(decay) is int and 0 < decay <= warmup:
+        expected = f"more than warmup_steps = {warmup}, from where it falls, or 0"
+        yield at("workload.decay_steps", str(decay), expected, str(warmup + 1))
     objective = section("objective")
     if objective.get("minimize") and objective.get("maximize"):
         yield at("objective.maximize", "a second objective", "either minimize or maximize in this version")

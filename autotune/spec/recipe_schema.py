@@ -80,6 +80,8 @@ class TrainSection(Section):
     learning_rate: float = Field(default=3e-4, gt=0, description="AdamW's")
     weight_decay: float = Field(default=0.1, ge=0, description="AdamW's, decoupled")
     clip: float = Field(default=0.0, ge=0, description="most that the gradients' global norm may be; 0: no limit")
+    warmup_steps: int = Field(default=0, ge=0, description="steps over which learning_rate rises; 0: none")
+    decay_steps: int = Field(default=0, ge=0, description="step at which it has fallen to a tenth; 0: never")
 
 
 class GenerateSection(Section):
@@ -93,7 +95,7 @@ class GenerateSection(Section):
         default="bf16", description="of weights, activations and KV cache"
     )
     prompt: str | list[str] = Field(
-        default="", description='text to continue; "": the first bytes of the default corpus'
+        default="", description='text to continue; "": cut from the default corpus, of files that are not trained on'
     )
     temperature: float = Field(default=0.0, ge=0, description="of a drawn token's logits; 0: the likeliest token")
     top_k: int = Field(default=0, ge=0, description="tokens that are drawn from, the likeliest; 0: all")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import cos, pi
 
 from autotune.spec.digest import digest
 from autotune.spec.model import ModelSpec
@@ -16,6 +17,8 @@ class Acceptance:
     key: str  # what proposes them: planners.decoding.strategies.acceptance_key
     rates: tuple[float, ...]
     source: str = "recipe"  # "recipe": somebody's word | "measured"
+
+LEAST_RATE = 0.1  # of the learning rate, which is what a decay ends at (GPT-3, 2005.14165, appendix B)
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,24 @@ class Workload:
     learning_rate: float = 3e-4
     weight_decay: float = 0.1
     clip: float = 0.0  # most that the gradients' global L2 norm may be (and a step with a NaN is skipped); 0: no limit
+    warmup_steps: int = 0  # optimizer steps over which the learning rate rises to its full height; 0: at once
+    decay_steps: int = 0  # the step at which it has fallen to a tenth; 0: it never falls
 
     @property
     def digest(self) -> str:
         return digest(self)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of optimizer step `step`; the first that is taken is 1, and skipped ones do not count.
+
+        It rises in a line over the warm-up, falls along half a cosine to a tenth at `decay_steps`, and stays there.
+        """
+        if step < self.warmup_steps:
+            return self.learning_rate * step / self.warmup_steps
+        if not self.decay_steps:
+            return self.learning_rate
+        along = min(1.0, (step - self.warmup_steps) / max(1, self.decay_steps - self.warmup_steps))
+        return self.learning_rate * (LEAST_RATE + (1 - LEAST_RATE) * (1 + cos(pi * along)) / 2)
 
     @property
     def tokens(self) -> int:
