@@ -61,7 +61,9 @@ def measure_acceptance(path: str, overrides: Sequence[str]) -> None:
     if recipe.kind != "generate":
         raise UsageError(f"{path}: its workload trains", hint="--acceptance needs a recipe that generates")
     model, workload = recipe.model(), recipe.workload_spec()
-    check_inputs(path, model, workload, recipe.checkpoint, recipe.prompts, runs=True)
+    check_inputs(
+        path, model, workload, recipe.checkpoint, recipe.prompts, runs=True, draft_checkpoint=recipe.draft_checkpoint
+    )
     device = "cpu" if machine_facts().kind == "cpu" else "cuda"
     many = max(SEQUENCES, workload.batch)
     asked = replace(workload, batch=many // AT_ONCE * AT_ONCE if many > AT_ONCE else many)
@@ -92,8 +94,8 @@ def measure_acceptance(path: str, overrides: Sequence[str]) -> None:
                 result = launch_once(job, log_folder(store, f"acceptance-{digest(conditions)[:10]}") / key)
                 if result.rounds is None:
                     raise EnvironmentFault(f"{key}: its worker counted no round", hint=f"see {result.log_dir}")
-                measured = Acceptance(key, result.rounds.rates, "measured")
-                store.save_acceptance(digest(conditions), model, measured, sum(result.rounds.taken), conditions)
+                measured = Acceptance(key, result.rounds.rates, "measured", result.rounds.counts)
+                store.save_acceptance(digest(conditions), model, measured, conditions)
                 found.append({"key": key, "rates": list(measured.rates), "tokens_a_round": result.rounds.mean})
                 rates = " ".join(f"{rate:.2f}" for rate in measured.rates)
                 out.data(f"{key:<24} {result.rounds.mean:.2f} tokens a round; kept, by position: {rates}")

@@ -163,7 +163,15 @@ def execute(
     facts, device = local_device(target)
     prompts = prompts or (recipe.prompts if recipe else ())
     if recipe:
-        check_inputs(recipe.path, target.model, target.workload, recipe.checkpoint, prompts, runs=True)
+        check_inputs(
+            recipe.path,
+            target.model,
+            target.workload,
+            recipe.checkpoint,
+            prompts,
+            runs=True,
+            draft_checkpoint=recipe.draft_checkpoint,
+        )
     job = Job(
         plan=plan,
         model=target.model,

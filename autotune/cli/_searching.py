@@ -77,7 +77,15 @@ def find(recipe: Recipe, store: Store, lock: bool, progress: Callable[[str], Non
     profile = machine(recipe, store)
     question = replace(recipe.question(profile), workload=known_workload(recipe, store))
     device = _device(question)
-    check_inputs(recipe.path, question.model, question.workload, recipe.checkpoint, recipe.prompts, runs=bool(device))
+    check_inputs(
+        recipe.path,
+        question.model,
+        question.workload,
+        recipe.checkpoint,
+        recipe.prompts,
+        runs=bool(device),
+        draft_checkpoint=recipe.draft_checkpoint,
+    )
     store.save_recipe(recipe.path, recipe.merged())
     if device:  # first of all, so that the search and its predictions are kept under the profile they rest on
         question = _refined(question, store, progress)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from autotune.planners.costs.body import NOTHING, Cost
 from autotune.planners.costs.generate import PassCosts
-from autotune.planners.decoding.chains import distribution
+from autotune.planners.decoding.chains import distribution, expected
+from autotune.planners.decoding.rounds import largest, slowest
 from autotune.planners.decoding.rounds import rounds as counted
-from autotune.planners.decoding.rounds import slowest
 from autotune.planners.decoding.strategies import acceptance_key, scored
 from autotune.planners.lower.generate import lower_generation
 from autotune.planners.simulate import resolve, simulate
@@ -27,7 +27,7 @@ from autotune.spec.plan import PLAIN, Plan
 from autotune.spec.prediction import Prediction
 from autotune.spec.program import COMPUTE
 from autotune.spec.timeline import Timeline
-from autotune.spec.workload import Workload
+from autotune.spec.workload import Acceptance, Workload, kept
 
 if TYPE_CHECKING:
     from autotune.planners.lower.shape import Shape
@@ -61,19 +61,31 @@ def weights(points: Sequence[int]) -> tuple[float, ...]:
     return tuple(found)
 
 
+def acceptance_of(plan: Plan, workload: Workload) -> Acceptance | None:
+    """What is known of how often a plan's proposals are kept."""
+    key = acceptance_key(plan)
+    found = [known for known in workload.acceptance if known.key == key]
+    return max(found, key=lambda known: len(known.rates), default=None)
+
+
 def rates(plan: Plan, workload: Workload) -> tuple[float, ...]:
     """How often a plan's proposals are kept, by position: of the longest that is known about as many as it proposes."""
-    key = acceptance_key(plan)
-    found = [known.rates for known in workload.acceptance if known.key == key]
-    return max(found, key=len)[: plan.speculate] if found else ()
+    known = acceptance_of(plan, workload)
+    return known.rates[: plan.speculate] if known else ()
 
 
 @lru_cache(maxsize=4096)
 def rounds(plan: Plan, workload: Workload) -> float:
-    """Expected rounds after the prefill until the slowest of a replica's sequences, and of the replicas, is done."""
-    left = workload.new_tokens - 1
+    """Expected rounds after the prefill until the slowest of the sequences that go together is done.
+
+    Where it is known how texts differ, a batch is drawn from those texts; else every round is as any other.
+    """
+    left, known = workload.new_tokens - 1, acceptance_of(plan, workload)
     if plan.decoding == PLAIN or left < 1:
         return float(left)
+    if known and known.sequences:
+        each = [left / expected(kept(counts)[: plan.speculate]) for counts in known.sequences if any(counts)]
+        return max(1.0, largest(each, workload.batch))
     return slowest(counted(distribution(rates(plan, workload)), left), workload.batch)
 
 

@@ -12,7 +12,7 @@ from autotune.spec.errors import EnvironmentFault
 from autotune.spec.model import Experts, LatentAttention, ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Prediction
-from autotune.spec.workload import Acceptance, Workload
+from autotune.spec.workload import Workload, acceptance_from
 
 
 @dataclass(frozen=True)
@@ -185,8 +185,7 @@ def workload_from(raw: Mapping[str, Any]) -> Workload:
     parts = dict(raw)
     if parts.get("draft"):
         parts["draft"] = model_from(parts["draft"])
-    known = parts.get("acceptance", ())
-    parts["acceptance"] = tuple(record(Acceptance, one | {"rates": tuple(one["rates"])}) for one in known)
+    parts["acceptance"] = tuple(acceptance_from(one) for one in parts.get("acceptance", ()))
     workload: Workload = record(Workload, parts)
     return workload
 

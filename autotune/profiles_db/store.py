@@ -77,14 +77,12 @@ class Store(Database):
 
     # --- how often proposed tokens are kept
 
-    def save_acceptance(
-        self, conditions: str, model: ModelSpec, found: Acceptance, rounds: int, facts: Mapping[str, Any]
-    ) -> None:
-        """Remember an acceptance, measured over so many rounds; a newer one replaces an older."""
+    def save_acceptance(self, conditions: str, model: ModelSpec, found: Acceptance, facts: Mapping[str, Any]) -> None:
+        """Remember an acceptance; a newer one replaces an older."""
         from autotune.profiles_db import writes
 
         with self._writing() as session:
-            writes.save_acceptance(session, conditions, model, found, rounds, facts)
+            writes.save_acceptance(session, conditions, model, found, facts)
 
     def acceptances(self, conditions: str) -> tuple[Acceptance, ...]:
         """Every acceptance that was measured under these conditions."""

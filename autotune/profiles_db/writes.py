@@ -92,11 +92,12 @@ def save_model(session: Session, model: ModelSpec) -> str:
 
 
 def save_acceptance(
-    session: Session, conditions: str, model: ModelSpec, found: Acceptance, rounds: int, facts: Mapping[str, Any]
+    session: Session, conditions: str, model: ModelSpec, found: Acceptance, facts: Mapping[str, Any]
 ) -> None:
     row: dict[str, Any] = {"conditions": conditions, "strategy": found.key, "model": save_model(session, model)}
-    row |= {"rates": list(found.rates), "rounds": rounds, "facts": dict(facts), "created": now()}
-    put(session, t.AcceptanceRow, [row], ("rates", "rounds", "facts", "created"))
+    sequences = [list(counts) for counts in found.sequences]
+    row |= {"rates": list(found.rates), "sequences": sequences, "facts": dict(facts), "created": now()}
+    put(session, t.AcceptanceRow, [row], ("rates", "sequences", "facts", "created"))
 
 
 def save_workload(session: Session, workload: Workload) -> str:

@@ -25,7 +25,7 @@ def generate_run(
     job: Job, rank: int, device: torch.device, load: Loader, folder: Path, load_draft: Loader | None = None
 ) -> RankReport:
     """One step is one whole generation; rank 0 reports the tokens and, with `check`, judges them."""
-    prompts = prompt_tokens(job.model, job.workload, job.prompts)
+    prompts = prompt_tokens(job.model, job.workload, job.prompts, job.apart)
     generator = Generator.build(job.plan, job.model, job.round, rank, device, load, job.seed, load_draft)
     rounds = prompts.rounds(job.round.batch)
     # The first time: once captured, a pass keeps its memory to itself and the allocator's count no longer shows it.
@@ -70,13 +70,10 @@ def a_token(part: Generated) -> float:
     return sum(part.token_s) / max(1, part.tokens.shape[1] - 1)
 
 
-def counts(parts: list[Generated], most: int) -> list[int]:
-    """How many rounds committed 1 token of a sequence, 2, ..., `most`."""
-    found = torch.zeros(most + 1, dtype=torch.int64)
-    for part in parts:
-        if part.taken is not None:
-            found += torch.bincount(part.taken.flatten(), minlength=most + 1)
-    return found[1:].tolist()
+def counts(parts: list[Generated], most: int) -> list[list[int]]:
+    """Of each sequence how many rounds committed 1 token, 2, ..., `most`."""
+    rows = [row for part in parts if part.taken is not None for row in part.taken]
+    return [torch.bincount(row, minlength=most + 1)[1:].tolist() for row in rows]
 
 
 def _streamed(job: Job, rank: int, generator: Generator, rounds: list[Prompts], folder: Path) -> list[Generated]:

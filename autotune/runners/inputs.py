@@ -14,13 +14,20 @@ from autotune.spec.workload import Workload
 
 
 def check_inputs(
-    recipe: str, model: ModelSpec, workload: Workload, checkpoint: str, prompts: Sequence[str], runs: bool
+    recipe: str,
+    model: ModelSpec,
+    workload: Workload,
+    checkpoint: str,
+    prompts: Sequence[str],
+    runs: bool,
+    draft_checkpoint: str = "",
 ) -> None:
     """Nothing, or a UsageError: a checkpoint that is not this model's, prompts that it cannot continue, data that it
     cannot be trained on.
 
     `recipe` is the file that names them, as the user gave it. `checkpoint` is a folder of safetensors, "" for random
-    weights; of its files only the headers are read. `runs`: workers are to start, so that the default corpus counts.
+    weights, `draft_checkpoint` the draft model's; of their files only the headers are read. `runs`: workers are to
+    start, so that the default corpus counts.
     """
     if workload.kind == "generate":
         if prompts:
@@ -31,6 +38,9 @@ def check_inputs(
         _check_data(recipe, model, workload)
     if checkpoint:
         read_headers(checkpoint).verify(weight for block in blocks(model) for weight in block.tensors())
+    if draft_checkpoint and workload.draft:
+        drafted = blocks(workload.draft)
+        read_headers(draft_checkpoint).verify(weight for block in drafted for weight in block.tensors())
 
 
 def _check_data(recipe: str, model: ModelSpec, workload: Workload) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from autotune.runners.saved import Saved
 from autotune.spec.model import Experts, LatentAttention, ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.timeline import Timeline
-from autotune.spec.workload import Acceptance, Workload
+from autotune.spec.workload import Workload, acceptance_from, kept
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class Job:
     draft_checkpoint: str = ""  # the same of the workload's draft model
     saved: Saved | None = None  # training: the checkpoint that is written after the timed steps
     prompts: tuple[str, ...] = ()
+    apart: bool = False  # without prompts they are cut from another part of the corpus than usual
     stops: tuple[str, ...] = ()  # texts that end an answer
     stream: bool = False  # whether the first timed generation's answers are written as they grow
     device: str = "cpu"  # cpu | cuda
@@ -58,7 +58,7 @@ class Job:
 
 def _workload(raw: dict[str, Any]) -> Workload:
     raw["draft"] = _model(raw["draft"]) if raw["draft"] else None
-    raw["acceptance"] = tuple(Acceptance(**(one | {"rates": tuple(one["rates"])})) for one in raw["acceptance"])
+    raw["acceptance"] = tuple(acceptance_from(one) for one in raw["acceptance"])
     return Workload(**raw)
 
 
@@ -74,11 +74,16 @@ def _model(raw: dict[str, Any]) -> ModelSpec:
 
 @dataclass(frozen=True)
 class Rounds:
-    """What became of proposed tokens: `taken[n]` rounds committed n + 1 tokens of a sequence; a round took
+    """What became of proposed tokens: `counts[s][n]` rounds committed n + 1 tokens of sequence s; a round took
     `seconds`."""
 
-    taken: tuple[int, ...]
+    counts: tuple[tuple[int, ...], ...]
     seconds: float
+
+    @property
+    def taken(self) -> tuple[int, ...]:
+        """The same of all sequences."""
+        return tuple(map(sum, zip(*self.counts, strict=True)))
 
     @property
     def mean(self) -> float:
@@ -87,9 +92,8 @@ class Rounds:
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """Of the rounds that kept so many proposals, the share that kept the next one: see Acceptance."""
-        reached = [sum(self.taken[n:]) for n in range(len(self.taken))]
-        return tuple(after / before if before else 0.0 for before, after in pairwise(reached))
+        """See Acceptance."""
+        return kept(self.taken)
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ class RankReport:
     max_difference: float | None = None
     prefill_s: float = 0.0
     decode_s: float = 0.0
-    taken: list[int] = field(default_factory=list)  # how many rounds committed 1 token, 2, ..., of all sequences
+    taken: list[list[int]] = field(default_factory=list)  # of each sequence how many rounds committed 1 token, 2, ...
     round_s: float = 0.0
     host: dict[str, Any] = field(default_factory=dict)
 

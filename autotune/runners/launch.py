@@ -184,7 +184,7 @@ def gather(job: Job, log_dir: Path) -> RunResult:
         first.max_difference,
         max(r.prefill_s for r in reports),
         max(r.decode_s for r in reports),
-        Rounds(tuple(first.taken), max(r.round_s for r in reports)) if first.taken else None,
+        Rounds(tuple(map(tuple, first.taken)), max(r.round_s for r in reports)) if first.taken else None,
         first.host,
         str(log_dir),
     )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from autotune.runners.corpus import open_corpus
+from autotune.runners.corpus import open_corpus, windows
 from autotune.runners.data import batch
 from autotune.runners.tokens import check_generation, encode
 from autotune.spec.model import ModelSpec
@@ -29,8 +29,9 @@ class Prompts(NamedTuple):
         return [Prompts(self.tokens[i : i + batch], self.lengths[i : i + batch], self.first + i) for i in starts]
 
 
-def prompt_tokens(model: ModelSpec, workload: Workload, prompts: Sequence[str] = ()) -> Prompts:
-    """The prompts as bytes; without any, real text from the workload's corpus that the default training does not read.
+def prompt_tokens(model: ModelSpec, workload: Workload, prompts: Sequence[str] = (), apart: bool = False) -> Prompts:
+    """The prompts as bytes; without any, real text from the workload's corpus that the default training does not read;
+    `apart`: from its second half, which other prompts are not cut from as long as they are few.
 
     Raises UsageError (see tokens.encode, corpus.open_corpus).
     """
@@ -40,5 +41,6 @@ def prompt_tokens(model: ModelSpec, workload: Workload, prompts: Sequence[str] =
         return Prompts(torch.tensor(padded), tuple(map(len, rows)))
     check_generation(model, workload)
     corpus = open_corpus(workload.data, model.vocab, held_out=True)
-    tokens = batch(corpus, 0, workload.batch, workload.prompt_length, 0, workload.batch)[0]
+    halfway = windows(corpus, workload.prompt_length) // 2 // workload.batch if apart else 0
+    tokens = batch(corpus, halfway, workload.batch, workload.prompt_length, 0, workload.batch)[0]
     return Prompts(tokens, (workload.prompt_length,) * workload.batch)

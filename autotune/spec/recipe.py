@@ -24,8 +24,8 @@ from autotune.spec.model import ModelSpec
 from autotune.spec.prediction import Question
 from autotune.spec.recipe_layers import from_environment, from_flags, merge, parse_toml, read_toml
 from autotune.spec.recipe_problems import problems
-from autotune.spec.recipe_schema import AXES, SCHEMA_ID, RecipeFile, json_schema
-from autotune.spec.workload import Workload
+from autotune.spec.recipe_schema import AXES, SCHEMA_ID, ModelSection, RecipeFile, json_schema
+from autotune.spec.workload import Acceptance, Workload
 
 __all__ = ["AXES", "SCHEMA_ID", "Recipe", "from_merged", "json_schema", "load_recipe"]
 
@@ -62,6 +62,12 @@ class Recipe:
         return str(self._at(folder)) if folder else ""
 
     @property
+    def draft_checkpoint(self) -> str:
+        """The draft model's folder, absolute; "" without one."""
+        folder = self.file.draft.checkpoint if self.file.draft else None
+        return str(self._at(folder)) if folder else ""
+
+    @property
     def prompts(self) -> tuple[str, ...]:
         """The texts to continue; empty: prompts are cut from the default corpus's held-out files."""
         prompt = getattr(self.file.workload, "prompt", "")
@@ -82,26 +88,33 @@ class Recipe:
     def seed(self) -> int:
         return int(self.merged()["search"]["seed"])
 
-    @cached_property
-    def _model(self) -> ModelSpec:
-        if file := self._config_file:
+    def _spec(self, section: ModelSection, name: str) -> ModelSpec:
+        """The model of a section, `[name]`."""
+        if file := self._config_file(section):
             return load_model(file)
-        raw = self.config()
+        raw = dict(section.model_extra or {})
         # Its content names it, not the file's or recipe's name: a model's digest covers its name.
         shape = f"{raw.get('hidden_size', '')}x{raw.get('num_hidden_layers', '')}"
-        return from_config(raw, f"{self.path}: model", str(raw.get("name") or f"inline-{shape}"), inline=True)
+        return from_config(raw, f"{self.path}: {name}", str(raw.get("name") or f"inline-{shape}"), inline=True)
 
-    @property
-    def _config_file(self) -> Path | None:
-        """Where the model's config is; None where its keys are in the recipe."""
-        section = self.file.model
+    def _config_file(self, section: ModelSection) -> Path | None:
+        """Where a model's config is; None where its keys are in the recipe."""
         if section.config is not None:
             return config_file(self._at(section.config))
         return self._at(section.checkpoint) / "config.json" if section.checkpoint is not None else None
 
     def config(self) -> dict[str, Any]:
         """The model's config as `[model]` has it or as the file says that it names."""
-        return dict(read_config(file) if (file := self._config_file) else self.file.model.model_extra or {})
+        section = self.file.model
+        return dict(read_config(file) if (file := self._config_file(section)) else section.model_extra or {})
+
+    @cached_property
+    def _model(self) -> ModelSpec:
+        return self._spec(self.file.model, "model")
+
+    @cached_property
+    def _draft(self) -> ModelSpec | None:
+        return self._spec(self.file.draft, "draft") if self.file.draft else None
 
     def model(self) -> ModelSpec:
         """The model that `[model]` names. Raises UsageError for a config that says too little or the wrong thing."""
@@ -132,6 +145,8 @@ class Recipe:
             temperature=section.temperature,
             top_k=section.top_k,
             top_p=section.top_p,
+            draft=self._draft,
+            acceptance=tuple(Acceptance(key, tuple(rates)) for key, rates in sorted(section.acceptance.items())),
         )
 
     def axes(self) -> dict[str, tuple[object, ...]]:
@@ -186,7 +201,8 @@ class Recipe:
         workload = {key: value for key, value in merged["workload"].items() if key not in ("steps", "prompt", "stop")}
         axes = {axis: list(values) for axis, values in self.axes().items()}
         parts = {"machine": merged["machine"], "objective": merged["objective"], "workload": workload, "search": axes}
-        return digest({**parts, "model": self.model().digest})
+        drafts = {"draft": self._draft.digest} if self._draft else {}
+        return digest({**parts, "model": self.model().digest, **drafts})
 
     def _at(self, path: str) -> Path:
         return (self.folder / Path(path).expanduser()).absolute()
@@ -251,20 +267,25 @@ def _meaning(
         table = raw.get(name)
         return table if isinstance(table, dict) else {}
 
-    model = section("model")
-    inline = sorted(model.keys() - {"config", "checkpoint"})
-    if "config" in model and inline:
-        near = nearest_name(inline[0], ("config", "checkpoint"))
-        yield at(f"model.{inline[0]}", "a key beside config", "either config or the config's own keys", near)
-    if model.keys().isdisjoint({"config", "checkpoint", "architectures"}):  # no key tells what the others belong to
-        for key in inline:
-            if near := nearest_name(key, ("config", "checkpoint")):
-                yield at(f"model.{key}", "an unknown key", "config, checkpoint, or the config's own keys", near)
-    if "model" in raw and isinstance(raw["model"], dict) and not model:
-        yield at("model", "nothing", "config, checkpoint, or the config's own keys")
+    for name in ("model", "draft"):
+        model = section(name)
+        inline = sorted(model.keys() - {"config", "checkpoint"})
+        if "config" in model and inline:
+            near = nearest_name(inline[0], ("config", "checkpoint"))
+            yield at(f"{name}.{inline[0]}", "a key beside config", "either config or the config's own keys", near)
+        if model.keys().isdisjoint({"config", "checkpoint", "architectures"}):  # nothing tells what the others are of
+            for key in inline:
+                if near := nearest_name(key, ("config", "checkpoint")):
+                    yield at(f"{name}.{key}", "an unknown key", "config, checkpoint, or the config's own keys", near)
+        if name in raw and isinstance(raw[name], dict) and not model:
+            yield at(name, "nothing", "config, checkpoint, or the config's own keys")
+    if "draft" in raw and section("workload").get("kind") == "train":
+        yield at("draft", "a draft model", "none: nothing is drafted when training")
     for dotted, value, is_folder in (
-        ("model.config", model.get("config"), False),
-        ("model.checkpoint", model.get("checkpoint"), True),
+        ("model.config", section("model").get("config"), False),
+        ("model.checkpoint", section("model").get("checkpoint"), True),
+        ("draft.config", section("draft").get("config"), False),
+        ("draft.checkpoint", section("draft").get("checkpoint"), True),
         ("workload.data", section("workload").get("data"), False),
         ("machine.use", section("machine").get("use"), False),
     ):

@@ -57,6 +57,10 @@ class ModelSection(Section):
     )
 
 
+class DraftSection(ModelSection):
+    """A smaller model that may propose tokens to the one of `[model]`; named as that is."""
+
+
 class MachineSection(Section):
     """Which machine the plan is for."""
 
@@ -101,6 +105,9 @@ class GenerateSection(Section):
     top_k: int = Field(default=0, ge=0, description="tokens that are drawn from, the likeliest; 0: all")
     top_p: float = Field(default=1.0, gt=0, le=1, description="probability of the likeliest tokens that are drawn from")
     stop: str | list[str] = Field(default="", description="text that ends an answer, or several; not part of it")
+    acceptance: dict[str, list[Annotated[float, Field(ge=0, le=1)]]] = Field(
+        default_factory=dict, description="of a strategy, how often each of its tokens is kept, as `profile` prints it"
+    )
     steps: int = Field(default=3, ge=1, description="whole generations that `autotune run` measures")
 
 
@@ -251,6 +258,7 @@ class RecipeFile(Section):
         default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", description="absent: the file's own name"
     )
     model: ModelSection
+    draft: DraftSection | None = Field(default=None, description="a smaller model that may propose tokens")
     machine: MachineSection = Field(default_factory=MachineSection)
     workload: Annotated[TrainSection | GenerateSection, Field(discriminator="kind")]
     objective: ObjectiveSection = Field(default_factory=ObjectiveSection)
@@ -260,6 +268,7 @@ class RecipeFile(Section):
 
 SECTIONS: dict[str, Sequence[type[BaseModel]]] = {
     "model": (ModelSection,),
+    "draft": (DraftSection,),
     "machine": (MachineSection,),
     "workload": (TrainSection, GenerateSection),
     "objective": (ObjectiveSection,),

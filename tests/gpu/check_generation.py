@@ -85,8 +85,9 @@ def main() -> int:
                 with tempfile.TemporaryDirectory() as folder:
                     ran = launch(job, nproc=plan.world, log_dir=Path(folder), timeout_s=120)
                 failed += not ran.equal
+                mean = f"{ran.rounds.mean:.2f} a round  " if ran.rounds else ""
                 print(
-                    f"{plan.describe():<32} {f'{ran.rounds.mean:.2f} a round ' if ran.rounds else ''}{precision} {name:<8} {'equal' if ran.equal else 'DIFFERS'} "
+                    f"{plan.describe():<32} {mean}{precision} {name:<8} {'equal' if ran.equal else 'DIFFERS'} "
                     f"margin {ran.max_difference:.1e}  a token {ran.decode_s * 1e3:.3f} ms, "
                     f"prefill {ran.prefill_s * 1e3:.3f} ms, peak {max(ran.peak_bytes) / 2**20:.1f} MiB",
                     flush=True,

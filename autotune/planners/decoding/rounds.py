@@ -58,3 +58,13 @@ def slowest(distribution: Floats, batch: int) -> float:
     more = np.minimum(1.0, np.cumsum(distribution[::-1])[::-1])[1:]  # [r] -> P(one needs more than r)
     with np.errstate(divide="ignore"):  # where all need more: the logarithm of 0, and 1 after all
         return float(-np.expm1(batch * np.log1p(-more)).sum())
+
+
+def largest(values: Sequence[float], batch: int) -> float:
+    """The expected largest of `batch` values drawn, each by itself, from `values`, which are all as likely: their order
+    statistics weighted by how likely each is the largest."""
+    many = len(values)
+    return sum(
+        value * ((place / many) ** batch - ((place - 1) / many) ** batch)
+        for place, value in enumerate(sorted(values), 1)
+    )

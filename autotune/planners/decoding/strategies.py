@@ -85,12 +85,13 @@ def scored(plan: Plan) -> int:
 
 
 def variants(name: str, workload: Workload, given: Mapping[str, tuple[object, ...]]) -> Iterator[dict[str, object]]:
-    """Every choice of a strategy's axes: those that are given, or those that a search tries."""
+    """Every choice of a strategy's axes: those that are given, or those that a search tries. What is given of an axis
+    that says nothing about it is for other strategies."""
     strategy, usual = STRATEGIES[name], Plan()
     tried: dict[str, tuple[object, ...]] = {axis: (getattr(usual, axis),) for axis in AXES} | dict(strategy.tried)
     if "commit" in strategy.axes and workload.temperature:
         tried["commit"] = COMMITS
-    values = {axis: given.get(axis, choices) for axis, choices in tried.items()}
+    values = {axis: given.get(axis, some) if axis in strategy.axes else some for axis, some in tried.items()}
     for choice in product(*values.values()):
         yield {"decoding": name, **dict(zip(values, choice, strict=True))}
 
