@@ -4,18 +4,22 @@ many tokens at a time as it says."""
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import groupby
 
 import pytest
 import torch
 
+from autotune.planners.decoding.rounds import replayed
 from autotune.planners.decoding.strategies import STRATEGIES, scored
 from autotune.planners.feasible import why_not
 from autotune.planners.lower.expand import expand
 from autotune.planners.lower.generate import lower_generation
+from autotune.planners.predict_generation import rounds as rounds_of
 from autotune.planners.resolve import resolve
 from autotune.planners.validate import validate
 from autotune.runners.decoding.propose import PROPOSERS
 from autotune.spec.plan import PLAIN, Plan
+from autotune.spec.workload import Acceptance
 from tests.pool import Pool
 from tests.test_answers import LENGTHS, SAMPLED, expected
 from tests.test_generation import MODELS, WORK
@@ -95,7 +99,6 @@ def test_programs_are_sound(shapes: tuple[Plan, ...]) -> None:
         ({"decoding": "draft", "speculate": 2}, "needs a draft model: a [draft] section in the recipe"),
         ({"decoding": "ngram", "speculate": 2, "match": 99}, "match must be at most 16"),
         ({"decoding": "jacobi", "speculate": 2, "commit": "rejection"}, "commit has no meaning with decoding jacobi"),
-        ({"decoding": "jacobi", "speculate": 2, "kernels": "fused"}, "one token of a sequence at a time"),
     ],
 )
 def test_what_cannot_decode_is_refused(axes: dict[str, object], said: str) -> None:
@@ -122,3 +125,38 @@ def test_lookup_by_hand() -> None:
     assert lookup(text, filled, 2, 2, 2)[0].tolist() == [5, 1, 3, 4]
     # "7 8 9 7" is the longest: what follows runs into the end of the text, and goes on as it began.
     assert lookup(text, filled, 6, 1, 2)[1].tolist() == [8, 9, 7, 8, 9, 7]
+
+
+def test_shorter_rounds_replayed_from_longer_ones() -> None:
+    """Of a text of which it is known which tokens would be proposed right, for any number of proposals a round."""
+    generator = torch.Generator().manual_seed(5)
+
+    def rounds(right: list[bool], most: int) -> list[int]:
+        found, at = [], 0
+        while at < len(right):
+            count = 1
+            while count < most and at + count < len(right) and right[at + count - 1]:
+                count += 1
+            found.append(count)
+            at += count
+        return found
+
+    for share in (0.3, 0.7):
+        right = (torch.rand(2000, generator=generator) < share).tolist()
+        runs = max(len(list(group)) for value, group in groupby(right) if value)
+        trace = rounds(right, runs + 2)  # so long that no round is kept whole: every token's fate is known
+        for most in (2, 4, 7):
+            assert replayed(trace, runs + 2, most) == tuple(rounds(right, most))
+        assert replayed(trace, runs + 2, runs + 2) == tuple(trace)
+        assert sum(replayed(rounds(right, 4), 4, 2)) == 2000
+
+
+def test_a_batch_waits_for_its_slowest() -> None:
+    known = Acceptance("ngram match=1", (0.5, 0.5), "measured", ((1, 1, 1, 1), (3, 1), (2, 2)))
+    plan, work = Plan(decoding="ngram", speculate=2, match=1), replace(WORK, new_tokens=9, acceptance=(known,))
+    # 8 tokens after the first: 8, 4 and 4 rounds.
+    assert rounds_of(plan, replace(work, batch=1)) == pytest.approx(16 / 3)
+    assert rounds_of(plan, replace(work, batch=2)) == pytest.approx(8 * 5 / 9 + 4 * 4 / 9)
+    assert rounds_of(plan.altered(speculate=1), replace(work, batch=1)) == pytest.approx((8 + 4 + 4) / 3)
+    told = replace(work, batch=1, acceptance=(Acceptance("ngram match=1", (1.0, 1.0)),))
+    assert rounds_of(plan, told) == 3 and rounds_of(Plan(), told) == 8

@@ -198,6 +198,29 @@ def test_what_was_trained_is_continued(home: Home) -> None:
     assert torch.allclose(reference_logits(model, weights, tokens), logits, rtol=1e-5, atol=1e-5)
 
 
+def test_how_tokens_are_proposed_is_measured_and_chosen(home: Home) -> None:
+    """A draft that is the model itself is always right; what was measured is searched and predicted with."""
+    text = GENERATE.replace(
+        "tensor = 2\n", 'decoding = ["plain", "ngram", "draft"]\nspeculate = 2\nmatch = 1\nbranches = 1\n'
+    )
+    text = text.replace('prompt = "def f("\n', "").replace("devices = 2", "devices = 1")
+    recipe = home.write("talk.toml", text + MODEL.replace("[model]", "[draft]"))
+    refused = home.run("search", recipe, "--set", 'search.decoding="draft"')
+    assert refused.code == 3 and "needs the acceptance of 'draft'" in refused.stderr, refused.stderr
+    told = home.run("profile", "--acceptance", recipe, "--json")
+    assert told.code == 0, told.stderr
+    rates = {one["key"]: one["rates"] for one in told.json["acceptances"]}
+    assert rates["draft"] == [1, 1] and len(rates["ngram match=1"]) == 2
+    found = home.run("search", recipe, "--measure", "0", "--json")
+    assert found.code == 0, found.stderr
+    assert found.json["space"]["feasible"] == 6  # three strategies, of one sequence at a time and of both
+    pins = ("--pin", "decoding=draft", "--pin", "speculate=2", "--pin", "micro_batch=2")
+    ran = home.run("run", recipe, *pins, "--steps", "1", "--check", "--json")
+    assert ran.code == 0, ran.stderr
+    assert ran.json["equal"] is True and ran.json["measured"]["rounds"]["expected"] == 3
+    assert ran.json["measured"]["rounds"]["rates"] == [1, 1]
+
+
 def test_a_checked_run(home: Home) -> None:
     pins = ("--pin", "data=2", "--pin", "zero=1", "--pin", "micro_batch=2")
     ran = home.run("run", home.write("r.toml", TRAIN), *pins, "--check", "--steps", "1", "--warmup", "0", "--json")

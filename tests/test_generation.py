@@ -192,7 +192,8 @@ def test_plans_that_cannot_run_are_refused_before_a_weight_is_read() -> None:
     for plan, error, said in (
         (Plan(data=3), InfeasibleError, "must divide batch 8 (found 3; nearest 2)"),
         (Plan(kernels="fusd"), InfeasibleError, "kernels 'fusd' is unknown (nearest fused)"),
-        (Plan(kernels=FUSED, micro_batch=8), InfeasibleError, "a micro_batch of at most 4 (found 8)"),
+        (Plan(kernels=FUSED, data=1, micro_batch=80), InfeasibleError, "must divide batch 8 (found 80; nearest 8)"),
+        (Plan(kernels=FUSED, micro_batch=8, decoding="jacobi", speculate=8), InfeasibleError, "at a time (found 72"),
         (Plan(attention="flash"), UsageError, "needs a CUDA device, not cpu"),
         (Plan(attention="flsh"), UsageError, "expected one of"),
     ):

@@ -206,7 +206,7 @@ budget = { secs = 3 }
     assert all(str(tmp_path / "r.toml") in text for text in found.values())
 
 
-@pytest.mark.parametrize("axis", ["expert", "decoding"])
+@pytest.mark.parametrize("axis", ["expert"])
 def test_later_axes(tmp_path: Path, axis: str) -> None:
     found = refused(tmp_path, TRAIN + f"[search]\n{axis} = 2\n")
     said = found[f"search.{axis}"]

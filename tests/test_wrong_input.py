@@ -367,6 +367,33 @@ def test_files_of_prompts(refused: Callable[..., str], checkpoint: Path, home: H
     assert runs(home) == 0
 
 
+def test_drafts_that_cannot_draft(refused: Callable[..., str], checkpoint: Path, home: Home) -> None:
+    draft = {**CONFIG, "vocab_size": 300}
+    home.write("draft.json", json.dumps(draft))
+    home.write("d.toml", TALK + '[draft]\nconfig = "draft.json"\n')
+    pins = ("--pin", "decoding=draft", "--pin", "speculate=2", "--pin", "micro_batch=2")
+    said = refused(3, "run", "d.toml", *pins, "--set", "machine.devices=1")
+    assert "the draft's vocabulary must be the model's 256 (found 300" in said
+    said = refused(3, "run", "t.toml", *pins, "--set", "machine.devices=1")
+    assert "needs a draft model: a [draft] section in the recipe" in said
+    home.write("d.toml", TALK + '[draft]\ncheckpoint = "gone"\n')
+    assert "draft.checkpoint: found 'gone', which does not exist" in refused(2, "run", "d.toml", *pins)
+    home.write("draft.json", json.dumps({**CONFIG, "intermediate_size": 96}))
+    home.write("d.toml", TALK + '[draft]\nconfig = "draft.json"\ncheckpoint = "ckpt"\n')
+    assert "tensors are not as the model needs them" in refused(2, "run", "d.toml", *pins)
+    home.write("e.toml", (home.folder / "r.toml").read_text() + '[draft]\nconfig = "draft.json"\n')
+    assert "draft: found a draft model; expected none: nothing is drafted when training" in refused(
+        2, "search", "e.toml"
+    )
+    for value, said in (("[1.5]", "at most 1"), ('"much"', "")):
+        flag = f'workload.acceptance={{ "draft" = {value} }}'
+        assert "workload.acceptance.draft" in (text := refused(2, "run", "t.toml", "--set", flag)) and said in text
+    assert "its workload trains" in refused(2, "profile", "--acceptance", "r.toml")
+    assert "--quick: of a machine's profile" in refused(2, "profile", "--acceptance", "t.toml", "--quick")
+    assert "--set: a machine's profile has no recipe" in refused(2, "profile", "--set", "a.b=1")
+    assert runs(home) == 0
+
+
 def test_weights_that_cannot_be_saved(refused: Callable[..., str], checkpoint: Path, home: Home) -> None:
     home.write("file", "x")
     for words, said in (

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.cli import _output as out
 from autotune.spec.digest import digest
-from autotune.spec.errors import EnvironmentFault, UsageError
+from autotune.spec.errors import UsageError
 from autotune.spec.plan import PLAIN, Plan
+from autotune.spec.words import counted
 
 if TYPE_CHECKING:
     from autotune.profiles_db.store import Store
+    from autotune.runners.job import RunResult
     from autotune.spec.recipe import Recipe
     from autotune.spec.workload import Workload
 
@@ -48,13 +50,14 @@ def known_workload(recipe: Recipe, store: Store) -> Workload:
 
 def measure_acceptance(path: str, overrides: Sequence[str]) -> None:
     """Generates with every strategy that the recipe has weights for, and stores how often its proposals were kept."""
-    from autotune.cli._execution import launch_once, log_folder
+    from autotune.cli._execution import TIMEOUT_S, log_folder
     from autotune.cli._session import opened, read_recipe
     from autotune.planners.decoding.strategies import STRATEGIES, acceptance_key
     from autotune.planners.feasible import why_not
     from autotune.profiles_db.facts import machine_facts
     from autotune.runners.inputs import check_inputs
     from autotune.runners.job import Job
+    from autotune.runners.launch import launch_several
     from autotune.spec.workload import Acceptance
 
     recipe = read_recipe(path, list(overrides))
@@ -68,37 +71,47 @@ def measure_acceptance(path: str, overrides: Sequence[str]) -> None:
     many = max(SEQUENCES, workload.batch)
     asked = replace(workload, batch=many // AT_ONCE * AT_ONCE if many > AT_ONCE else many)
     conditions, axes = conditions_of(recipe, workload), recipe.axes()
-    found = []
+    found: list[dict[str, Any]] = []
+    plans = [plan for name in map(str, axes.get("decoding", tuple(STRATEGIES))) for plan in _plans(name, asked, axes)]
+    reasons = {plan: why_not(model, asked, plan) for plan in plans}
+    for plan, reason in reasons.items():
+        if reason:
+            out.detail(f"{acceptance_key(plan)}: {reason}")
+    possible = [plan for plan in plans if not reasons[plan]]
+    if not possible:
+        raise UsageError(f"{path}: nothing proposes tokens", hint="leave [search] decoding out, or name a strategy")
+    jobs = [
+        Job(
+            plan,
+            model,
+            asked,
+            steps=1,
+            warmup=0,
+            seed=recipe.seed,
+            checkpoint=recipe.checkpoint,
+            draft_checkpoint=recipe.draft_checkpoint,
+            prompts=recipe.prompts if len(recipe.prompts) == asked.batch else (),
+            device=device,
+            trace=False,
+            apart=True,
+        )
+        for plan in possible
+    ]
     with opened() as store:
-        for name in map(str, axes.get("decoding", tuple(STRATEGIES))):
-            for plan in _plans(name, asked, axes):
-                if reason := why_not(model, asked, plan):
-                    out.detail(f"{acceptance_key(plan)}: {reason}")
-                    continue
-                job = Job(
-                    plan,
-                    model,
-                    asked,
-                    steps=1,
-                    warmup=0,
-                    seed=recipe.seed,
-                    checkpoint=recipe.checkpoint,
-                    draft_checkpoint=recipe.draft_checkpoint,
-                    prompts=recipe.prompts if len(recipe.prompts) == asked.batch else (),
-                    device=device,
-                    trace=False,
-                    apart=True,
-                )
-                key = acceptance_key(plan)
-                out.say(f"{key}: {plan.speculate} tokens a round, {asked.batch} sequences of {asked.new_tokens} tokens")
-                result = launch_once(job, log_folder(store, f"acceptance-{digest(conditions)[:10]}") / key)
-                if result.rounds is None:
-                    raise EnvironmentFault(f"{key}: its worker counted no round", hint=f"see {result.log_dir}")
-                measured = Acceptance(key, result.rounds.rates, "measured", result.rounds.counts)
-                store.save_acceptance(digest(conditions), model, measured, conditions)
-                found.append({"key": key, "rates": list(measured.rates), "tokens_a_round": result.rounds.mean})
-                rates = " ".join(f"{rate:.2f}" for rate in measured.rates)
-                out.data(f"{key:<24} {result.rounds.mean:.2f} tokens a round; kept, by position: {rates}")
+
+        def keep(number: int, result: RunResult) -> None:
+            key = acceptance_key(possible[number])
+            assert result.rounds is not None  # every plan here proposes
+            measured = Acceptance(key, result.rounds.rates, "measured", result.rounds.taken)
+            store.save_acceptance(digest(conditions), model, measured, conditions)
+            found.append({"key": key, "rates": list(measured.rates), "tokens_a_round": result.rounds.mean})
+            rates = " ".join(f"{rate:.2f}" for rate in measured.rates)
+            out.data(f"{key:<40} {result.rounds.mean:.2f} tokens a round; kept, by position: {rates}")
+
+        out.say(
+            f"{counted(len(jobs), 'strategy', 'strategies')}, {asked.batch} texts of {asked.new_tokens} tokens each"
+        )
+        launch_several(jobs, log_folder(store, f"acceptance-{digest(conditions)[:10]}"), TIMEOUT_S, keep)
         out.data(f"stored     {store.place.shown}")
         out.emit("acceptance", {"model": model.name, "acceptances": found, "db": store.place.shown})
     out.say(f"next: autotune search {path} chooses among them")

@@ -1,10 +1,11 @@
-"""Attention of one new token a sequence over a cache, with all that comes before it: q, k, v split, q and k normalised
-(where asked) and turned, the new key and value put into the cache. One kernel where libraries take five.
+"""Attention of a few new tokens a sequence over a cache, with all that comes before it: q, k, v split, q and k
+normalised (where asked) and turned, the new keys and values put into the cache. One kernel where libraries take five.
 
 The keys of a sequence are shared out among programs, as many as the device has room for (Flash-Decoding, Dao et al.
 2023): each merges its part into (m, l, o), the largest score, the sum of exponentials and the weighted values, and
 whichever program of a head comes last merges the parts, which is one associative step more. Query heads that share a
-key head are the rows of one product. How long the cache is only the device knows.
+key head, of all new tokens, are the rows of one product. New tokens follow one another or are a tree, each of whose
+nodes sees its ancestors. How long the cache is only the device knows.
 """
 
 from __future__ import annotations
@@ -43,11 +44,14 @@ class Tiles(NamedTuple):
 
 class Cache(NamedTuple):
     """One layer's keys and values [batch, positions, key heads, width], and int32 [batch]: how many of the positions
-    are filled once the new token is in."""
+    are filled once the new tokens are in. Of several new tokens of a sequence that do not follow one another `depths`,
+    int64 [new], says how many come before each in its text, and `visible`, bool [new, new], which ones it sees."""
 
     keys: Tensor
     values: Tensor
     used: Tensor
+    depths: Tensor | None = None
+    visible: Tensor | None = None
 
 
 @triton.jit
@@ -76,14 +80,15 @@ def _keys(keys, values, of_head, begin, end, lane, heads, half: tl.constexpr, bl
 
 
 @triton.jit
-def _merge(qa, qb, ka, kb, va, vb, m, l, oa, ob, scale, left, block: tl.constexpr):
-    """A block's part, of whose keys the first `left` count, merged into (m, l, o)."""
+def _merge(qa, qb, ka, kb, va, vb, m, l, oa, ob, scale, seen):
+    """A block's part, of whose keys [rows, block] says which count, merged into (m, l, o)."""
     scores = tl.dot(qa, tl.trans(ka), input_precision="ieee")
     scores = tl.dot(qb, tl.trans(kb), scores, input_precision="ieee") * scale
-    scores = tl.where(tl.arange(0, block)[None, :] < left, scores, float("-inf"))
+    scores = tl.where(seen, scores, float("-inf"))
     top = tl.maximum(m, tl.max(scores, 1, keep_dims=True))
-    p = tl.exp2(scores - top)
-    kept = tl.exp2(m - top)
+    sure = tl.where(top == float("-inf"), 0.0, top)  # a row that has seen nothing yet
+    p = tl.exp2(scores - sure)
+    kept = tl.exp2(m - sure)
     l = l * kept + tl.sum(p, 1, keep_dims=True)
     oa = tl.dot(p.to(va.dtype), va, oa * kept, input_precision="ieee")
     ob = tl.dot(p.to(vb.dtype), vb, ob * kept, input_precision="ieee")
@@ -92,8 +97,10 @@ def _merge(qa, qb, ka, kb, va, vb, m, l, oa, ob, scale, left, block: tl.constexp
 
 @triton.jit
 def _attend(
-    qkv, keys, values, used, cos, sin, q_weight, k_weight, eps, parts, done, out, scale, positions, window,
+    qkv, keys, values, used, depths, visible, cos, sin, q_weight, k_weight, eps, parts, done, out, scale, positions,
+    window,
     queries: tl.constexpr, heads: tl.constexpr, half: tl.constexpr, lanes: tl.constexpr, rows: tl.constexpr,
+    new: tl.constexpr, fresh: tl.constexpr, tree: tl.constexpr,
     block: tl.constexpr, splits: tl.constexpr,
     least: tl.constexpr, few: tl.constexpr, chunk: tl.constexpr, norm: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
@@ -102,49 +109,91 @@ def _attend(
     sequence, head = pair // heads, pair % heads
     group: tl.constexpr = queries // heads
     width: tl.constexpr = 2 * half
+    real: tl.constexpr = group * new
     row, lane = tl.arange(0, rows)[:, None], tl.arange(0, lanes)[None, :]
     inside = lane < half
-    mine = (row < group) & inside
-    # What this token's kernels do not write is asked for before any of them has ended.
-    last = tl.load(used + sequence) - 1  # the new token's position
-    first = tl.maximum(0, last + 1 - window) if window > 0 else 0
-    each = tl.cdiv(tl.maximum(least, tl.cdiv(last - first, splits)), block) * block
-    active = tl.maximum(1, tl.cdiv(last - first, each))
+    mine = (row < real) & inside
+    # A row is a query head of a new token; where there is one token, what hangs on it is loaded once.
+    token = row % new if new > 1 else tl.zeros([1, 1], tl.int32)
+    depth = token.to(tl.int64)
+    if tree:
+        depth = tl.load(depths + token)
+    # What this step's kernels do not write is asked for before any of them has ended.
+    filled = tl.load(used + sequence) - new  # the first new token's position
+    place = filled + depth
+    first = tl.maximum(0, filled + 1 - window) if window > 0 else 0
+    each = tl.cdiv(tl.maximum(least, tl.cdiv(filled - first, splits)), block) * block
+    active = tl.maximum(1, tl.cdiv(filled - first, each))
     begin = first + split * each
-    end = tl.minimum(last, begin + each)
+    end = tl.minimum(filled, begin + each)
     of_head = (sequence.to(tl.int64) * positions * heads + head) * width
     ka, kb, va, vb = _keys(keys, values, of_head, begin, end, lane, heads, half, block)
-    c = tl.load(cos + last * width + lane, mask=inside, other=0.0)
-    s = tl.load(sin + last * width + lane, mask=inside, other=0.0)
+    c = tl.load(cos + place * width + lane, mask=inside, other=0.0)
+    s = tl.load(sin + place * width + lane, mask=inside, other=0.0)
     ahead.wait(early)
     if split < active:
-        of_token = qkv + sequence.to(tl.int64) * (queries + 2 * heads) * width
-        qa, qb = _turned(of_token + (head * group + row) * width, lane, mine, q_weight, c, s, eps, half, norm)
+        stride: tl.constexpr = (queries + 2 * heads) * width
+        of_sequence = qkv + sequence.to(tl.int64) * new * stride
+        at_q = of_sequence + token * stride + (head * group + row // new) * width
+        qa, qb = _turned(at_q, lane, mine, q_weight, c, s, eps, half, norm)
         kind = keys.dtype.element_ty
         qa, qb = qa.to(kind), qb.to(kind)
         m = tl.full([rows, 1], float("-inf"), tl.float32)
         l = tl.zeros([rows, 1], tl.float32)
         oa, ob = tl.zeros([rows, lanes], tl.float32), tl.zeros([rows, lanes], tl.float32)
-        if split == 0:  # the new token's own key and value
-            na, nb = _turned(of_token + (queries + head) * width, lane, inside, k_weight, c, s, eps, half, norm)
-            na, nb = na.to(kind), nb.to(kind)
-            at_v = of_token + (queries + heads + head) * width + lane
-            wa, wb = tl.load(at_v, mask=inside, other=0.0), tl.load(at_v + half, mask=inside, other=0.0)
-            to = of_head + last.to(tl.int64) * heads * width + lane
-            tl.store(keys + to, na, mask=inside)
-            tl.store(keys + to + half, nb, mask=inside)
-            tl.store(values + to, wa, mask=inside)
-            tl.store(values + to + half, wb, mask=inside)
-            both = qa.to(tl.float32) * na.to(tl.float32) + qb.to(tl.float32) * nb.to(tl.float32)
-            m = tl.sum(both, 1, keep_dims=True) * scale
-            l = tl.full([rows, 1], 1.0, tl.float32)
-            oa, ob = oa + wa.to(tl.float32), ob + wb.to(tl.float32)
+        if split == 0:  # the new tokens' own keys and values
+            if new == 1:
+                d = tl.load(cos + filled * width + lane, mask=inside, other=0.0)
+                e = tl.load(sin + filled * width + lane, mask=inside, other=0.0)
+                na, nb = _turned(of_sequence + (queries + head) * width, lane, inside, k_weight, d, e, eps, half, norm)
+                na, nb = na.to(kind), nb.to(kind)
+                at_v = of_sequence + (queries + heads + head) * width + lane
+                wa, wb = tl.load(at_v, mask=inside, other=0.0), tl.load(at_v + half, mask=inside, other=0.0)
+                to = of_head + filled.to(tl.int64) * heads * width + lane
+                tl.store(keys + to, na, mask=inside)
+                tl.store(keys + to + half, nb, mask=inside)
+                tl.store(values + to, wa, mask=inside)
+                tl.store(values + to + half, wb, mask=inside)
+                both = qa.to(tl.float32) * na.to(tl.float32) + qb.to(tl.float32) * nb.to(tl.float32)
+                m = tl.sum(both, 1, keep_dims=True) * scale
+                l = tl.full([rows, 1], 1.0, tl.float32)
+                oa, ob = oa + wa.to(tl.float32), ob + wb.to(tl.float32)
+            else:
+                other = tl.arange(0, fresh)
+                deep = other.to(tl.int64)
+                if tree:
+                    deep = tl.load(depths + other, mask=other < new, other=0)
+                spot = filled + deep[:, None]
+                there = (other < new)[:, None] & inside
+                d = tl.load(cos + spot * width + lane, mask=there, other=0.0)
+                e = tl.load(sin + spot * width + lane, mask=there, other=0.0)
+                of_other = of_sequence + other[:, None] * stride
+                na, nb = _turned(of_other + (queries + head) * width, lane, there, k_weight, d, e, eps, half, norm)
+                na, nb = na.to(kind), nb.to(kind)
+                at_v = of_other + (queries + heads + head) * width + lane
+                wa, wb = tl.load(at_v, mask=there, other=0.0), tl.load(at_v + half, mask=there, other=0.0)
+                to = of_head + (filled + other).to(tl.int64)[:, None] * heads * width + lane
+                tl.store(keys + to, na, mask=there)
+                tl.store(keys + to + half, nb, mask=there)
+                tl.store(values + to, wa, mask=there)
+                tl.store(values + to + half, wb, mask=there)
+                if tree:
+                    sees = tl.load(visible + token * new + other[None, :], mask=(other < new)[None, :], other=0) != 0
+                else:
+                    sees = other[None, :] <= token
+                if window > 0:
+                    sees = sees & (depth - deep[None, :] < window)
+                m, l, oa, ob = _merge(qa, qb, na, nb, wa, wb, m, l, oa, ob, scale, sees)
+        low = place - window if window > 0 else place * 0 - 1  # what comes after it is seen
         if begin < end:
-            m, l, oa, ob = _merge(qa, qb, ka, kb, va, vb, m, l, oa, ob, scale, end - begin, block)
+            at = begin + tl.arange(0, block)[None, :]
+            m, l, oa, ob = _merge(qa, qb, ka, kb, va, vb, m, l, oa, ob, scale, (at < end) & (at > low))
         for start in range(begin + block, end, block):
             ka, kb, va, vb = _keys(keys, values, of_head, start, end, lane, heads, half, block)
-            m, l, oa, ob = _merge(qa, qb, ka, kb, va, vb, m, l, oa, ob, scale, end - start, block)
-        where = out + sequence.to(tl.int64) * queries * width + (head * group + row) * width + lane
+            at = start + tl.arange(0, block)[None, :]
+            m, l, oa, ob = _merge(qa, qb, ka, kb, va, vb, m, l, oa, ob, scale, (at < end) & (at > low))
+        of_out = out + sequence.to(tl.int64) * new * queries * width
+        where = of_out + (token * queries + head * group + row // new) * width + lane
         if active == 1:
             tl.store(where, oa / l, mask=mine)
             tl.store(where + half, ob / l, mask=mine)
@@ -161,12 +210,12 @@ def _attend(
             if tl.atomic_add(done + pair, 1, sem="acq_rel") == active - 1:
                 tl.debug_barrier()
                 r, spot = tl.arange(0, few)[:, None], tl.arange(0, lanes)[None, :]
-                m_all = tl.where(r < group, float("-inf"), 0.0)
-                l_all = tl.where(r < group, 0.0, 1.0)
+                m_all = tl.where(r < real, float("-inf"), 0.0)
+                l_all = tl.where(r < real, 0.0, 1.0)
                 a_all, b_all = tl.zeros([few, lanes], tl.float32), tl.zeros([few, lanes], tl.float32)
                 for start in range(0, active, chunk):
                     part = start + tl.arange(0, chunk)[:, None, None]
-                    there = (part < active) & (r < group)[None, :, :]
+                    there = (part < active) & (r < real)[None, :, :]
                     told = of_pair + part * size + 2 * rows * lanes + r[None, :, :]
                     m_of = tl.load(told, mask=there, other=float("-inf"), cache_modifier=".cg")
                     l_of = tl.load(told + rows, mask=there, other=0.0, cache_modifier=".cg")
@@ -175,14 +224,15 @@ def _attend(
                     a_of = tl.load(left, mask=known, other=0.0, cache_modifier=".cg")
                     b_of = tl.load(left + rows * lanes, mask=known, other=0.0, cache_modifier=".cg")
                     higher = tl.maximum(m_all, tl.max(m_of, 0))
-                    keep, share = tl.exp2(m_all - higher), tl.exp2(m_of - higher[None, :, :])
+                    sure = tl.where(higher == float("-inf"), 0.0, higher)
+                    keep, share = tl.exp2(m_all - sure), tl.exp2(m_of - sure[None, :, :])
                     l_all = l_all * keep + tl.sum(l_of * share, 0)
                     a_all = a_all * keep + tl.sum(a_of * share, 0)
                     b_all = b_all * keep + tl.sum(b_of * share, 0)
                     m_all = higher
-                whole = out + (sequence.to(tl.int64) * queries + head * group + r) * width + spot
-                tl.store(whole, a_all / l_all, mask=(r < group) & (spot < half))
-                tl.store(whole + half, b_all / l_all, mask=(r < group) & (spot < half))
+                whole = of_out + ((r % new) * queries + head * group + r // new) * width + spot
+                tl.store(whole, a_all / l_all, mask=(r < real) & (spot < half))
+                tl.store(whole + half, b_all / l_all, mask=(r < real) & (spot < half))
                 tl.store(done + pair, 0)
 
 
@@ -202,7 +252,7 @@ def _lanes(heads: Heads) -> int:
 
 
 def _rows(heads: Heads) -> int:
-    return max(LEAST_ROWS, int(triton.next_power_of_2(heads.queries // heads.keys)))
+    return max(LEAST_ROWS, int(triton.next_power_of_2(heads.queries // heads.keys * heads.sequence)))
 
 
 def attend(
@@ -215,22 +265,25 @@ def attend(
     norms: Norms | None = None,
     how: Tiles | None = None,
 ) -> Tensor:
-    """qkv [batch, (queries + 2 keys) width] of one new token a sequence -> o [batch, queries * width].
+    """qkv [batch * new, (queries + 2 keys) width] of `heads.sequence` new tokens a sequence -> o [batch * new, queries
+    * width].
 
-    Its key and value go into the cache at position used - 1. `rope`: cos and sin, fp32 [positions, width]. `window`: so
-    many positions are seen, the new one included (0: all). `heads.width` / 2 at least 16.
+    Their keys and values go into the cache from position used - new on. `rope`: cos and sin, fp32 [positions, width].
+    `window`: so many positions are seen, a token's own included (0: all). `heads.width` / 2 at least 16.
     """
-    how = how or Tiles()
-    batch, half = len(qkv), heads.width // 2
+    how, new = how or Tiles(), heads.sequence
+    batch, half = len(qkv) // new, heads.width // 2
     splits = min(room.values.shape[1], triton.cdiv(cache.keys.shape[1], how.least))
-    out = torch.empty((batch, heads.queries * heads.width), dtype=qkv.dtype, device=qkv.device)
+    out = torch.empty((len(qkv), heads.queries * heads.width), dtype=qkv.dtype, device=qkv.device)
+    tree = cache.visible is not None
+    nodes = (cache.depths, cache.visible) if tree else (cache.used, cache.used)
     early = ahead.possible(qkv.device)
     weights = (norms.q, norms.k, norms.eps) if norms else (rope[0], rope[0], 0.0)
-    few, lanes = triton.next_power_of_2(heads.queries // heads.keys), _lanes(heads)
+    few, lanes = triton.next_power_of_2(heads.queries // heads.keys * new), _lanes(heads)
     _attend[(batch * heads.keys, splits)](
-        qkv.contiguous(), cache.keys, cache.values, cache.used, *rope, *weights, *room, out,
+        qkv.contiguous(), cache.keys, cache.values, cache.used, *nodes, *rope, *weights, *room, out,
         LOG2_E / heads.width**0.5, cache.keys.shape[1], window, heads.queries, heads.keys, half, lanes, _rows(heads),
-        how.keys, splits, how.least, few, max(1, MERGED // (few * lanes)), norms is not None, early,
-        num_warps=how.warps, **ahead.launched(early),
+        new, max(LEAST_ROWS, triton.next_power_of_2(new)), tree, how.keys, splits, how.least, few, max(1, MERGED // (few
+        * lanes)), norms is not None, early, num_warps=how.warps, **ahead.launched(early),
     )  # fmt: skip
     return out

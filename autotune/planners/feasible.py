@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import gcd
 
 from autotune.planners.decoding.strategies import AXES as DECODING_AXES
-from autotune.planners.decoding.strategies import refused
+from autotune.planners.decoding.strategies import STRATEGIES, refused, scored
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.sharding import LEVELS
 from autotune.planners.lower.stage import partition
@@ -18,7 +18,7 @@ from autotune.planners.schedules.times import parse_times
 from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.spec.errors import nearest_divisor, nearest_name
 from autotune.spec.model import ModelSpec
-from autotune.spec.plan import FUSED, LIBRARY, PLAIN, Plan
+from autotune.spec.plan import FUSED, LIBRARY, Plan
 from autotune.spec.workload import Workload
 
 GENERATION_AXES = ("kernels", "decoding", *DECODING_AXES)  # that have no meaning when training
@@ -56,7 +56,7 @@ PRODUCTS = ("apart", "joined")
 GATHERS = ("step", "unit")
 CHOICES = ("selective", "uniform")
 KERNELS = (LIBRARY, FUSED)
-MOST_FUSED = 4  # sequences at a time: kernels.matvec multiplies each by itself
+MOST_FUSED = 64  # tokens at a time, of all sequences: kernels.decode keeps all of a sequence's in registers
 
 
 def _divides(what: str, value: int, of: int, whole: str) -> str | None:
@@ -314,10 +314,12 @@ def _kernels(plan: Plan) -> str | None:
     """What is wrong with whose kernels decode."""
     if plan.kernels not in KERNELS:
         return f"kernels {plan.kernels!r} is unknown (nearest {nearest_name(plan.kernels, KERNELS) or LIBRARY})"
-    if plan.kernels == FUSED and plan.micro_batch > MOST_FUSED:
-        return f"kernels {FUSED} takes a micro_batch of at most {MOST_FUSED} (found {plan.micro_batch})"
-    if plan.kernels == FUSED and plan.decoding != PLAIN:
-        return f"kernels {FUSED} take one token of a sequence at a time: decoding {PLAIN} (found {plan.decoding})"
+    if plan.kernels != FUSED or plan.decoding not in STRATEGIES:
+        return None
+    each = scored(plan)
+    if (tokens := plan.micro_batch * each) > MOST_FUSED:
+        near = f"found {tokens}; nearest micro_batch {max(1, MOST_FUSED // each)}"
+        return f"kernels {FUSED} take at most {MOST_FUSED} tokens at a time ({near})"
     return None
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from autotune.planners.costs.body import NOTHING, Cost
 from autotune.planners.costs.generate import PassCosts
-from autotune.planners.decoding.chains import distribution, expected
-from autotune.planners.decoding.rounds import largest, slowest
+from autotune.planners.decoding.chains import distribution
+from autotune.planners.decoding.rounds import largest, replayed, slowest
 from autotune.planners.decoding.rounds import rounds as counted
 from autotune.planners.decoding.strategies import acceptance_key, scored
 from autotune.planners.lower.generate import lower_generation
@@ -69,23 +69,32 @@ def acceptance_of(plan: Plan, workload: Workload) -> Acceptance | None:
 
 
 def rates(plan: Plan, workload: Workload) -> tuple[float, ...]:
-    """How often a plan's proposals are kept, by position: of the longest that is known about as many as it proposes."""
+    """How often a plan's proposals are kept, by position: of as many as it proposes."""
     known = acceptance_of(plan, workload)
-    return known.rates[: plan.speculate] if known else ()
+    if known is None:
+        return ()
+    most = 1 + plan.speculate
+    return kept(_replayed(known, most), most) if known.traces else known.rates[: plan.speculate]
+
+
+@lru_cache(maxsize=1024)
+def _replayed(known: Acceptance, most: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(replayed(trace, 1 + len(known.rates), most) for trace in known.traces)
 
 
 @lru_cache(maxsize=4096)
 def rounds(plan: Plan, workload: Workload) -> float:
     """Expected rounds after the prefill until the slowest of the sequences that go together is done.
 
-    Where it is known how texts differ, a batch is drawn from those texts; else every round is as any other.
+    Where it is known what the rounds of several texts kept, a batch is drawn from those texts; else every round is as
+    any other.
     """
     left, known = workload.new_tokens - 1, acceptance_of(plan, workload)
     if plan.decoding == PLAIN or left < 1:
         return float(left)
-    if known and known.sequences:
-        each = [left / expected(kept(counts)[: plan.speculate]) for counts in known.sequences if any(counts)]
-        return max(1.0, largest(each, workload.batch))
+    if known and known.traces:
+        traces = [trace for trace in _replayed(known, 1 + plan.speculate) if trace]
+        return max(1.0, largest([left * len(trace) / sum(trace) for trace in traces], workload.batch))
     return slowest(counted(distribution(rates(plan, workload)), left), workload.batch)
 
 

@@ -257,9 +257,6 @@ class Enumeration:
         """The plan with every way of proposing tokens: the recipe's, or those whose acceptance is known, with as many
         tokens as it is known of. Without one a price has nothing to rest on: such a plan is refused by `unknown`."""
         given, workload = self.question.axes, self.question.workload
-        if workload.kind == "train" or (plan.kernels == FUSED and "decoding" not in given):
-            yield plan
-            return
         known = {acceptance.key: len(acceptance.rates) for acceptance in workload.acceptance}
         for name in map(str, given.get("decoding", tuple(STRATEGIES))):
             if name not in STRATEGIES:

@@ -72,7 +72,7 @@ FILES_AND_RANKS = (
 # Version 3: how often proposed tokens are kept.
 ACCEPTANCES = (
     """CREATE TABLE acceptances (conditions {key} NOT NULL, strategy {key} NOT NULL,
-        model {key} NOT NULL REFERENCES models (digest), rates {text} NOT NULL, sequences {text} NOT NULL,
+        model {key} NOT NULL REFERENCES models (digest), rates {text} NOT NULL, traces {text} NOT NULL,
         facts {text} NOT NULL, created {text} NOT NULL, PRIMARY KEY (conditions, strategy)){strict}""",
 )
 

@@ -250,6 +250,6 @@ class AcceptanceRow(Base):
     strategy: Mapped[Key]
     model: Mapped[str] = mapped_column(ForeignKey("models.digest"))
     rates: Mapped[list[Any]]
-    sequences: Mapped[list[Any]]
+    traces: Mapped[list[Any]]
     facts: Mapped[dict[str, Any]]
     created: Mapped[str]

@@ -95,9 +95,13 @@ def save_acceptance(
     session: Session, conditions: str, model: ModelSpec, found: Acceptance, facts: Mapping[str, Any]
 ) -> None:
     row: dict[str, Any] = {"conditions": conditions, "strategy": found.key, "model": save_model(session, model)}
-    sequences = [list(counts) for counts in found.sequences]
-    row |= {"rates": list(found.rates), "sequences": sequences, "facts": dict(facts), "created": now()}
-    put(session, t.AcceptanceRow, [row], ("rates", "sequences", "facts", "created"))
+    row |= {
+        "rates": list(found.rates),
+        "traces": [list(trace) for trace in found.traces],
+        "facts": dict(facts),
+        "created": now(),
+    }
+    put(session, t.AcceptanceRow, [row], ("rates", "traces", "facts", "created"))
 
 
 def save_workload(session: Session, workload: Workload) -> str:

@@ -30,11 +30,12 @@ from autotune.runners.at_once import at_once
 from autotune.runners.bench import TRIM, stand_in, trimmed
 from autotune.runners.body import Call, Values, compile_body
 from autotune.runners.clock import Clock
-from autotune.runners.decoding.commit import Levels, match, match_row
+from autotune.runners.decoding.commit import Levels, match
 from autotune.runners.decoding.lookahead import Lookahead
 from autotune.runners.decoding.ngram import lookup
 from autotune.runners.decoding.seen import Seen
 from autotune.runners.decoding.sequences import Sequences
+from autotune.runners.decoding.settle import settle
 from autotune.runners.ops import Env, KVCache
 from autotune.runners.ops.attention_cache import Lengths
 from autotune.runners.rope import tables
@@ -81,21 +82,22 @@ def layers_of(model: ModelSpec, piece: PassPiece, device: torch.device) -> list[
         many = min(many, model.layers)
     cache = KVCache.empty(model, many, shape.batch, shape.keys, tensor_size=shape.tensor, dtype=dtype, device=device)
     lengths, start = None, shape.keys - shape.queries
-    if start and device.type == "cuda":
-        lengths = Lengths.empty(shape.batch, shape.queries, shape.keys, device)
+    if start and (device.type == "cuda" or shape.masked):
+        tree = tree_of(piece.round) if piece.round and shape.masked else None
+        lengths = Lengths.empty(shape.batch, shape.queries, shape.keys, device, tree)
         lengths.move(torch.full((shape.batch,), start, device=device))
     env = Env(
         model,
         shape.batch,
         shape.queries,
-        torch.arange(start, shape.keys, device=device),
+        lengths.positions if lengths else torch.arange(start, shape.keys, device=device),
         tables(model, shape.keys, device),
         {},
         tensor_size=shape.tensor,
         all_reduce=lambda tensor, how: tensor,
         attention=shape.attention,
         cache=cache,
-        start=0 if lengths else start,
+        start=0 if device.type == "cuda" and lengths else start,
         lengths=lengths,
     )
     made, weights = [], {}
@@ -184,14 +186,20 @@ def _commit(piece: PassPiece, env: Env, group: Any, reads: tuple[Tensor, ...]) -
     assert piece.round is not None
     choices = reads[0].view(piece.shape.batch, -1)
     texts, levels = _texts(piece.shape.batch, piece.columns, choices.device), _levels(piece.round, choices.device)
-    kept = match(levels, choices.clone(), choices) if levels else match_row(choices.clone(), choices)
-    kept[:, 0].mul_(texts.going_on)
-    texts.take(kept, 1 + piece.round.speculate, False)
-    texts.filled.zero_()
-    texts.round.zero_()
-    if env.lengths is not None:
-        env.lengths.move(texts.filled)
-    return (torch.cat((texts.newest(), choices[:, 1:]), dim=1),)
+    slate, depth, first = choices.clone(), 1 + piece.round.speculate, False
+    lengths = env.lengths or _next(piece, choices.device)
+    if levels:
+        settle(texts, lengths, 1, depth, first, match(levels, slate, choices), token=slate)
+    else:
+        settle(texts, lengths, 1, depth, first, None, choices, slate, slate)
+    for tensor in (texts.filled, texts.round):  # the same again next time
+        tensor.zero_()
+    return (slate,)
+
+
+@lru_cache(maxsize=4)
+def _next(piece: PassPiece, device: torch.device) -> Lengths:
+    return Lengths.empty(piece.shape.batch, piece.shape.scored, 1, device)
 
 
 @lru_cache(maxsize=8)

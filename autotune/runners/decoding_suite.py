@@ -15,6 +15,7 @@ import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,24 +28,24 @@ from autotune.profiles_db.profile_file import load_profile
 from autotune.runners.here import refine_for
 from autotune.runners.job import Job, RunResult
 from autotune.runners.standing import Standing
-from autotune.spec.plan import FUSED, PLAIN, Plan
+from autotune.spec.plan import LIBRARY, PLAIN, Plan
 from autotune.spec.prediction import Prediction, Question
 from autotune.spec.recipe import Recipe, load_recipe
 from autotune.spec.workload import Acceptance, Workload
 
 PATIENCE_S = 120.0
-COUNTED = 32  # sequences whose rounds tell an acceptance
+COUNTED = 64  # sequences whose rounds tell an acceptance
 
 
-def plans_of(recipe: Recipe, workload: Workload, at_once: int, device: str) -> Iterator[Plan]:
+def plans_of(recipe: Recipe, workload: Workload, at_once: int) -> Iterator[Plan]:
     """Every strategy's plans for so many sequences at a time: the recipe's, or those that a search tries."""
     axes = recipe.axes()
     base = Plan(micro_batch=at_once, attention=str(axes.get("attention", ("sdpa",))[0]))
-    if device == "cuda":
-        yield from (plan for plan in (base.altered(kernels=FUSED),) if not why_not(recipe.model(), workload, plan))
-    for name in map(str, axes.get("decoding", tuple(STRATEGIES))):
+    for kernels, name in product(
+        map(str, axes.get("kernels", (LIBRARY,))), map(str, axes.get("decoding", tuple(STRATEGIES)))
+    ):
         for choice in variants(name, workload, axes):
-            plan = base.altered(**choice)
+            plan = base.altered(kernels=kernels, **choice)
             if not why_not(recipe.model(), workload, plan):
                 yield plan
 
@@ -55,7 +56,7 @@ def job_of(recipe: Recipe, plan: Plan, workload: Workload, device: str, steps: i
         recipe.model(),
         workload,
         steps=steps,
-        warmup=1 if steps > 1 else 0,
+        warmup=0 if apart else 1,
         seed=recipe.seed,
         checkpoint=recipe.checkpoint,
         draft_checkpoint=recipe.draft_checkpoint,
@@ -79,10 +80,12 @@ def acceptances(
         many = min(COUNTED, 16)
         counted = replace(workload, batch=COUNTED)
         ran = world.run(
-            job_of(recipe, plan.altered(micro_batch=many), counted, device, 1, apart=True), "acceptance", PATIENCE_S
+            job_of(recipe, plan.altered(micro_batch=many, kernels=LIBRARY), counted, device, 1, apart=True),
+            "acceptance",
+            PATIENCE_S,
         )
         assert ran.rounds is not None
-        found.append(Acceptance(key, ran.rounds.rates, "measured", ran.rounds.counts))
+        found.append(Acceptance(key, ran.rounds.rates, "measured", ran.rounds.taken))
         print(f"  {key}: {ran.rounds.mean:.2f} tokens a round", file=sys.stderr, flush=True)
     return tuple(found)
 
@@ -136,8 +139,8 @@ def main(arguments: Sequence[str]) -> NoReturn:
     parser.add_argument("--profile", required=True, type=Path, help="the machine's profile (autotune profile --out)")
     parser.add_argument("--batches", default="1", help="sequences at a time, e.g. 1,8,32")
     parser.add_argument("--prompts", default="", help="prompt lengths, e.g. 512,4096; the recipe's without it")
-    parser.add_argument("--sequences", type=int, default=16, help="that each plan continues, at least")
-    parser.add_argument("--steps", type=int, default=2, help="timed generations of each plan")
+    parser.add_argument("--sequences", type=int, default=64, help="that each plan continues, at least")
+    parser.add_argument("--steps", type=int, default=1, help="timed generations of each plan")
     parser.add_argument("--out", type=Path, help="where the rows go as JSON")
     asked = parser.parse_args(arguments)
     recipe, profile = load_recipe(asked.recipe), load_profile(asked.profile)
@@ -148,12 +151,12 @@ def main(arguments: Sequence[str]) -> NoReturn:
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for prompt in map(int, asked.prompts.split(",")) if asked.prompts else (base.prompt_length,):
         lengths = replace(base, prompt_length=prompt)
-        every = list(plans_of(recipe, replace(lengths, batch=1), 1, device))
+        every = list(plans_of(recipe, replace(lengths, batch=1), 1))
         known = acceptances(world, recipe, lengths, every, device)
         for batch in map(int, asked.batches.split(",")):
             # Several batches one after another: a single text would say little.
             workload = replace(lengths, batch=max(batch, asked.sequences // batch * batch), acceptance=known)
-            plans = list(plans_of(recipe, workload, batch, device))
+            plans = list(plans_of(recipe, workload, batch))
             question = Question(recipe.model(), workload, profile, 1)
             say = lambda text: print(f"  {text}", file=sys.stderr, flush=True)  # noqa: E731
             profile = refine_for(question, plans, say)

@@ -59,7 +59,7 @@ def generate_run(
         decode_s=statistics.median(
             [s for part in every for s in (part.token_s if plain else (a_token(part),))] or [0.0]
         ),
-        taken=[] if plain else counts(ran[-1], 1 + job.plan.speculate),
+        taken=[] if plain else counts(ran[-1]),
         round_s=0.0 if plain else statistics.median([s for part in every for s in part.token_s] or [0.0]),
         host={"threads": torch.get_num_threads(), "torch": torch.__version__, "device": str(device)},
     )
@@ -70,10 +70,10 @@ def a_token(part: Generated) -> float:
     return sum(part.token_s) / max(1, part.tokens.shape[1] - 1)
 
 
-def counts(parts: list[Generated], most: int) -> list[list[int]]:
-    """Of each sequence how many rounds committed 1 token, 2, ..., `most`."""
-    rows = [row for part in parts if part.taken is not None for row in part.taken]
-    return [torch.bincount(row, minlength=most + 1)[1:].tolist() for row in rows]
+def counts(parts: list[Generated]) -> list[list[int]]:
+    """Of each sequence the tokens that its rounds committed."""
+    rows = [row for part in parts if part.taken is not None for row in part.taken.tolist()]
+    return [[count for count in row if count] for row in rows]
 
 
 def _streamed(job: Job, rank: int, generator: Generator, rounds: list[Prompts], folder: Path) -> list[Generated]:

@@ -26,12 +26,13 @@ from autotune.planners.lower.stage import cut_of, stage_blocks
 from autotune.runners.body import Watch
 from autotune.runners.capture import Captured
 from autotune.runners.clock import Clock
-from autotune.runners.decoding.commit import Levels, match, match_row, rejection
+from autotune.runners.decoding.commit import Levels, match, rejection
 from autotune.runners.decoding.draft import Draft
 from autotune.runners.decoding.pace import Pace
 from autotune.runners.decoding.propose import PROPOSERS
 from autotune.runners.decoding.seen import Proposer, Seen
 from autotune.runners.decoding.sequences import SPARE, Sequences
+from autotune.runners.decoding.settle import settle
 from autotune.runners.interpreter import Interpreter, Operation, Started, Trace
 from autotune.runners.mesh import Mesh, barrier, staged
 from autotune.runners.ops import KVCache, grouped
@@ -230,7 +231,7 @@ class Generator:
         device = self.mesh.device
         if self.plan.world > 1:
             barrier(device)
-        clock, pace = Clock(device), Pace(self.sequences, device, sure=self.plan.decoding == PLAIN)
+        clock, pace = Clock(device), Pace(self.sequences, self._here(prompts), device, sure=self.plan.decoding == PLAIN)
         marks = [clock.mark()]
         for step in range(self.workload.new_tokens + SPARE):
             self._now = self.decode if step else self.prefill
@@ -252,9 +253,12 @@ class Generator:
         """Filled positions of each sequence: decoding a token at a time they need not be read."""
         if self.plan.decoding != PLAIN:
             return tuple(self.sequences.filled.tolist())
+        return tuple(length + max(0, step - 1) for length in self._here(prompts))
+
+    def _here(self, prompts: Prompts) -> tuple[int, ...]:
+        """Lengths of this replica's prompts."""
         each = self.workload.batch // self.plan.data
-        here = prompts.lengths[self.mesh.data * each : (self.mesh.data + 1) * each]
-        return tuple(length + max(0, step - 1) for length in here)
+        return prompts.lengths[self.mesh.data * each : (self.mesh.data + 1) * each]
 
     def _feed(self, prompts: Prompts) -> None:
         expected = (self.workload.batch, self.workload.prompt_length)
@@ -323,22 +327,18 @@ class Generator:
         """Which of the scored tokens are kept, and the token after them."""
         first = self._now.first
         slate = None if first or self.plan.decoding == PLAIN else values[instruction.reads[2]]
+        token = self.values["token"] if instruction.writes[0] == "token" else None
         if slate is not None and self.plan.commit == REJECTION:
-            news = self._rejected(values["logits"], slate)
+            news = self._took(first, token, self._rejected(values["logits"], slate))
         else:
-            depths = None if first else self._depths
-            choices = self._choices(values["logits"], depths)
-            if slate is None:
-                news = torch.cat((torch.ones_like(choices), choices), dim=1)
-            elif tree_of(self.plan).chain:
-                news = match_row(slate, choices)
+            choices = self._choices(values["logits"], None if first else self._depths)
+            if slate is not None:
+                self.choices.copy_(choices)
+            if slate is None or tree_of(self.plan).chain:
+                news = self._took(first, token, None, choices, slate)
             else:
-                news = match(self.levels, slate, choices)
-            self.choices[:, : choices.shape[1]].copy_(choices)
-        if not first:
-            news[:, 0].mul_(self.sequences.going_on)
-        self._took(news, first)
-        return self._next_token() if instruction.writes[0] == "token" else news, values["out"]
+                news = self._took(first, token, match(self.levels, slate, choices))
+        return news if token is None else token, values["out"]
 
     @property
     def _depths(self) -> Tensor:
@@ -346,21 +346,22 @@ class Generator:
         assert lengths is not None
         return lengths.depths
 
-    def _took(self, news: Tensor, first: bool) -> None:
-        """What follows once a round has committed: texts, and where the next round's tokens go."""
-        self.sequences.take(news, self._depth(first), first)
-        assert self.decode.scoring.lengths is not None
-        self.decode.scoring.lengths.move(self.sequences.filled)
+    def _took(
+        self,
+        first: bool,
+        token: Tensor | None,
+        news: Tensor | None,
+        choices: Tensor | None = None,
+        slate: Tensor | None = None,
+    ) -> Tensor:
+        """What follows once a round's tokens are known, as `news` or as choices after a row."""
+        lengths, most = self.decode.scoring.lengths, self.scorer.cache.max_len
+        assert lengths is not None
+        return settle(self.sequences, lengths, most, self._depth(first), first, news, choices, slate, token)
 
     def _depth(self, first: bool) -> int:
         """Tokens that a step's news may hold."""
         return 1 if first else 1 + self.plan.speculate
-
-    def _next_token(self) -> Tensor:
-        """The newest token of each sequence where the next step reads it."""
-        token: Tensor = self.values["token"]
-        token[:, :1].copy_(self.sequences.newest())
-        return token
 
     def move(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """The keys and values of kept branches to where those of a text's tokens stand: one after another."""
@@ -430,11 +431,11 @@ class Generator:
 
     def take(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """What the last stage committed and, on the first, what it proposes."""
-        self._took(values["n"], self._now.first)
-        if instruction.writes[0] == "out":
+        token = self.values["token"] if instruction.writes[0] == "token" else None
+        self._took(self._now.first, token, values["n"])
+        if token is None:
             return (values["out"],)
-        token = self.values["token"].copy_(values["t"]) if "t" in instruction.reads else self._next_token()
-        return token, values["out"]
+        return token.copy_(values["t"]) if "t" in instruction.reads else token, values["out"]
 
     def send(self, instruction: Instruction, values: Mapping[str, Any]) -> Started:
         return Started((), self.mesh.send(instruction, values[instruction.reads[0]]))

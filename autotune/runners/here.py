@@ -81,7 +81,8 @@ def _passes(question: Question, plans: Sequence[Plan], progress: Callable[[str],
         pieces: list[tuple[ModelSpec, PassPiece]] = []
         for block, (queries, keys) in product(kinds, pass_lengths(plan, together)):
             piece = PassPiece(block, block_shape(block, generation_shape(plan, together, queries, keys)))
-            if block.kind == "head" and queries < keys and plan.decoding != PLAIN:
+            apart = (block.kind == "head" and plan.decoding != PLAIN) or piece.shape.masked
+            if apart and queries < keys:
                 piece = replace(piece, columns=text_columns(plan, together), round=proposes)
             pieces.append((question.model, piece))
         for block, whole in draft_pieces(plan, together):

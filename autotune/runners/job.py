@@ -74,26 +74,23 @@ def _model(raw: dict[str, Any]) -> ModelSpec:
 
 @dataclass(frozen=True)
 class Rounds:
-    """What became of proposed tokens: `counts[s][n]` rounds committed n + 1 tokens of sequence s; a round took
+    """What became of proposed tokens: `taken[s][r]` of sequence s were committed by its round r; a round took
     `seconds`."""
 
-    counts: tuple[tuple[int, ...], ...]
+    taken: tuple[tuple[int, ...], ...]
     seconds: float
-
-    @property
-    def taken(self) -> tuple[int, ...]:
-        """The same of all sequences."""
-        return tuple(map(sum, zip(*self.counts, strict=True)))
+    most: int  # tokens that a round can commit
 
     @property
     def mean(self) -> float:
         """Tokens that a round commits of a sequence."""
-        return sum(n * count for n, count in enumerate(self.taken, 1)) / max(1, sum(self.taken))
+        every = [count for row in self.taken for count in row]
+        return sum(every) / max(1, len(every))
 
     @property
     def rates(self) -> tuple[float, ...]:
         """See Acceptance."""
-        return kept(self.taken)
+        return kept(self.taken, self.most)
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,7 @@ class RankReport:
     max_difference: float | None = None
     prefill_s: float = 0.0
     decode_s: float = 0.0
-    taken: list[list[int]] = field(default_factory=list)  # of each sequence how many rounds committed 1 token, 2, ...
+    taken: list[list[int]] = field(default_factory=list)  # of each sequence the tokens that its rounds committed
     round_s: float = 0.0
     host: dict[str, Any] = field(default_factory=dict)
 

@@ -13,7 +13,10 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from autotune.planners.costs.works import model_flops
 from autotune.planners.lower.expand import expand
@@ -27,8 +30,15 @@ from autotune.spec.errors import RunError, UsageError
 from autotune.spec.program import Program
 from autotune.spec.timeline import Span, Timeline
 
+JOBS = "jobs.jsonl"  # of several jobs: one a line
 LOOK_S = 0.05  # between two looks at what workers stream
 GRACE = 20.0  # seconds that workers get to end after a signal
+
+
+class Looking(Protocol):
+    """Who reads along while workers run."""
+
+    def look(self) -> None: ...
 
 
 def launch(job: Job, *, nproc: int, log_dir: Path, timeout_s: float = 3600.0, tell: Tell | None = None) -> RunResult:
@@ -60,6 +70,48 @@ def launch(job: Job, *, nproc: int, log_dir: Path, timeout_s: float = 3600.0, te
     return gather(job, log_dir)
 
 
+def launch_several(
+    jobs: Sequence[Job], log_dir: Path, timeout_s: float, tell: Callable[[int, RunResult], None]
+) -> list[RunResult]:
+    """Runs jobs of one world's size one after another, all in the workers that are started once. `tell`: gets each
+    number and result as it is there. Raises RunError where one fails, after those before it were told."""
+    log_dir.mkdir(parents=True, exist_ok=True)
+    for stale in log_dir.glob("*/rank-*"):
+        stale.unlink()
+    (log_dir / JOBS).write_text("".join(f"{job.to_json()}\n" for job in jobs))
+    results = _Results(jobs, log_dir, tell)
+    try:
+        _elastic(jobs[0].plan.world, log_dir, timeout_s, results, ("autotune.runners.several", str(log_dir)))
+    except RunError as error:
+        results.look()
+        failed = log_dir / str(len(results.found))
+        errors = sorted(failed.glob("rank-*.error"), key=lambda file: file.stat().st_mtime)
+        if not errors:
+            raise
+        said = errors[0].read_text().strip().splitlines()[-1]
+        raise RunError(f"{said} (traceback in {errors[0]})", hint=error.hint) from None
+    results.look()
+    return results.found
+
+
+@dataclass
+class _Results:
+    """The results of several jobs as they come."""
+
+    jobs: Sequence[Job]
+    folder: Path
+    tell: Callable[[int, RunResult], None]
+    found: list[RunResult] = field(default_factory=list)
+
+    def look(self) -> None:
+        while (number := len(self.found)) < len(self.jobs):
+            job, folder = self.jobs[number], self.folder / str(number)
+            if not all((folder / f"rank-{rank}.json").exists() for rank in range(job.plan.world)):
+                return
+            self.found.append(gather(job, folder))
+            self.tell(number, self.found[-1])
+
+
 def _take_part(job: Job, log_dir: Path, rank: int, world: int) -> None:
     """This process's part in the world that it was started in. RunError names its rank and where the traceback is."""
     from autotune.runners.worker import attempt
@@ -72,15 +124,18 @@ def _take_part(job: Job, log_dir: Path, rank: int, world: int) -> None:
         raise RunError(f"worker {rank} of {world} failed: {said} (traceback in {trace})") from error
 
 
-def _elastic(nproc: int, log_dir: Path, timeout_s: float, reader: Reader | None = None) -> None:
-    """One elastic launch of `nproc` workers, read along with; ends with all of them gone, whatever happened."""
+def _elastic(
+    nproc: int, log_dir: Path, timeout_s: float, reader: Looking | None = None, module: Sequence[str] = ()
+) -> None:
+    """One elastic launch of `nproc` workers, read along with; ends with all of them gone, whatever happened. `module`:
+    what they run, and its arguments, in the place of the job in the folder."""
     cores = len(all_cores())
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // nproc)), "TORCH_CPP_LOG_LEVEL": "ERROR"}
     roots = [str(Path(__file__).resolve().parents[2]), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, roots))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1"]
     command += [f"--nproc-per-node={nproc}", "--max-restarts=0", "--monitor-interval=0.2"]
-    command += ["-m", "autotune.runners.worker", str(log_dir / "job.json"), str(log_dir)]
+    command += ["-m", *(module or ("autotune.runners.worker", str(log_dir / "job.json"), str(log_dir)))]
     with open(log_dir / "workers.log", "wb") as log:
         process = subprocess.Popen(
             command,
@@ -104,7 +159,7 @@ def _elastic(nproc: int, log_dir: Path, timeout_s: float, reader: Reader | None 
         raise RunError(failure(log_dir, nproc), hint=f"the whole log is {log_dir / 'workers.log'}")
 
 
-def _wait(process: subprocess.Popen[bytes], timeout_s: float, reader: Reader | None) -> int:
+def _wait(process: subprocess.Popen[bytes], timeout_s: float, reader: Looking | None) -> int:
     """The exit code. Raises subprocess.TimeoutExpired."""
     if reader is None:
         return process.wait(timeout_s)
@@ -184,10 +239,18 @@ def gather(job: Job, log_dir: Path) -> RunResult:
         first.max_difference,
         max(r.prefill_s for r in reports),
         max(r.decode_s for r in reports),
-        Rounds(tuple(map(tuple, first.taken)), max(r.round_s for r in reports)) if first.taken else None,
+        _rounds(job, reports),
         first.host,
         str(log_dir),
     )
+
+
+def _rounds(job: Job, reports: list[RankReport]) -> Rounds | None:
+    """What became of proposed tokens; None where nobody proposed any."""
+    if not reports[0].taken:
+        return None
+    taken = tuple(map(tuple, reports[0].taken))
+    return Rounds(taken, max(r.round_s for r in reports), 1 + job.plan.speculate)
 
 
 def measured_timeline(job: Job, reports: list[RankReport]) -> Timeline:

@@ -37,6 +37,9 @@ class Matmul:
         return float(self.batch * (self.m * self.k + self.k * self.n + self.m * self.n) * BYTES[self.dtype])
 
 
+MASKED = "masked"  # the backend of attention whose queries do not see all that come before them
+
+
 @dataclass(frozen=True, slots=True)
 class Attention:
     """Causal attention of `queries` last positions over `keys` positions, one pass ("fwd" or "bwd")."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,29 +13,30 @@ from autotune.spec.digest import digest
 from autotune.spec.model import ModelSpec
 
 
-def kept(counts: Sequence[int]) -> tuple[float, ...]:
-    """Of rounds of which counts[n] committed n + 1 tokens: of those that kept so many proposals, the share that kept
-    the next one too."""
-    reached = [sum(counts[n:]) for n in range(len(counts))]
+def kept(taken: Sequence[Sequence[int]], most: int) -> tuple[float, ...]:
+    """Of rounds that committed so many tokens each, at most `most`: of those that kept j proposals in a row, the share
+    that kept the next one too, for j from 0 to most - 2."""
+    counts = Counter(count for row in taken for count in row)
+    reached = [sum(counts[n] for n in range(least, most + 1)) for least in range(1, most + 1)]
     return tuple(after / before if before else 0.0 for before, after in pairwise(reached))
 
 
 @dataclass(frozen=True)
 class Acceptance:
     """How often proposed tokens are kept: `rates[j]` is the share of the rounds that kept j tokens in a row, and
-    proposed another, that kept this one too (Leviathan et al., 2211.17192, by position). `sequences` are the counts
-    (see `kept`) of each sequence that told it: texts differ, and a batch waits for its slowest."""
+    proposed another, that kept this one too (Leviathan et al., 2211.17192, by position). `traces` are what the rounds
+    of each sequence that told it committed, in order: texts differ, and a batch waits for its slowest."""
 
     key: str  # what proposes them: planners.decoding.strategies.acceptance_key
     rates: tuple[float, ...]
     source: str = "recipe"  # "recipe": somebody's word | "measured"
-    sequences: tuple[tuple[int, ...], ...] = ()
+    traces: tuple[tuple[int, ...], ...] = ()
 
 
 def acceptance_from(raw: Mapping[str, Any]) -> Acceptance:
     """From its `asdict` form."""
-    sequences = tuple(map(tuple, raw.get("sequences", ())))
-    return Acceptance(raw["key"], tuple(raw["rates"]), raw.get("source", "recipe"), sequences)
+    traces = tuple(map(tuple, raw.get("traces", ())))
+    return Acceptance(raw["key"], tuple(raw["rates"]), raw.get("source", "recipe"), traces)
 
 
 LEAST_RATE = 0.1  # of the learning rate, which is what a decay ends at (GPT-3, 2005.14165, appendix B)

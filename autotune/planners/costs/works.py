@@ -17,7 +17,7 @@ from autotune.spec.graph import Block, Node, blocks
 from autotune.spec.model import ModelSpec
 from autotune.spec.opset import NO_NODE
 from autotune.spec.program import CONTEXT, RING, TENSOR, Instruction, Program
-from autotune.spec.work import BYTES, Attention, Collective, Launch, Matmul, Memory, Work
+from autotune.spec.work import BYTES, MASKED, Attention, Collective, Launch, Matmul, Memory, Work
 
 Rule = Callable[[Node, Shape], tuple[Work, ...]]
 
@@ -62,7 +62,8 @@ def _attention(form: str) -> Rule:
         window = node.attr("window")
         keys = min(shape.keys, window) if window and shape.queries == 1 else shape.keys
         width, narrow = node.attr("head_dim"), node.attr("v_dim")
-        core = Attention(shape.batch, shape.queries, keys, heads, kv, width, shape.dtype, shape.attention, form)
+        backend = MASKED if shape.masked else shape.attention
+        core = Attention(shape.batch, shape.queries, keys, heads, kv, width, shape.dtype, backend, form)
         if narrow == width:
             return (core,)
         # Values are padded to the keys' width and the result cut; backward, also its gradient and itself.

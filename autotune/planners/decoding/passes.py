@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from autotune.planners.decoding.strategies import STRATEGIES
+from autotune.planners.feasible import MOST_FUSED
 from autotune.planners.lower.generate import pass_lengths, room
 from autotune.planners.lower.shape import Shape, generation_shape
 from autotune.planners.lower.stage import canonical
@@ -17,7 +18,8 @@ from autotune.spec.workload import Workload
 def draft_shapes(plan: Plan, workload: Workload, keys: int = 0) -> tuple[Shape, Shape, Shape]:
     """Shapes of a draft's passes on one rank, which has the whole of it. `keys`: positions that the newest token sees,
     its own too; 0: as many as there will be."""
-    alone = Plan(data=plan.data, attention=plan.attention, kernels=LIBRARY)
+    kernels = plan.kernels if 2 * workload.batch // plan.data <= MOST_FUSED else LIBRARY
+    alone = Plan(data=plan.data, attention=plan.attention, kernels=kernels)
     prompt, keys = workload.prompt_length, keys or room(plan, workload)
     whole = generation_shape(alone, workload, prompt, prompt)
     pair = replace(generation_shape(alone, workload, 2, max(3, keys)), scored=1)

@@ -68,3 +68,23 @@ def largest(values: Sequence[float], batch: int) -> float:
         value * ((place / many) ** batch - ((place - 1) / many) ** batch)
         for place, value in enumerate(sorted(values), 1)
     )
+
+
+def replayed(trace: Sequence[int], longest: int, most: int) -> tuple[int, ...]:
+    """Tokens that each round would have committed with fewer proposals, at most `most` tokens a round, of a text whose
+    rounds committed `trace` with at most `longest`.
+
+    A token that was kept is proposed right by a shorter round too, for what comes before it is the same; the one that
+    ended a round was proposed wrong, unless all were kept: then nobody had proposed it, and it counts as right.
+    """
+    if most >= longest:
+        return tuple(trace)
+    right = [place + 1 < count or count == longest for count in trace for place in range(count)]
+    found, at = list[int](), 0
+    while at < len(right):
+        count = 1
+        while count < most and at + count < len(right) and right[at + count - 1]:
+            count += 1
+        found.append(count)
+        at += count
+    return tuple(found)

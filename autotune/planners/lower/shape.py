@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from autotune.planners.decoding.strategies import tree_of
 from autotune.spec.plan import FUSED, Plan
 from autotune.spec.work import BYTES
 from autotune.spec.workload import Workload
@@ -23,6 +24,7 @@ class Shape:
     context: int = 1  # ranks that share each sequence
     ring: int = 1  # of them those that pass keys and values around
     fused: bool = False  # whether neighbours are joined (lower.fuse): of decoded tokens alone
+    masked: bool = False  # whether new tokens see others than those before them: a tree's, their ancestors
     scored: int = 1  # of a sequence's new tokens those that get logits (generation): the last, or all of a round
 
     @property
@@ -64,7 +66,8 @@ def training_shape(plan: Plan, workload: Workload) -> Shape:
 
 def generation_shape(plan: Plan, workload: Workload, queries: int, keys: int) -> Shape:
     """The shape of a prefill (queries = keys) or of a round that goes on from the cache (fewer queries than keys)."""
-    fused = plan.kernels == FUSED and queries == 1 < keys
-    batch, scored = workload.batch // plan.data, queries if queries < keys else 1
+    goes_on = queries < keys
+    fused, masked = plan.kernels == FUSED and goes_on, goes_on and not tree_of(plan).chain
+    batch, scored = workload.batch // plan.data, queries if goes_on else 1
     how = (False, workload.precision, plan.attention)
-    return Shape(batch, queries, keys, plan.tensor, *how, fused=fused, scored=scored)
+    return Shape(batch, queries, keys, plan.tensor, *how, fused=fused, scored=scored, masked=masked)

@@ -12,7 +12,7 @@ from autotune.profiles_db.probes.memory_ops import HEAD, OPS, Shape
 from autotune.profiles_db.probes.pool import DTYPES
 from autotune.profiles_db.probes.timing import Trial
 from autotune.spec.errors import EnvironmentFault, nearest_name
-from autotune.spec.work import BYTES, Memory, Work
+from autotune.spec.work import BYTES, MASKED, Attention, Memory, Work
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -31,7 +31,9 @@ def works(setting: Setting) -> list[Memory]:
 
 def probed(work: Work) -> bool:
     """Whether a probe can time this work by itself. A memory-bound operation without one is timed inside bodies alone,
-    and priced as a copy elsewhere."""
+    and priced as a copy elsewhere; so is attention under a mask, whose probes know of none."""
+    if isinstance(work, Attention):
+        return work.backend != MASKED
     return not isinstance(work, Memory) or work.op in OPS
 
 

@@ -7,6 +7,7 @@ last one that counts. Every rank of a replica reads the same numbers at the same
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ class Pace:
     """`sure`: every round gives each sequence one token."""
 
     sequences: Sequences
+    lengths: Sequence[int]  # of their prompts
     device: torch.device
     sure: bool
     _said: dict[int, tuple[torch.Tensor, Any]] = field(default_factory=dict)
@@ -29,13 +31,12 @@ class Pace:
     def after(self, step: int) -> int | None:
         """Called after step `step` was issued (0: the prefill): the step after which all answers were whole, None as
         long as that is not known."""
-        wanted = self.sequences.new_tokens
         if self.sure:
-            return step if step + 1 >= wanted else None
+            return step if step + 1 >= self.sequences.new_tokens else None
         if self.device.type != "cuda":
-            return step if int(self.sequences.least) >= wanted else None
-        held = torch.empty(1, dtype=torch.int64, pin_memory=True)
-        held.copy_(self.sequences.least, non_blocking=True)
+            return step if self._whole(self.sequences.filled) else None
+        held = torch.empty(len(self.lengths), dtype=torch.int64, pin_memory=True)
+        held.copy_(self.sequences.filled, non_blocking=True)
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self.device))
         self._said[step] = held, event
@@ -43,4 +44,9 @@ class Pace:
         if earlier is None:
             return None
         earlier[1].synchronize()
-        return step - BEHIND if int(earlier[0]) >= wanted else None
+        return step - BEHIND if self._whole(earlier[0]) else None
+
+    def _whole(self, filled: torch.Tensor) -> bool:
+        """Whether all answers are, of texts with so many positions in the cache."""
+        new = self.sequences.new_tokens
+        return all(now + 1 >= own + new for now, own in zip(filled.tolist(), self.lengths, strict=True))

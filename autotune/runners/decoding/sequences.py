@@ -19,18 +19,16 @@ class Sequences(NamedTuple):
     filled: Tensor  # int64 [batch]: positions of the cache that are filled, those of all committed tokens but one
     before: Tensor  # int64 [batch]: `filled` before the last round
     taken: Tensor  # int64 [batch, rounds]: tokens that each round committed, 0 once an answer is whole
-    round: Tensor  # int64 [1]: of `taken`, the next
-    least: Tensor  # int64 [1]: tokens of the shortest answer
+    round: Tensor  # int64 [batch]: of `taken`, the next
     new_tokens: int
 
     @classmethod
     def empty(cls, batch: int, columns: int, new_tokens: int, device: torch.device) -> Sequences:
         """Of `batch` sequences, each with room for `columns` tokens and to be given `new_tokens`."""
-        zeros = torch.zeros((5, batch), dtype=torch.int64, device=device)
+        own, filled, before, number = torch.zeros((4, batch), dtype=torch.int64, device=device)
         text = torch.zeros((batch, columns), dtype=torch.int64, device=device)
         taken = torch.zeros((batch, new_tokens + SPARE), dtype=torch.int64, device=device)
-        numbers = torch.zeros((2, 1), dtype=torch.int64, device=device)
-        return cls(text, zeros[0], zeros[1], zeros[2], taken, numbers[0], numbers[1], new_tokens)
+        return cls(text, own, filled, before, taken, number, new_tokens)
 
     def begin(self, prompts: Tensor, lengths: Tensor) -> None:
         """New prompts, int64 [batch, longest], of these lengths: the next pass puts all of them into the cache."""
@@ -39,7 +37,6 @@ class Sequences(NamedTuple):
             tensor.copy_(lengths)
         self.taken.zero_()
         self.round.zero_()
-        self.least.zero_()
 
     def take(self, news: Tensor, depth: int, first: bool) -> None:
         """Commits tokens. `news`, int64 [batch, 1 + depth + ...]: how many of the `depth` tokens after it are; `first`:
@@ -48,12 +45,11 @@ class Sequences(NamedTuple):
         base = self.filled if first else self.filled + 1  # where the first of them goes
         self.text.scatter_(1, base[:, None] + torch.arange(depth, device=news.device), tokens)
         if not first:
-            self.taken.index_copy_(1, self.round, count[:, None])
+            self.taken.scatter_(1, self.round[:, None], count[:, None])
             self.round.add_(1)
         left = self.own + self.new_tokens - base
         self.before.copy_(self.filled)
         torch.add(base - 1, torch.minimum(count, left), out=self.filled)
-        torch.amin(self.filled - self.own + 1, 0, keepdim=True, out=self.least)
 
     @property
     def going_on(self) -> Tensor:

@@ -60,16 +60,18 @@ def _room(batch: int, heads: Any, device: torch.device) -> Any:
 
 
 def _attention(env: Env, nodes: Nodes, qkv: Tensor) -> tuple[Tensor, ...]:
-    """New tokens, one a sequence, over the cache, from the product that made q, k and v."""
+    """A few new tokens a sequence over the cache, from the product that made q, k and v."""
     rotary, attention = nodes
-    if env.cache is None or env.lengths is None or env.sequence > 1 or not usable(qkv) or qkv.dtype not in FLASH_DTYPES:
+    if env.cache is None or env.lengths is None or not usable(qkv) or qkv.dtype not in FLASH_DTYPES:
         return one_by_one(env, nodes, qkv)
     from autotune.kernels import decode
 
     _, heads, norms = on_gpu(env, rotary)
     room = _room(env.batch, heads, qkv.device)
-    cache = decode.Cache(env.cache.k[env.layer], env.cache.v[env.layer], env.lengths.used)
-    return (decode.attend(qkv, heads, env.rope, cache, room, window_of(env, attention, 1), norms),)
+    lengths, tree = env.lengths, env.lengths.visible is not None
+    cache = decode.Cache(env.cache.k[env.layer], env.cache.v[env.layer], lengths.used, lengths.depths, lengths.visible)
+    cache = cache if tree else cache._replace(depths=None)
+    return (decode.attend(qkv, heads, env.rope, cache, room, window_of(env, attention, env.sequence), norms),)
 
 
 FUSED: dict[str, Fused] = {
