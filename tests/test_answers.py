@@ -27,6 +27,9 @@ CASES = [
     ("llama", Plan(tensor=2), SAMPLED),
     ("llama", Plan(data=2, tensor=2), SAMPLED),
     ("llama", Plan(pipeline=2), SAMPLED),
+    ("window", Plan(prompt_chunk=3), WORK),
+    ("qwen", Plan(prompt_chunk=2, pipeline=2), SAMPLED),
+    ("llama", Plan(prompt_chunk=3, data=2, decoding="jacobi", speculate=3), WORK),
 ]
 
 

@@ -56,6 +56,10 @@ CASES = [
     ("llama", Plan(kernels=FUSED)),
     ("window", Plan(kernels=FUSED, attention="math")),
     ("qwen", Plan(kernels=FUSED, tensor=2, pipeline=2)),
+    ("llama", Plan(prompt_chunk=3)),
+    ("window", Plan(prompt_chunk=2, tensor=2, attention="math")),
+    ("qwen", Plan(prompt_chunk=4, pipeline=2)),
+    ("llama", Plan(prompt_chunk=1, tensor=2, pipeline=2)),
 ]
 
 

@@ -21,7 +21,7 @@ from autotune.spec.model import ModelSpec
 from autotune.spec.plan import FUSED, LIBRARY, Plan
 from autotune.spec.workload import Workload
 
-GENERATION_AXES = ("kernels", "decoding", *DECODING_AXES)  # that have no meaning when training
+GENERATION_AXES = ("kernels", "prompt_chunk", "decoding", *DECODING_AXES)  # that have no meaning when training
 # Axes that have no meaning when generating.
 TRAINING_AXES = (
     "zero",
@@ -330,6 +330,10 @@ def _generation(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | 
     if plan.pipeline > model.layers:
         found.append(f"pipeline must be at most layers {model.layers} (found {plan.pipeline})")
     found.append(_kernels(plan))
+    if not 0 <= plan.prompt_chunk < workload.prompt_length:
+        most = f"0, or fewer than prompt_length {workload.prompt_length}"
+        nearest = 0 if plan.prompt_chunk < 0 else workload.prompt_length - 1
+        found.append(f"prompt_chunk must be {most} (found {plan.prompt_chunk}; nearest {nearest})")
     return found + refused(plan, model, workload) + _meaningless(plan, TRAINING_AXES, "generating")
 
 

@@ -61,6 +61,8 @@ def axis_values(question: Question) -> dict[str, Values]:
         # Later sums only add waits: the recipe must want them (say, to measure both).
         "sync": (DEFAULTS["sync"],),
         "sequence_parallel": (False, True) if train else (False,),
+        # Reading a prompt in parts takes longer and less memory: a long one may not fit otherwise.
+        "prompt_chunk": (0, *(n for n in PARTS if 2 * n <= workload.prompt_length)) if not train else (0,),
         "kernels": (LIBRARY, FUSED) if not train and question.profile.device.kind == "cuda" else (LIBRARY,),
     }
     return {axis: tuple(question.axes.get(axis, choices)) for axis, choices in everything.items()}
@@ -82,6 +84,7 @@ BY_CHUNK = ("breadth-first", "zeropp")  # orders for a rank that has its weights
 FEW = (1, 2)  # chunks that a search lets a rank hold whole: no gather runs beside work with one, and one with two
 MOVED = (0, 50, 100)  # percent of the activations on the host that a search tries
 MESH = ("data", "tensor", "pipeline", "context")
+PARTS = (2048,)  # tokens of a prompt that a search reads at a time, beside all of them
 LONG = 8192  # tokens of a sequence from which on ranks share it unasked
 # Axes whose choices hang on the plan so far.
 INNER = (

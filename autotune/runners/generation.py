@@ -8,8 +8,8 @@ time: on CUDA what computes is captured once and replayed, and the host runs ahe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from autotune.planners.decoding.strategies import STRATEGIES, scored, tree_of
 from autotune.planners.feasible import why_not
 from autotune.planners.lower.expand import expand
-from autotune.planners.lower.generate import lower_generation, news, room, text_columns
+from autotune.planners.lower.generate import lower_generation, news, prompt_parts, room, text_columns
 from autotune.planners.lower.shape import Shape, generation_shape
 from autotune.planners.lower.stage import cut_of, stage_blocks
 from autotune.runners.body import Watch
@@ -72,9 +72,10 @@ class Generated(NamedTuple):
 
 @dataclass(frozen=True)
 class _Program:
-    """One kind of step: the pass of this stage and the interpreter of its program."""
+    """One kind of step: the passes of this stage, several where a prompt is read in parts, and the interpreter of its
+    program."""
 
-    scoring: Pass
+    passes: tuple[Pass, ...]
     interpreter: Interpreter
     first: bool  # whether it begins with the prompt
 
@@ -174,6 +175,8 @@ class Generator:
         sequences = Sequences.empty(each, text_columns(plan, workload), workload.new_tokens, device)
         s, last, captures = mesh.pipeline, mesh.pipeline == plan.pipeline - 1, _captures(plan, device)
         values: dict[str, Any] = {f"w.{s}": state.weight, f"kv.{s}": (cache.k, cache.v), "out": sequences.text}
+        if last and plan.prompt_chunk:
+            values["h"] = torch.zeros((each, model.hidden), dtype=dtype, device=device)
         if s == 0:
             values["prompt"] = torch.zeros((each, prompt), dtype=torch.int64, device=device)
             values["token"] = torch.zeros((each, new), dtype=torch.int64, device=device)
@@ -199,21 +202,24 @@ class Generator:
         choices = torch.zeros((each, new), dtype=torch.int64, device=device)
         shared_state = (mesh, scorer, values, sequences, ends, numbers, choices, proposer, levels)
         generator = cls(plan, model, workload, *shared_state, seed)
+        parts = prompt_parts(plan, workload), sizes[1:]
         generator.prefill, generator.decode = (
-            generator._compile(generation_shape(plan, workload, *size), Interpreter(program, rank, {}, values, device))
-            for program, size in zip(programs, sizes, strict=True)
+            generator._compile(part, Interpreter(program, rank, {}, values, device), program is programs[0])
+            for program, part in zip(programs, parts, strict=True)
         )
         generator._now = generator.prefill
         return generator
 
-    def _compile(self, shape: Shape, interpreter: Interpreter) -> _Program:
+    def _compile(self, parts: Sequence[tuple[int, int]], interpreter: Interpreter, first: bool) -> _Program:
+        """`parts`: (new tokens, keys) of its passes."""
         interpreter.operations = self.operations()
         if self.scorer.device_knows:
             pool: Any = torch.cuda.graph_pool_handle()
             captured = {name: Captured(interpreter.operations[name], pool) for name in COMPUTING}
             interpreter.operations = {**interpreter.operations, **captured}
-        first = shape.keys == shape.queries
-        return _Program(self.scorer.compile(shape, None if first else tree_of(self.plan)), interpreter, first)
+        shapes = [generation_shape(self.plan, self.workload, *part) for part in parts]
+        tree = None if first else tree_of(self.plan)
+        return _Program(tuple(self.scorer.compile(shape, tree) for shape in shapes), interpreter, first)
 
     def generate(
         self,
@@ -319,9 +325,33 @@ class Generator:
     def forward(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """The stage's blocks one after another: (the cache, the next stage's input or the logits)."""
         x: Tensor = values[instruction.reads[2]]
+        if len(self._now.passes) > 1:
+            return values[instruction.writes[0]], self._part(instruction, x)
         x = x if instruction.stage else x.reshape(-1)
         rows = self.ends if self._now.first and self.workload.prompt_length > 1 else None
-        return values[instruction.writes[0]], self.scorer.run(self._now.scoring, x, rows, self._filled, self.watch)
+        return values[instruction.writes[0]], self.scorer.run(self._now.passes[0], x, rows, self._filled, self.watch)
+
+    def _part(self, instruction: Instruction, x: Tensor) -> Tensor:
+        """A part of the prompts through the stage. The last stage keeps what follows the prompts that end in it, and
+        after the last part gives the logits of all."""
+        now = self._now.passes[instruction.item]
+        shape = now.shape
+        start = shape.keys - shape.queries
+        if not instruction.stage:
+            x = x[:, start : shape.keys].reshape(-1)
+        if now.lengths is not None:
+            now.lengths.move(torch.full_like(self.sequences.filled, start))
+        filled = (start,) * shape.batch
+        if not self._last:
+            return self.scorer.run(now, x, None, filled, self.watch)
+        layers, head = (replace(now, steps=steps) for steps in (now.steps[:-1], now.steps[-1:]))
+        x = self.scorer.run(layers, x, None, filled, self.watch).view(shape.batch, shape.queries, -1)
+        place = self.sequences.own - 1 - start  # of each prompt's last token in this part
+        ended = x[torch.arange(shape.batch, device=x.device), place.clamp(0, shape.queries - 1)]
+        here = ((place >= 0) & (place < shape.queries))[:, None]
+        kept: Tensor = self.values["h"]
+        kept.copy_(torch.where(here, ended, kept))
+        return kept if "h" in instruction.writes else self.scorer.run(head, kept, None, filled, self.watch)
 
     def commit(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """Which of the scored tokens are kept, and the token after them."""
@@ -342,7 +372,7 @@ class Generator:
 
     @property
     def _depths(self) -> Tensor:
-        lengths = self.decode.scoring.lengths
+        lengths = self.decode.passes[0].lengths
         assert lengths is not None
         return lengths.depths
 
@@ -355,7 +385,7 @@ class Generator:
         slate: Tensor | None = None,
     ) -> Tensor:
         """What follows once a round's tokens are known, as `news` or as choices after a row."""
-        lengths, most = self.decode.scoring.lengths, self.scorer.cache.max_len
+        lengths, most = self.decode.passes[0].lengths, self.scorer.cache.max_len
         assert lengths is not None
         return settle(self.sequences, lengths, most, self._depth(first), first, news, choices, slate, token)
 
@@ -442,7 +472,9 @@ class Generator:
 
     def receive(self, instruction: Instruction, values: Mapping[str, Any]) -> Started:
         """A boundary activation [tokens, hidden] in the compute precision, or whole numbers, int64 [batch, ...]."""
-        shape, device, name = self._now.scoring.shape, self.mesh.device, instruction.writes[0]
+        name, device = instruction.writes[0], self.mesh.device
+        number = int(name.split(".")[2]) if name.count(".") > 1 else -1  # of the part of a prompt
+        shape = self._now.passes[number].shape
         if name in ("n", "t"):
             columns = scored(self.plan) if name == "t" else news(self.plan, shape.queries, shape.keys)
             empty = torch.empty((shape.batch, columns), dtype=torch.int64, device=device)

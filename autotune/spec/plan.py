@@ -56,6 +56,7 @@ class Plan:
     kernels: str = (
         LIBRARY  # of a decoded token: the libraries' | fused, ours that join neighbours (planners.lower.fuse)
     )
+    prompt_chunk: int = 0  # tokens of a prompt that are read at a time; 0: all of them
     decoding: str = PLAIN  # who proposes tokens (planners.decoding.strategies): plain, nobody
     speculate: int = 0  # tokens in a row that are proposed a round, to be scored in one pass; 0: none
     branches: int = 1  # such rows side by side, each after the newest token

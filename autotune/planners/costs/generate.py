@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 from autotune.planners.costs import propose
 from autotune.planners.costs.body import NOTHING, BodyCosts, Cost
 from autotune.planners.decoding.strategies import scored
-from autotune.planners.lower.generate import ID, block_shape, counted_blocks, inference_body, news, pass_sizes
+from autotune.planners.lower.generate import (
+    ID,
+    block_shape,
+    counted_blocks,
+    inference_body,
+    news,
+    program_sizes,
+    prompt_parts,
+)
 from autotune.planners.lower.shape import Shape, generation_shape
 from autotune.planners.lower.stage import cut_of
 from autotune.spec.graph import Block
@@ -34,11 +42,13 @@ class PassCosts:
 
     def __post_init__(self) -> None:
         self.first = self.keys == self.queries  # the prompt's pass
-        self.shape = generation_shape(self.plan, self.workload, self.queries, self.keys)
-        self.sizes = pass_sizes(self.plan, self.model, self.workload, self.queries, self.keys)
+        parts = prompt_parts(self.plan, self.workload) if self.first else ((self.queries, self.keys),)
+        self.shapes = tuple(generation_shape(self.plan, self.workload, *part) for part in parts)
+        self.every = program_sizes(self.plan, self.model, self.workload, self.queries, self.keys)
+        self.shape, self.sizes = self.shapes[-1], self.every[-1]
 
     def cost(self, instruction: Instruction) -> Cost:
-        key = (instruction.op, instruction.stage, instruction.reads + instruction.writes)
+        key = (instruction.op, instruction.stage, (str(instruction.item), *instruction.reads, *instruction.writes))
         if key not in self._known:
             self._known[key] = COSTS[instruction.op](self, instruction)
         return self._known[key]
@@ -52,7 +62,7 @@ class PassCosts:
     def transient(self, rank: int, instruction: Instruction) -> int:
         if instruction.op == "PROPOSE":
             return propose.transient(self, self.first)
-        return self.sizes[instruction.stage].transient if instruction.op == "F" else 0
+        return self.every[instruction.item][instruction.stage].transient if instruction.op == "F" else 0
 
     def piece(self, *works: Work, issued: bool = True) -> Cost:
         """Primitives in a row. `issued`: as an instruction, which costs the host something where it does the work
@@ -66,9 +76,9 @@ class PassCosts:
             total += Cost(seconds + launch, kinds, {self.bodies.pricer.grade(work): seconds}, sent)
         return total
 
-    def block(self, block: Block) -> Cost:
+    def block(self, block: Block, part: int = -1) -> Cost:
         """A block's forward; of a layer also the copies of its new keys and values into the cache."""
-        return self.priced(block, self.shape, "prefill" if self.first else "decode")
+        return self.priced(block, self.shapes[part], "prefill" if self.first else "decode")
 
     def priced(self, block: Block, whole: Shape, form: str) -> Cost:
         """The same of a pass of any shape."""
@@ -84,11 +94,14 @@ class PassCosts:
             self.blocks[key] = cost
         return self.blocks[key]
 
-    def forward(self, stage: int) -> Cost:
-        """The bodies of a stage's blocks; in a prefill the last rows are copied out for the head."""
+    def forward(self, stage: int, part: int) -> Cost:
+        """The bodies of a stage's blocks; in a prefill the last rows are copied out for the head, which of a prompt in
+        parts comes after the last."""
         total = NOTHING
         for block, count in counted_blocks(self.model, cut_of(self.plan, self.model), stage).items():
-            total += self.block(block).times(count)
+            if block.kind == "head" and part < len(self.shapes) - 1:
+                continue
+            total += self.block(block, part).times(count)
             if block.kind == "head" and self.queries > self.shape.scored:
                 rows = self.shape.batch * self.model.hidden * self.shape.width
                 total += self.piece(Memory("copy", 2 * rows, self.shape.dtype))
@@ -119,13 +132,14 @@ class PassCosts:
         """A boundary activation, or the picked tokens, between two pipeline ranks."""
         (name,) = instruction.reads + instruction.writes
         columns = {"t": scored(self.plan), "n": news(self.plan, self.queries, self.keys)}
-        size = columns[name] * self.shape.batch * ID if name in columns else self.sizes[int(name.split(".")[1])].inputs
+        stage, part = (*map(int, name.split(".")[1:]), 0, 0)[:2] if name not in columns else (0, 0)
+        size = columns[name] * self.shape.batch * ID if name in columns else self.every[part][stage].inputs
         level = self.bodies.pricer.level(self.plan.world)
         return self.piece(Collective("send_recv", size, 2, level), issued=False)
 
 
 COSTS: dict[str, Callable[[PassCosts, Instruction], Cost]] = {
-    "F": lambda c, i: c.forward(i.stage),
+    "F": lambda c, i: c.forward(i.stage, i.item),
     "COMMIT": lambda c, i: c.commit(i.stage),
     "MOVE": lambda c, i: propose.moved(c, i.stage),
     "PROPOSE": lambda c, i: propose.PROPOSALS[c.plan.decoding](c, c.first),

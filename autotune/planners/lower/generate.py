@@ -11,9 +11,10 @@ next step starts, so that the program of a round can be run again and again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 
 from autotune.planners.decoding.strategies import STRATEGIES, scored, tree_of
 from autotune.planners.lower.body import Body, lower_block
@@ -53,14 +54,19 @@ def block_shape(block: Block, shape: Shape) -> Shape:
     return replace(shape, queries=shape.scored, keys=shape.scored) if block.kind == "head" else shape
 
 
+def prompt_parts(plan: Plan, workload: Workload) -> tuple[tuple[int, int], ...]:
+    """(new tokens, keys) of each pass over a part of the prompt, in order."""
+    whole, each = workload.prompt_length, plan.prompt_chunk or workload.prompt_length
+    ends = (*range(each, whole, each), whole)
+    return tuple((end - start, end) for start, end in pairwise((0, *ends)))
+
+
 def pass_lengths(plan: Plan, workload: Workload) -> tuple[tuple[int, int], ...]:
-    """(new tokens, keys) of the prefill, and of a round at both ends of the answer."""
-    first, last, new = (
-        workload.prompt_length,
-        workload.prompt_length + max(1, workload.new_tokens - 1) - 1,
-        scored(plan),
-    )
-    return tuple(dict.fromkeys(((first, first), (new, first + new), (new, last + new))))
+    """(new tokens, keys) of the prefill, of its parts the first two and the last, and of a round at both ends of the
+    answer."""
+    first, new, parts = workload.prompt_length, scored(plan), prompt_parts(plan, workload)
+    last = first + max(1, workload.new_tokens - 1) - 1
+    return tuple(dict.fromkeys((*parts[:2], parts[-1], (new, first + new), (new, last + new))))
 
 
 @lru_cache(maxsize=256)
@@ -81,13 +87,16 @@ def room(plan: Plan, workload: Workload) -> int:
 
 
 @lru_cache(maxsize=4096)
-def transient_bytes(model: ModelSpec, cut: Cut, stage: int, shape: Shape) -> tuple[int, int]:
-    """(bytes beyond input and output, bytes of the output) of a forward through a stage.
+def transient_bytes(model: ModelSpec, cut: Cut, stage: int, shape: Shape, head: bool = True) -> tuple[int, int]:
+    """(bytes beyond input and output, bytes of the output) of a forward through a stage, or through all of it but the
+    head.
 
     While a block runs its input stays; the stage's own input is counted by the outer program.
     """
     most = held = 0
     for block in counted_blocks(model, cut, stage):
+        if block.kind == "head" and not head:
+            continue
         body = inference_body(block, shape)
         if block.kind == "head" and shape.queries > shape.scored:  # the last rows are copied out before the head runs
             rows = body.sizes["x"]
@@ -101,13 +110,15 @@ def transient_bytes(model: ModelSpec, cut: Cut, stage: int, shape: Shape) -> tup
 
 
 @lru_cache(maxsize=1024)
-def pass_sizes(plan: Plan, model: ModelSpec, workload: Workload, queries: int, keys: int) -> tuple[Pass, ...]:
-    """The bytes of every stage of a pass over `queries` new tokens a sequence."""
+def pass_sizes(
+    plan: Plan, model: ModelSpec, workload: Workload, queries: int, keys: int, head: bool = True
+) -> tuple[Pass, ...]:
+    """The bytes of every stage of a pass over `queries` new tokens a sequence; without `head` it ends before that."""
     shape = generation_shape(plan, workload, queries, keys)
     found, cut = [], cut_of(plan, model)
     for s, blocks in enumerate(stage_blocks(model, cut)):
         layers = sum(block.kind == "layer" for block in blocks)
-        transient, output = transient_bytes(model, cut, s, shape)
+        transient, output = transient_bytes(model, cut, s, shape, head)
         inputs = shape.tokens * model.hidden * shape.width if s else 0
         cache = cache_bytes(plan, model, workload, layers)
         found.append(Pass(local_parameters(blocks, plan.tensor), cache, inputs, output, transient))
@@ -137,14 +148,23 @@ def draft_bytes(plan: Plan, workload: Workload) -> tuple[int, int]:
     return local_parameters(blocks, alone.tensor) * BYTES[workload.precision], cache
 
 
+Sizes = tuple[tuple[Pass, ...], ...]  # of every pass of a program, of every stage
+
+
+def program_sizes(plan: Plan, model: ModelSpec, workload: Workload, queries: int, keys: int) -> Sizes:
+    """The bytes of the passes of a program: of the prefill, one for each part of the prompt, else one."""
+    parts = prompt_parts(plan, workload) if keys == queries else ((queries, keys),)
+    return tuple(pass_sizes(plan, model, workload, *part, part == parts[-1]) for part in parts)
+
+
 def _buffers(
-    rank: int, plan: Plan, workload: Workload, sizes: tuple[Pass, ...], queries: int, keys: int
+    rank: int, plan: Plan, model: ModelSpec, workload: Workload, sizes: Sizes, queries: int, keys: int
 ) -> dict[str, Buffer]:
     """What one pipeline rank holds. What crosses ranks is declared where it is written."""
-    size, batch, last = sizes[rank], workload.batch // plan.data, len(sizes) - 1
-    slate = batch * scored(plan) * ID
+    size, batch, last = sizes[-1][rank], workload.batch // plan.data, len(sizes[-1]) - 1
+    slate, width = batch * scored(plan) * ID, BYTES[workload.precision]
     held = {
-        f"w.{rank}": Buffer(size.parameters * BYTES[workload.precision], persistent=True),
+        f"w.{rank}": Buffer(size.parameters * width, persistent=True),
         f"kv.{rank}": Buffer(size.cache, persistent=True),
         "out": Buffer(batch * text_columns(plan, workload) * ID, persistent=True),
     }
@@ -152,10 +172,11 @@ def _buffers(
         held["prompt"] = Buffer(batch * workload.prompt_length * ID, persistent=True)
         held["token"] = Buffer(slate, persistent=True)
     if rank < last:
-        held[f"x.{rank + 1}"] = Buffer(size.output)
-        return held
+        return held | {boundary(rank + 1, part, sizes): Buffer(of[rank].output) for part, of in enumerate(sizes)}
     held["logits"] = Buffer(size.output)
     held["n"] = Buffer(batch * news(plan, queries, keys) * ID)
+    if plan.prompt_chunk:
+        held["h"] = Buffer(batch * model.hidden * width, persistent=True)
     if plan.decoding != PLAIN and last:
         held |= {"slate": Buffer(slate, persistent=True), "t": Buffer(slate)}
     weights, cache = draft_bytes(plan, workload)
@@ -164,14 +185,35 @@ def _buffers(
     return held
 
 
-def _listing(rank: int, plan: Plan, goes_on: bool) -> tuple[Instruction, ...]:
+def boundary(stage: int, part: int, sizes: Sequence[object]) -> str:
+    """What the input of a stage is called; of a prompt in parts, of each of them."""
+    return f"x.{stage}" if len(sizes) == 1 else f"x.{stage}.{part}"
+
+
+def _forwards(rank: int, plan: Plan, goes_on: bool, sizes: Sizes) -> list[Instruction]:
+    """A stage's forward, of a prompt in parts one after another: each leaves what follows the prompts that end in it to
+    the last, which is all that the head sees."""
+    last, w, kv, found = plan.pipeline - 1, f"w.{rank}", f"kv.{rank}", list[Instruction]()
+    for part in range(len(sizes)):
+        x = boundary(rank, part, sizes) if rank else "token" if goes_on else "prompt"
+        reads, writes = [w, kv, x], [kv]
+        if rank < last:
+            writes.append(boundary(rank + 1, part, sizes))
+        elif part < len(sizes) - 1:
+            writes.append("h")
+        else:
+            reads += ["h"] if part else []
+            writes.append("logits")
+        frees = (x,) if rank else ()
+        found.append(Instruction("F", rank, part, reads=tuple(reads), writes=tuple(writes), frees=frees))
+    return found
+
+
+def _listing(rank: int, plan: Plan, goes_on: bool, sizes: Sizes) -> tuple[Instruction, ...]:
     """A stage's forward; the last commits tokens and proposes the next ones, and the others take what it did.
     `goes_on`: from the cache, and not from the prompt."""
-    last, proposes = plan.pipeline - 1, plan.decoding != PLAIN
-    w, kv = f"w.{rank}", f"kv.{rank}"
-    x = f"x.{rank}" if rank else "token" if goes_on else "prompt"
-    made = "logits" if rank == last else f"x.{rank + 1}"
-    out = [Instruction("F", rank, reads=(w, kv, x), writes=(kv, made), frees=(x,) if rank else ())]
+    last, proposes, kv = plan.pipeline - 1, plan.decoding != PLAIN, f"kv.{rank}"
+    out = _forwards(rank, plan, goes_on, sizes)
     apart = goes_on and not tree_of(plan).chain  # what is kept does not stand together in the cache
     if rank < last:
         slate = ("t",) if rank == 0 and proposes else ()
@@ -202,10 +244,10 @@ def lower_generation(plan: Plan, model: ModelSpec, workload: Workload, queries: 
     `token`, the newest token and what was proposed after it. Data and tensor peers run the same program: `expand` makes
     them explicit. `plan` must be feasible (planners.feasible).
     """
-    sizes = pass_sizes(plan, model, workload, queries, keys)
+    sizes = program_sizes(plan, model, workload, queries, keys)
     stages = range(plan.pipeline)
-    ranks = tuple(_listing(rank, plan, keys > queries) for rank in stages)
-    buffers = tuple(_buffers(rank, plan, workload, sizes, queries, keys) for rank in stages)
+    ranks = tuple(_listing(rank, plan, keys > queries, sizes) for rank in stages)
+    buffers = tuple(_buffers(rank, plan, model, workload, sizes, queries, keys) for rank in stages)
     # ahead 0: nothing is worth receiving early, since a rank's one forward waits for what it receives.
     program = communicate(Program(ranks, buffers), ahead=0)
     return replace(program, facts={"place": tuple(stages)})

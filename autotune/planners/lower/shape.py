@@ -65,8 +65,9 @@ def training_shape(plan: Plan, workload: Workload) -> Shape:
 
 
 def generation_shape(plan: Plan, workload: Workload, queries: int, keys: int) -> Shape:
-    """The shape of a prefill (queries = keys) or of a round that goes on from the cache (fewer queries than keys)."""
-    goes_on = queries < keys
+    """The shape of a pass over a prompt, or over a part of it that goes on from the cache, or of a round, which sees
+    more positions than any prompt has."""
+    goes_on = keys > workload.prompt_length
     fused, masked = plan.kernels == FUSED and goes_on, goes_on and not tree_of(plan).chain
     batch, scored = workload.batch // plan.data, queries if goes_on else 1
     how = (False, workload.precision, plan.attention)
