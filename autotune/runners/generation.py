@@ -26,6 +26,7 @@ from autotune.planners.lower.stage import cut_of, stage_blocks
 from autotune.runners.body import Watch
 from autotune.runners.capture import Captured
 from autotune.runners.clock import Clock
+from autotune.runners.decoding.choosing import Chooser
 from autotune.runners.decoding.commit import Levels, match, rejection
 from autotune.runners.decoding.draft import Draft
 from autotune.runners.decoding.pace import Pace
@@ -34,18 +35,15 @@ from autotune.runners.decoding.seen import Proposer, Seen
 from autotune.runners.decoding.sequences import SPARE, Sequences
 from autotune.runners.decoding.settle import settle
 from autotune.runners.interpreter import Interpreter, Operation, Started, Trace
-from autotune.runners.mesh import Mesh, barrier, staged
-from autotune.runners.ops import KVCache, grouped
-from autotune.runners.ops.attention import unsupported
+from autotune.runners.mesh import Mesh, barrier
+from autotune.runners.passes import check_passes
 from autotune.runners.prompts import Prompts
-from autotune.runners.rope import tables
-from autotune.runners.sampling import distribution, drawn, draws, likeliest
+from autotune.runners.sampling import draws
 from autotune.runners.scorer import Pass, Scorer
-from autotune.runners.state import DTYPES, Loader, StageState
+from autotune.runners.state import DTYPES, Loader
 from autotune.runners.tokens import check_generation
 from autotune.spec.errors import InfeasibleError, Problem, UsageError
 from autotune.spec.graph import Block
-from autotune.spec.graph import blocks as all_blocks
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import PLAIN, REJECTION, Plan
 from autotune.spec.program import Instruction
@@ -80,33 +78,6 @@ class _Program:
     first: bool  # whether it begins with the prompt
 
 
-def _check_capture(model: ModelSpec, workload: Workload, plan: Plan, device: torch.device) -> None:
-    """Raises UsageError where a pass cannot be captured because the host would have to know how many rows an expert
-    has."""
-    products = [node for block in all_blocks(model) for node in block.nodes if node.op == "grouped"]
-    for node in products if device.type == "cuda" else ():
-        why = grouped.unsupported(device, DTYPES[workload.precision], *grouped.widths(node, plan.tensor))
-        if why is not None:
-            expected = f"products by expert in one kernel, which {why}"
-            problem = Problem("plan", node.name, f"experts in {workload.precision} on {device.type}", expected)
-            raise UsageError("passes of this model cannot be captured:", problems=[problem])
-
-
-def _check_attention(model: ModelSpec, workload: Workload, plan: Plan, device: torch.device) -> None:
-    """Raises UsageError where the plan's attention cannot prefill."""
-    prompt = workload.prompt_length
-    window = model.window if prompt > model.window else 0
-    dtype = DTYPES[workload.precision]
-    if refused := unsupported(plan.attention, device, dtype, model.head_dim, prompt, window):
-        problem = Problem("plan", "attention", plan.attention, f"a backend that runs here: this one {refused}")
-        raise UsageError("the plan's attention cannot prefill:", problems=[problem])
-
-
-def _captures(plan: Plan, device: torch.device) -> bool:
-    """Whether steps are CUDA graphs: not where the tensor group's messages go through the host."""
-    return device.type == "cuda" and (plan.tensor == 1 or not staged(device))
-
-
 @dataclass
 class Generator:
     """One rank of a generation. `generate` may be called again and again: weights and cache stay allocated."""
@@ -119,7 +90,7 @@ class Generator:
     values: dict[str, Any]
     sequences: Sequences
     ends: Tensor  # int64 [batch]: the row of each prompt's last token among all of the prefill
-    numbers: dict[str, Tensor]  # float64 [batch, new_tokens]: what is drawn by, for each purpose
+    chooser: Chooser
     choices: Tensor  # int64 [batch, scored]: what the target chose after each token of the last round
     proposer: Proposer
     levels: Levels
@@ -153,28 +124,17 @@ class Generator:
         dtype, prompt, new = DTYPES[workload.precision], workload.prompt_length, scored(plan)
         drafts = STRATEGIES[plan.decoding].draft
         for reader in (model, workload.draft) if drafts and workload.draft else (model,):
-            _check_attention(reader, workload, plan, device)
-            _check_capture(reader, workload, plan, device)
+            check_passes(reader, workload, plan, device)
         sizes = (prompt, prompt), (new, prompt + new)
         programs = [expand(lower_generation(plan, model, workload, *size), plan) for size in sizes]
         mesh = Mesh.build(plan, programs, rank, device)
         blocks = stage_blocks(model, cut_of(plan, model))[mesh.pipeline]
-        state = StageState.build(
-            blocks,
-            load,
-            precision=workload.precision,
-            tensor_size=plan.tensor,
-            shards=1,
-            shard=0,
-            device=device,
-            train=False,
-        )
         each, most = workload.batch // plan.data, room(plan, workload)
-        layers = sum(block.kind == "layer" for block in blocks)
-        cache = KVCache.empty(model, layers, each, most, tensor_size=plan.tensor, dtype=dtype, device=device)
+        scorer = Scorer.build(model, blocks, load, (each, most), plan, workload.precision, device, mesh)
         sequences = Sequences.empty(each, text_columns(plan, workload), workload.new_tokens, device)
-        s, last, captures = mesh.pipeline, mesh.pipeline == plan.pipeline - 1, _captures(plan, device)
-        values: dict[str, Any] = {f"w.{s}": state.weight, f"kv.{s}": (cache.k, cache.v), "out": sequences.text}
+        s, last = mesh.pipeline, mesh.pipeline == plan.pipeline - 1
+        kv = scorer.cache.k, scorer.cache.v
+        values: dict[str, Any] = {f"w.{s}": scorer.state.weight, f"kv.{s}": kv, "out": sequences.text}
         if last and plan.prompt_chunk:
             values["h"] = torch.zeros((each, model.hidden), dtype=dtype, device=device)
         if s == 0:
@@ -188,19 +148,15 @@ class Generator:
         if drafts and last:
             assert load_draft is not None
             own = numbers["draft" if plan.commit == REJECTION else ""]
-            proposer = Draft.build(plan, workload, load_draft, device, captures, own)
+            proposer = Draft.build(plan, workload, load_draft, device, own)
             values |= {"dw": proposer.scorer.state.weight, "dkv": (proposer.scorer.cache.k, proposer.scorer.cache.v)}
         else:
             proposer = PROPOSERS[PLAIN if drafts else plan.decoding](plan, model, each, device)
-        rope = tables(model, most, device)
-        shared = (mesh.tensor, plan.tensor, mesh.all_reduce, mesh.axes)
-        scorer = Scorer(model, state, cache, rope, plan.attention, captures, *shared)
-        ends, levels = (
-            torch.zeros(each, dtype=torch.int64, device=device),
-            Levels.of(tree_of(plan), device, plan.speculate * plan.branches),
-        )
+        ends = torch.zeros(each, dtype=torch.int64, device=device)
+        levels = Levels.of(tree_of(plan), device, plan.speculate * plan.branches)
         choices = torch.zeros((each, new), dtype=torch.int64, device=device)
-        shared_state = (mesh, scorer, values, sequences, ends, numbers, choices, proposer, levels)
+        chooser = Chooser(workload, mesh, plan.tensor, sequences, numbers)
+        shared_state = (mesh, scorer, values, sequences, ends, chooser, choices, proposer, levels)
         generator = cls(plan, model, workload, *shared_state, seed)
         parts = prompt_parts(plan, workload), sizes[1:]
         generator.prefill, generator.decode = (
@@ -284,7 +240,7 @@ class Generator:
         own = torch.tensor(lengths[here])
         self.sequences.begin(tokens[here], own)
         self.ends.copy_(torch.arange(each) * expected[1] + own - 1)
-        for purpose, numbers in self.numbers.items() if self.workload.temperature else ():
+        for purpose, numbers in self.chooser.numbers.items() if self.workload.temperature else ():
             first = prompts.first + here.start
             numbers.copy_(draws(self.seed, first, each, self.workload.new_tokens, purpose))
         if "prompt" in self.values:
@@ -361,7 +317,7 @@ class Generator:
         if slate is not None and self.plan.commit == REJECTION:
             news = self._took(first, token, self._rejected(values["logits"], slate))
         else:
-            choices = self._choices(values["logits"], None if first else self._depths)
+            choices = self.chooser.tokens(values["logits"], None if first else self._depths)
             if slate is not None:
                 self.choices.copy_(choices)
             if slate is None or tree_of(self.plan).chain:
@@ -417,47 +373,11 @@ class Generator:
             made["t"] = slate.clone()
         return slate, *(made[name] for name in instruction.writes[1:])
 
-    def _whole(self, logits: Tensor) -> Tensor:
-        """Whole rows of logits, of which each tensor rank has a part."""
-        if self.plan.tensor == 1:
-            return logits
-        parts = logits.new_empty((self.plan.tensor * len(logits), logits.shape[1]))
-        dist.all_gather_into_tensor(parts, logits.contiguous(), group=self.mesh.axes["tensor"])
-        return parts.view(self.plan.tensor, len(logits), -1).transpose(0, 1).flatten(1)
-
-    def _numbers(self, purpose: str, depths: Tensor | None) -> Tensor:
-        """float64 [batch, rows]: what the token after each scored one is drawn by, or, with None, the first token."""
-        numbers, texts = self.numbers[purpose], self.sequences
-        if depths is None:
-            return numbers[:, :1]
-        place = (texts.filled + 1 - texts.own)[:, None] + depths
-        return numbers.gather(1, place.clamp_max(numbers.shape[1] - 1))
-
-    def _choices(self, logits: Tensor, depths: Tensor | None) -> Tensor:
-        """int64 [batch, rows]: what the target chooses after each scored token."""
-        if self.workload.temperature:  # every tensor rank draws the same from the whole row
-            numbers = self._numbers("", depths).flatten()
-            return drawn(self._whole(logits), numbers, self.workload).view(len(self.ends), -1)
-        return self._likeliest(logits).view(len(self.ends), -1)
-
     def _rejected(self, logits: Tensor, slate: Tensor) -> Tensor:
         """Commits by speculative sampling: see runners.decoding.commit."""
         assert isinstance(self.proposer, Draft) and self.proposer.q is not None
-        p = distribution(self._whole(logits), self.workload).view(*slate.shape, -1)
-        accept = self._numbers("accept", self._depths[:-1])
-        return rejection(slate, p, self.proposer.q, accept, self._numbers("", self._depths))
-
-    def _likeliest(self, logits: Tensor) -> Tensor:
-        """The likeliest of each row; of equal ones the first, whoever holds it."""
-        best, token = likeliest(logits)
-        if self.plan.tensor > 1:
-            mine = torch.stack((best.double(), (token + self.mesh.tensor * logits.shape[1]).double()))
-            pairs = mine.new_empty((self.plan.tensor * 2, mine.shape[1]))
-            dist.all_gather_into_tensor(pairs, mine, group=self.mesh.axes["tensor"])
-            pairs = pairs.view(self.plan.tensor, 2, -1)
-            owner = pairs[:, 0].argmax(dim=0, keepdim=True)
-            token = pairs[:, 1].gather(0, owner).squeeze(0).long()
-        return token
+        numbers = (self.chooser.drawn_by(*which) for which in (("accept", self._depths[:-1]), ("", self._depths)))
+        return rejection(slate, self.chooser.chances(logits), self.proposer.q, *numbers)
 
     def take(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """What the last stage committed and, on the first, what it proposes."""

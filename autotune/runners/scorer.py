@@ -17,11 +17,14 @@ from autotune.planners.decoding.trees import Tree
 from autotune.planners.lower.generate import inference_body
 from autotune.planners.lower.shape import Shape
 from autotune.runners.body import ALONE, Call, Groups, Values, Watch, compile_body, run_body
+from autotune.runners.mesh import Mesh, staged
 from autotune.runners.ops import Env, KVCache
 from autotune.runners.ops.attention_cache import Lengths
-from autotune.runners.state import StageState
+from autotune.runners.rope import tables
+from autotune.runners.state import DTYPES, Loader, StageState
 from autotune.spec.graph import Block
 from autotune.spec.model import ModelSpec
+from autotune.spec.plan import Plan
 
 
 class Step(NamedTuple):
@@ -57,6 +60,42 @@ class Scorer:
     tensor_size: int = 1
     all_reduce: Callable[[Tensor, str], Tensor] | None = None
     groups: Groups = field(default_factory=lambda: ALONE)
+
+    @classmethod
+    def build(
+        cls,
+        model: ModelSpec,
+        blocks: tuple[Block, ...],
+        load: Loader,
+        room: tuple[int, int],
+        plan: Plan,
+        precision: str,
+        device: torch.device,
+        mesh: Mesh | None = None,
+    ) -> Scorer:
+        """These blocks of a model, with a cache for `room`, (sequences, positions); shared by the tensor ranks of
+        `mesh`, or whole without it."""
+        size = plan.tensor if mesh else 1
+        state = StageState.build(
+            blocks,
+            load,
+            precision=precision,
+            tensor_size=size,
+            shards=1,
+            shard=0,
+            device=device,
+            train=False,
+        )
+        layers = sum(block.kind == "layer" for block in blocks)
+        dtype = DTYPES[precision]
+        cache = KVCache.empty(model, layers, *room, tensor_size=size, dtype=dtype, device=device)
+        # A pass is captured, unless the messages inside it go through the host.
+        captures = device.type == "cuda" and (plan.tensor == 1 or not staged(device))
+        scorer = cls(model, state, cache, tables(model, room[1], device), plan.attention, captures)
+        if mesh:
+            scorer.tensor_rank, scorer.tensor_size = mesh.tensor, size
+            scorer.all_reduce, scorer.groups = mesh.all_reduce, mesh.axes
+        return scorer
 
     @property
     def device(self) -> torch.device:

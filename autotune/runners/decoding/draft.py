@@ -17,11 +17,9 @@ from autotune.planners.decoding.passes import draft_shapes
 from autotune.planners.lower.generate import room
 from autotune.runners.decoding.seen import Seen
 from autotune.runners.decoding.sequences import Sequences
-from autotune.runners.ops import KVCache
-from autotune.runners.rope import tables
 from autotune.runners.sampling import distribution, draw, likeliest
 from autotune.runners.scorer import Pass, Scorer
-from autotune.runners.state import DTYPES, Loader, StageState
+from autotune.runners.state import DTYPES, Loader
 from autotune.spec.graph import blocks
 from autotune.spec.plan import REJECTION, Plan
 from autotune.spec.workload import Workload
@@ -44,25 +42,12 @@ class Draft:
     ends: Tensor  # int64 [batch]: row of each second token of a pair
 
     @classmethod
-    def build(
-        cls, plan: Plan, workload: Workload, load: Loader, device: torch.device, captures: bool, numbers: Tensor
-    ) -> Draft:
+    def build(cls, plan: Plan, workload: Workload, load: Loader, device: torch.device, numbers: Tensor) -> Draft:
         model = workload.draft
         assert model is not None  # planners.decoding.strategies refuses a plan that drafts without one
         each, dtype = workload.batch // plan.data, DTYPES[workload.precision]
-        state = StageState.build(
-            tuple(blocks(model)),
-            load,
-            precision=workload.precision,
-            tensor_size=1,
-            shards=1,
-            shard=0,
-            device=device,
-            train=False,
-        )
-        positions = room(plan, workload)
-        cache = KVCache.empty(model, model.layers, each, positions, dtype=dtype, device=device)
-        scorer = Scorer(model, state, cache, tables(model, positions, device), plan.attention, captures)
+        places = each, room(plan, workload)
+        scorer = Scorer.build(model, tuple(blocks(model)), load, places, plan, workload.precision, device)
         prefill, pair, single = (scorer.compile(shape) for shape in draft_shapes(plan, workload))
         prefill = replace(prefill, steps=prefill.steps[:-1])  # what follows the prompt the target says
         q = None
