@@ -14,6 +14,11 @@ from autotune.spec.workload import Workload
 DECODINGS = (PLAIN, "ngram", "draft")  # the strategies that serving engines have
 DTYPES: Mapping[str, str] = {"bf16": "bfloat16", "fp32": "float32", "fp64": "float32"}  # fp64: the nearest there is
 
+SAID: tuple[str, ...] = (  # axes of a plan that engines have flags for, or name where they lose them
+    *("data", "tensor", "pipeline", "micro_batch", "attention", "kernels", "prompt_chunk"),
+    *("decoding", "speculate", "branches", "match", "window", "commit"),
+)
+
 
 @dataclass(frozen=True)
 class Job:

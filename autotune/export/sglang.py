@@ -1,6 +1,7 @@
 """SGLang: `sglang.launch_server`, with the flags that pages of its documentation and its source have at these commits.
 
-- degrees, lengths, type of numbers, batches: docs/advanced_features/server_arguments.md (004813e1dd). That
+- degrees, lengths, type of numbers, batches, parts of prompts: docs/advanced_features/server_arguments.md (004813e1dd).
+That
   --max-running-requests is of each replica, but where attention alone is data-parallel: its model runner's source.
 - speculation: speculative_decoding.md (067ad4d335) and the fields of python/sglang/srt/arg_groups/fields/spec.py
   (015c872628). Its draft tokens count the newest token, which is scored with them: one more than are proposed. The page
@@ -15,16 +16,12 @@
 
 from __future__ import annotations
 
-from autotune.export.served import DTYPES, Export, Job, Lost, lost_by_all, others, served
+from autotune.export.served import DTYPES, SAID, Export, Job, Lost, lost_by_all, others, served
 from autotune.planners.decoding.strategies import LONGEST
 from autotune.spec.plan import PLAIN, REJECTION
 
 NAME = "SGLang"
 ATTENTION = {"flash": "fa3"}
-SAID: tuple[str, ...] = (  # axes that are flags, or lost by name
-    *("data", "tensor", "pipeline", "micro_batch", "attention", "kernels"),
-    *("decoding", "speculate", "branches", "match", "window", "commit"),
-)
 
 
 def sglang(job: Job) -> Export:
@@ -44,6 +41,8 @@ def sglang(job: Job) -> Export:
         arguments += ["--attention-backend", ATTENTION[plan.attention]]
     else:
         lost.append(Lost("attention", plan.attention, f"{NAME} chooses its own backend"))
+    if plan.prompt_chunk:
+        arguments += ["--chunked-prefill-size", str(plan.prompt_chunk)]
     if plan.pipeline > 1:  # all of a replica's sequences go through the stages together
         arguments += ["--pp-max-micro-batch-size", str(plan.micro_batch)]
     if served(plan).decoding == PLAIN:

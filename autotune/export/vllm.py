@@ -2,6 +2,7 @@
 
 - degrees, lengths, type of numbers: "Engine Arguments" (docs.vllm.ai v0.8.5). That --max-num-seqs is of each
   data-parallel rank: docs/serving/data_parallel_deployment.md (01e4fce074).
+- --max-num-batched-tokens, which chunked prefill divides prompts by: "Optimization and Tuning" (docs.vllm.ai).
 - --attention-backend: the page of dynamic speculation below; its names: vllm/v1/attention/backends/registry.py
   (0033bf03ab).
 - --speculative-config: docs/features/speculative_decoding/README.md (01ed47b416), draft_model.md (04329df5bd) and the
@@ -20,17 +21,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from autotune.export.served import DTYPES, Export, Job, Lost, lost_by_all, others, served
+from autotune.export.served import DTYPES, SAID, Export, Job, Lost, lost_by_all, others, served
 from autotune.planners.by_batch import AtBatch
 from autotune.planners.decoding.strategies import LONGEST
 from autotune.spec.plan import PLAIN, REJECTION
 
 NAME = "vLLM"
 ATTENTION = {"flash": "FLASH_ATTN"}
-SAID: tuple[str, ...] = (  # axes that are flags, or lost by name
-    *("data", "tensor", "pipeline", "micro_batch", "attention", "kernels"),
-    *("decoding", "speculate", "branches", "match", "window", "commit"),
-)
 
 
 def vllm(job: Job) -> Export:
@@ -50,6 +47,8 @@ def vllm(job: Job) -> Export:
         arguments += ["--attention-backend", ATTENTION[plan.attention]]
     else:
         lost.append(Lost("attention", plan.attention, f"{NAME} chooses its own backend"))
+    if plan.prompt_chunk:  # of all requests of a step together, tokens that go on from their caches too
+        arguments += ["--max-num-batched-tokens", str(plan.prompt_chunk * plan.micro_batch)]
     if served(plan).decoding == PLAIN:
         return Export(tuple(arguments), tuple(lost))
     config, notes = speculation(job), []
