@@ -37,6 +37,7 @@ KERNELS: dict[str, tuple[Any, dict[str, Any], int]] = {
     "gated products": (matvec._products, PRODUCT | {"norm": True, "gated": True, "added": False}, 4),
     "products added to": (matvec._products, PRODUCT | {"norm": False, "gated": False, "added": True}, 4),
     "a round settled": (rounds._settle, SETTLE | {"chosen": True, "proposed": True}, 1),
+    "places": (rounds._place, {"nodes": 5, "spots": 8}, 1),
 }
 
 
@@ -46,8 +47,9 @@ def compiled(kernel: Any, fixed: dict[str, Any], warps: int) -> bool:
     known = {name: kind for kind, group in POINTERS.items() for name in group}
     # The state of sequences is whole numbers; what of it is narrower is named above.
     signature = {name: "constexpr" if name in fixed else known.get(name, "*i64") for name in names}
-    if kernel is rounds._settle:
-        signature |= {"positions": "*i64", "wide": "i32"}
+    if kernel in (rounds._settle, rounds._place):
+        own = {"positions": "*i64", "wide": "i32", "offset": "i32", "used": "*i32"}
+        signature |= {name: kind for name, kind in own.items() if name in names}
     source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in fixed.items()})
     return "cubin" in triton.compile(source, target=HOPPER, options={"num_warps": warps}).asm
 

@@ -268,3 +268,17 @@ def test_a_round_is_settled(kind: str, first: bool) -> None:
         kept.append((told, token, *texts[:-1], *lengths[:7]))
     for ours, plain in zip(*kept, strict=True):
         assert torch.equal(ours, plain)
+
+
+def test_places_of_the_next_tokens() -> None:
+    filled, kept = torch.tensor([3, 0, 11]), []
+    for interpreted in (False, True):
+        lengths = Lengths.empty(3, 5, 20, filled.device, Tree((0, 1, 0, 3)))
+        if interpreted:
+            rest = (lengths.used, lengths.places, lengths.positions, lengths.depths)
+            rounds.place(filled, 2, lengths.begins, *rest)
+        else:
+            lengths.move(filled, 2)
+        kept.append((lengths.used, lengths.places, lengths.positions))
+    for ours, plain in zip(*kept, strict=True):
+        assert torch.equal(ours, plain)

@@ -312,6 +312,7 @@ def _rounds(target: Target, result: RunResult) -> dict[str, Any] | None:
         "expected": expected(known) if known else None,
         "rates": list(result.rounds.rates),
         "round_s": result.rounds.seconds,
+        "taken": [list(row) for row in result.rounds.taken],
     }
 
 

@@ -101,3 +101,26 @@ def settle(
 def empty_news(choices: Tensor) -> Tensor:
     """Room for what `settle` writes for choices [batch, depth]."""
     return torch.empty((len(choices), 1 + choices.shape[1]), dtype=torch.int64, device=choices.device)
+
+
+@triton.jit
+def _place(
+    filled, begins, used, places, positions, depths, offset, nodes: tl.constexpr, spots: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(0).to(tl.int64)
+    now = tl.load(filled + b) + offset
+    j = tl.arange(0, spots)
+    inside = j < nodes
+    tl.store(used + b, (now + nodes).to(tl.int32))
+    tl.store(places + b * nodes + j, now + tl.load(begins + b * nodes + j, mask=inside, other=0), mask=inside)
+    tl.store(positions + b * nodes + j, now + tl.load(depths + j, mask=inside, other=0), mask=inside)
+
+
+def place(
+    filled: Tensor, offset: int, begins: Tensor, used: Tensor, places: Tensor, positions: Tensor, depths: Tensor
+) -> None:
+    """Where the next tokens go, of sequences with `filled` + offset positions in the cache: see
+    ops.attention_cache.Lengths.move."""
+    nodes = len(depths)
+    spots = triton.next_power_of_2(nodes)
+    _place[(len(filled),)](filled, begins, used, places, positions, depths, offset, nodes, spots, num_warps=1)

@@ -296,7 +296,7 @@ class Generator:
         if not instruction.stage:
             x = x[:, start : shape.keys].reshape(-1)
         if now.lengths is not None:
-            now.lengths.move(torch.full_like(self.sequences.filled, start))
+            now.lengths.move(torch.zeros_like(self.sequences.filled), start)
         filled = (start,) * shape.batch
         if not self._last:
             return self.scorer.run(now, x, None, filled, self.watch)
@@ -313,18 +313,17 @@ class Generator:
         """Which of the scored tokens are kept, and the token after them."""
         first = self._now.first
         slate = None if first or self.plan.decoding == PLAIN else values[instruction.reads[2]]
-        token = self.values["token"] if instruction.writes[0] == "token" else None
+        begun = self.values.get("token" if self.plan.pipeline == 1 else "slate")  # what the next pass begins with
         if slate is not None and self.plan.commit == REJECTION:
-            news = self._took(first, token, self._rejected(values["logits"], slate))
+            news = self._took(first, begun, self._rejected(values["logits"], slate))
         else:
             choices = self.chooser.tokens(values["logits"], None if first else self._depths)
-            if slate is not None:
-                self.choices.copy_(choices)
             if slate is None or tree_of(self.plan).chain:
-                news = self._took(first, token, None, choices, slate)
+                news = self._took(first, begun, None, choices, slate)
             else:
-                news = self._took(first, token, match(self.levels, slate, choices))
-        return news if token is None else token, values["out"]
+                self.choices.copy_(choices)
+                news = self._took(first, begun, match(self.levels, slate, choices))
+        return begun if instruction.writes[0] == "token" else news, values["out"]
 
     @property
     def _depths(self) -> Tensor:
@@ -362,12 +361,12 @@ class Generator:
         return (kv,)
 
     def propose(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The newest token of each sequence and what may come after it: what the next round scores."""
+        """What may come after the newest token of each sequence, which stands there already: what the next round
+        scores."""
         first = self._now.first
         slate: Tensor = self.values[instruction.writes[0]]
         seen = Seen(self.sequences, values["n"], self._depth(first), first, self.choices, slate)
-        guesses = self.proposer.propose(seen)
-        torch.cat((self.sequences.newest(), guesses), dim=1, out=slate)
+        slate[:, 1:].copy_(self.proposer.propose(seen))
         made: dict[str, Any] = {"t": slate, "dkv": values.get("dkv")}
         if "t" in instruction.writes:
             made["t"] = slate.clone()

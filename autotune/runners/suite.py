@@ -1,9 +1,10 @@
 """Predicted against measured over a stated list of plans: `python -m autotune.runners.suite SUITE [--profile FILE]`.
 
 Plan by plan, the operations that it is made of are measured, a prediction is made, and the plan runs; `--repeats` of
-this alternate, since a shared machine's speed drifts from minute to minute, and the medians count. No plan's own step
-time is ever used. Prints a Markdown table with signed errors, then mean, worst and how far the two agree on the plans'
-order, and writes the rows as JSON where `--out` says.
+this alternate, since a shared machine's speed drifts from minute to minute, and the medians count; a plan whose runs
+differ by more than a twentieth is run up to as often again. No plan's own step time is ever used. Prints a Markdown
+table with signed errors, then mean, worst and how far the two agree on the plans' order, and writes the rows as JSON
+where `--out` says.
 
 Under `torchrun --nproc-per-node N --max-restarts 6` all plans run in one world of N ranks (see `standing`), which saves
 starting workers for each; what they are made of is then measured once, before the first. A plan that fails ends that
@@ -41,6 +42,7 @@ from autotune.spec.prediction import Question
 if TYPE_CHECKING:
     from autotune.runners.standing import Standing
 
+STEADY = 0.05  # of a step: what the medians of a plan's runs may differ by before it is run up to as often again
 ORDERED = 8  # rows that are enough to judge an order by
 PATIENCE_S = {"cuda": 60.0, "cpu": 300.0}  # for one plan in a world that stands
 
@@ -69,8 +71,8 @@ class Runner:
 
     def _fill(self, row: Row, plan: Plan) -> None:
         """Predicted and measured step seconds and peak bytes."""
-        suite, predictions, steps = self.suite, list[float](), list[float]()
-        for _ in range(self.repeats):
+        suite, predictions, steps, medians = self.suite, list[float](), list[float](), list[float]()
+        while len(medians) < self.repeats or (unsteady(medians) and len(medians) < 2 * self.repeats):
             try:
                 profile = self.profile_for(plan)
                 said = Predictor(suite.model, suite.workload, profile).predict(plan)
@@ -80,6 +82,7 @@ class Runner:
                 return
             predictions.append(said.step_s)
             steps += ran.step_s
+            medians.append(statistics.median(ran.step_s))
             row |= {
                 "predictions": predictions,
                 "steps": steps,
@@ -116,6 +119,12 @@ class Runner:
             return self.world.run(job, plan.id, self.patience_s)
         with tempfile.TemporaryDirectory() as folder:
             return launch(job, nproc=plan.world, log_dir=Path(folder), timeout_s=300)
+
+
+def unsteady(medians: Sequence[float]) -> bool:
+    """Whether runs of one plan differ by more than a machine at rest would let them. What was predicted says nothing
+    about it."""
+    return len(medians) > 1 and max(medians) > (1 + STEADY) * min(medians)
 
 
 def by_op(predicted: Any, measured: Any) -> dict[str, list[float]]:

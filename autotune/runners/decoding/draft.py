@@ -66,7 +66,7 @@ class Draft:
         for step in range(self.plan.speculate):
             now, back = (self.single, 0) if step else (self.pair, 1)
             assert now.lengths is not None
-            now.lengths.move(texts.filled + step - back)
+            now.lengths.move(texts.filled, step - back)
             x = found[-1] if step else texts.newest(2)
             before = tuple(number + step - back for number in filled)
             logits = self.scorer.run(now, x.reshape(-1), None if step else self.ends, before)

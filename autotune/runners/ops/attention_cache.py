@@ -58,8 +58,14 @@ class Lengths(NamedTuple):
             visible,
         )
 
-    def move(self, filled: Tensor) -> None:
-        """The next step, before which so many positions, int64 [batch], are filled."""
+    def move(self, filled: Tensor, offset: int = 0) -> None:
+        """The next step, before which so many positions, int64 [batch], and `offset` are filled."""
+        if filled.is_cuda:
+            from autotune.kernels.rounds import place
+
+            place(filled, offset, self.begins, self.used, self.places, self.positions, self.depths)
+            return
+        filled = filled + offset
         torch.add(filled, self.begins.shape[1], out=self.used)
         torch.add(filled[:, None], self.begins, out=self.places.view(self.begins.shape))
         torch.add(filled[:, None], self.depths, out=self.positions.view(self.begins.shape))
