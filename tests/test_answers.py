@@ -30,6 +30,7 @@ CASES = [
     ("window", Plan(prompt_chunk=3), WORK),
     ("qwen", Plan(prompt_chunk=2, pipeline=2), SAMPLED),
     ("llama", Plan(prompt_chunk=3, data=2, decoding="jacobi", speculate=3), WORK),
+    ("qwen", Plan(prompt_chunk=3, pipeline=2, decoding="ngram", speculate=2, match=1, branches=2), WORK),
 ]
 
 

@@ -7,15 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
+from autotune.planners.costs.between import between
 from autotune.planners.costs.works import works
+from autotune.planners.decoding.strategies import scored, tree_of
 from autotune.planners.lower.generate import block_shape, inference_body, pass_lengths
-from autotune.planners.lower.shape import Shape
+from autotune.planners.lower.shape import Shape, generation_shape
 from autotune.runners import bench_pass
 from autotune.runners.body import compile_body
 from autotune.spec.graph import blocks
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
-from autotune.spec.work import Memory, Work
+from autotune.spec.work import MASKED, Attention, Memory, Work
 from autotune.spec.workload import Workload
 
 pytestmark = pytest.mark.alone
@@ -53,3 +55,32 @@ def test_a_generation_is_timed_at_both_ends() -> None:
     workload = Workload(kind="generate", prompt_length=16, new_tokens=8, batch=1)
     assert pass_lengths(Plan(), workload) == ((16, 16), (1, 17), (1, 23))
     assert pass_lengths(Plan(), replace(workload, new_tokens=2)) == ((16, 16), (1, 17))
+
+
+@pytest.mark.parametrize(
+    ("plan", "named"),
+    [
+        (Plan(decoding="ngram", speculate=3, match=2), {"commit", "lookup"}),
+        (Plan(decoding="ngram", speculate=2, match=2, branches=2), {"commit_tree", "lookup"}),
+        (Plan(decoding="lookahead", speculate=2, branches=2, window=3), {"commit_tree", "pool"}),
+        (Plan(decoding="jacobi", speculate=3), {"commit"}),
+    ],
+    ids=lambda case: case.describe() if isinstance(case, Plan) else "",
+)
+def test_what_lies_between_rounds_is_timed_as_it_is_priced(
+    plan: Plan, named: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention under the strategy's own mask, and the pieces that the cost tables ask for by name and bytes."""
+    for constant, value in (("COPIES", (2, 2)), ("WARM", 1), ("REPLAYS", 1), ("ROUNDS", 2)):
+        monkeypatch.setattr(bench_pass, constant, value)
+    work = Workload("generate", precision="fp32", prompt_length=8, new_tokens=4, batch=2)
+    new, columns = scored(plan), 30
+    whole = generation_shape(plan.altered(micro_batch=2, attention="math"), work, new, 8 + new)
+    found: set[Work] = set()
+    for block in (blocks(MODEL)[1], blocks(MODEL)[-1]):
+        piece = bench_pass.PassPiece(block, block_shape(block, whole), columns, plan)
+        found |= set(bench_pass.time_pass(MODEL, piece, torch.device("cpu")))
+    wanted = set(between(plan, 2, columns, "fp32").values())
+    assert {work.op for work in wanted} == named and wanted <= found
+    masked = {work for work in found if isinstance(work, Attention) and work.backend == MASKED}
+    assert bool(masked) == (not tree_of(plan).chain)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 from math import lcm
+from typing import Any
 
 import pytest
 import torch
@@ -109,11 +110,11 @@ TINY = ModelSpec("tiny", "LlamaForCausalLM", 8, 2, 2, 1, 4, 16, 5, max_positions
 
 
 @pytest.mark.parametrize("change", [{}, {"top_p": 0.8}, {"top_k": 3}], ids=["whole", "nucleus", "top k"])
-def test_answers_of_speculative_sampling_have_the_targets_distribution(change: dict[str, float]) -> None:
+def test_answers_of_speculative_sampling_have_the_targets_distribution(change: dict[str, Any]) -> None:
     """Three tokens of 6000 sequences against the exact probabilities of all 125 answers, by chi-square."""
     many, new = 6000, 3
     work = Workload("generate", precision="fp64", prompt_length=2, new_tokens=new, batch=many, temperature=1.3)
-    work = replace(work, draft=TINY, **change)  # type: ignore[arg-type]
+    work = replace(work, draft=TINY, **change)
     load = lambda index, weight: lively_weight(weight, "fp64")  # noqa: E731
     noisy = lambda index, weight: lively_weight(weight, "fp64") * 0.8  # noqa: E731
     plan = Plan(decoding="draft", speculate=2, commit=REJECTION, attention="math")

@@ -19,7 +19,7 @@ from autotune.planners.resolve import resolve
 from autotune.planners.validate import validate
 from autotune.runners.decoding.propose import PROPOSERS
 from autotune.spec.plan import PLAIN, Plan
-from autotune.spec.workload import Acceptance
+from autotune.spec.workload import Acceptance, Workload
 from tests.pool import Pool
 from tests.test_answers import LENGTHS, SAMPLED, expected
 from tests.test_generation import MODELS, WORK
@@ -51,12 +51,12 @@ def test_every_strategy_is_tested_and_proposes() -> None:
 @pytest.mark.parametrize(
     ("plan", "work"), CASES, ids=lambda case: case.describe() if isinstance(case, Plan) else str(case.temperature)
 )
-def test_answers_are_those_of_plain_decoding(pool: Pool, plan: Plan, work: object) -> None:
+def test_answers_are_those_of_plain_decoding(pool: Pool, plan: Plan, work: Workload) -> None:
     name = "window" if plan.speculate == 3 and plan.decoding != "draft" else "llama"
-    given = replace(work, draft=MODELS[name] if plan.decoding == "draft" else None)  # type: ignore[type-var]
+    given = replace(work, draft=MODELS[name] if plan.decoding == "draft" else None)
     runs = pool.run("answer", plan.world, plan=plan, model=MODELS[name], workload=given, lengths=LENGTHS, noise=0.02)
     for answers, taken in runs:
-        assert answers == expected(name, work)  # type: ignore[arg-type]
+        assert answers == expected(name, work)
         for row in taken:
             assert sum(row) >= WORK.new_tokens - 1 and max(row) <= 1 + plan.speculate
     if plan.decoding == "draft":  # some of what it proposes is kept, and not all

@@ -23,7 +23,8 @@ AT_ONCE = 16  # at most
 
 
 def conditions_of(recipe: Recipe, workload: Workload) -> dict[str, Any]:
-    """All that an acceptance depends on but the strategy: models and their weights, and how tokens are chosen."""
+    """What tells an acceptance from another of the same strategy: models and their weights, and how tokens are chosen.
+    How long prompts and answers are changes it less, and is left out: the newest is kept."""
     from autotune.runners.headers import weights_digest
 
     draft = workload.draft
@@ -43,7 +44,10 @@ def known_workload(recipe: Recipe, store: Store) -> Workload:
     if workload.kind == "train":
         return workload
     said = {one.key for one in workload.acceptance}
-    measured = store.acceptances(digest(conditions_of(recipe, workload)))
+    try:
+        measured = store.acceptances(digest(conditions_of(recipe, workload)))
+    except UsageError:  # weights that cannot be read: refused where they are needed, and nobody has measured them
+        measured = ()
     known = (*workload.acceptance, *(one for one in measured if one.key not in said))
     return replace(workload, acceptance=tuple(sorted(known, key=lambda one: one.key)))
 

@@ -94,6 +94,14 @@ def lost_by_all(engine: str, job: Job) -> list[Lost]:
     return found
 
 
+def attention(engine: str, plan: Plan, names: Mapping[str, str], lost: list[Lost]) -> list[str]:
+    """The flag for a plan's attention, by the engine's `names`; without one it is `lost`."""
+    if plan.attention in names:
+        return ["--attention-backend", names[plan.attention]]
+    lost.append(Lost("attention", plan.attention, f"{engine} chooses its own backend"))
+    return []
+
+
 def others(engine: str, plan: Plan, said: Collection[str]) -> list[Lost]:
     """The axes that differ from a plan's defaults and that nobody has `said` anything about: none is ever dropped."""
     usual = Plan()

@@ -16,7 +16,7 @@ That
 
 from __future__ import annotations
 
-from autotune.export.served import DTYPES, SAID, Export, Job, Lost, lost_by_all, others, served
+from autotune.export.served import DTYPES, SAID, Export, Job, Lost, attention, lost_by_all, others, served
 from autotune.planners.decoding.strategies import LONGEST
 from autotune.spec.plan import PLAIN, REJECTION
 
@@ -37,10 +37,7 @@ def sglang(job: Job) -> Export:
         *("--context-length", str(workload.prompt_length + workload.new_tokens)),
         *("--max-running-requests", str(plan.micro_batch)),  # of each replica
     ]
-    if plan.attention in ATTENTION:
-        arguments += ["--attention-backend", ATTENTION[plan.attention]]
-    else:
-        lost.append(Lost("attention", plan.attention, f"{NAME} chooses its own backend"))
+    arguments += attention(NAME, plan, ATTENTION, lost)
     if plan.prompt_chunk:
         arguments += ["--chunked-prefill-size", str(plan.prompt_chunk)]
     if plan.pipeline > 1:  # all of a replica's sequences go through the stages together

@@ -21,7 +21,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from autotune.export.served import DTYPES, SAID, Export, Job, Lost, lost_by_all, others, served
+from autotune.export.served import DTYPES, SAID, Export, Job, Lost, attention, lost_by_all, others, served
 from autotune.planners.by_batch import AtBatch
 from autotune.planners.decoding.strategies import LONGEST
 from autotune.spec.plan import PLAIN, REJECTION
@@ -43,10 +43,7 @@ def vllm(job: Job) -> Export:
         *("--max-model-len", str(workload.prompt_length + workload.new_tokens)),
         *("--max-num-seqs", str(plan.micro_batch)),  # of each data-parallel rank
     ]
-    if plan.attention in ATTENTION:
-        arguments += ["--attention-backend", ATTENTION[plan.attention]]
-    else:
-        lost.append(Lost("attention", plan.attention, f"{NAME} chooses its own backend"))
+    arguments += attention(NAME, plan, ATTENTION, lost)
     if plan.prompt_chunk:  # of all requests of a step together, tokens that go on from their caches too
         arguments += ["--max-num-batched-tokens", str(plan.prompt_chunk * plan.micro_batch)]
     if served(plan).decoding == PLAIN:

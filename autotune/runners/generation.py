@@ -395,7 +395,7 @@ class Generator:
         number = int(name.split(".")[2]) if name.count(".") > 1 else -1  # of the part of a prompt
         shape = self._now.passes[number].shape
         if name in ("n", "t"):
-            columns = scored(self.plan) if name == "t" else news(self.plan, shape.queries, shape.keys)
+            columns = scored(self.plan) if name == "t" else news(self.plan, self._now.first)
             empty = torch.empty((shape.batch, columns), dtype=torch.int64, device=device)
         else:
             dtype = DTYPES[self.workload.precision]

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from autotune.planners.decoding.strategies import LONGEST, scored, tree_of
 from autotune.spec.plan import PLAIN, Plan
 from autotune.spec.work import Memory
@@ -21,9 +23,16 @@ def lookup_work(plan: Plan, batch: int, columns: int, dtype: str) -> Memory:
     return Memory("lookup", batch * columns * LONGEST * ID, dtype)
 
 
-def pool_work(plan: Plan, batch: int, dtype: str) -> Memory:
+def pool_work(plan: Plan, batch: int, columns: int, dtype: str) -> Memory:
     """A window's n-grams put away, all pairs of its places compared, and the next lines."""
     return Memory("pool", batch * plan.window * (plan.window + plan.speculate) * ID, dtype)
+
+
+# What a strategy's proposals are made of beside passes of a model: the piece, by the name that it is timed under.
+PIECES: dict[str, tuple[str, Callable[[Plan, int, int, str], Memory]]] = {
+    "ngram": ("lookup", lookup_work),
+    "lookahead": ("pool", pool_work),
+}
 
 
 def between(plan: Plan, batch: int, columns: int, dtype: str) -> dict[str, Memory]:
@@ -31,8 +40,7 @@ def between(plan: Plan, batch: int, columns: int, dtype: str) -> dict[str, Memor
     if plan.decoding == PLAIN:
         return {}
     found = {"commit": commit_work(plan, batch, dtype)}
-    if plan.decoding == "ngram":
-        found["lookup"] = lookup_work(plan, batch, columns, dtype)
-    if plan.decoding == "lookahead":
-        found["pool"] = pool_work(plan, batch, dtype)
+    if plan.decoding in PIECES:
+        name, work = PIECES[plan.decoding]
+        found[name] = work(plan, batch, columns, dtype)
     return found

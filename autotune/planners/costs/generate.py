@@ -61,7 +61,7 @@ class PassCosts:
 
     def transient(self, rank: int, instruction: Instruction) -> int:
         if instruction.op == "PROPOSE":
-            return propose.transient(self, self.first)
+            return propose.PROPOSALS[self.plan.decoding].transient(self, self.first)
         return self.every[instruction.item][instruction.stage].transient if instruction.op == "F" else 0
 
     def piece(self, *works: Work, issued: bool = True) -> Cost:
@@ -131,7 +131,7 @@ class PassCosts:
     def hop(self, instruction: Instruction) -> Cost:
         """A boundary activation, or the picked tokens, between two pipeline ranks."""
         (name,) = instruction.reads + instruction.writes
-        columns = {"t": scored(self.plan), "n": news(self.plan, self.queries, self.keys)}
+        columns = {"t": scored(self.plan), "n": news(self.plan, self.first)}
         stage, part = (*map(int, name.split(".")[1:]), 0, 0)[:2] if name not in columns else (0, 0)
         size = columns[name] * self.shape.batch * ID if name in columns else self.every[part][stage].inputs
         level = self.bodies.pricer.level(self.plan.world)
@@ -142,7 +142,7 @@ COSTS: dict[str, Callable[[PassCosts, Instruction], Cost]] = {
     "F": lambda c, i: c.forward(i.stage, i.item),
     "COMMIT": lambda c, i: c.commit(i.stage),
     "MOVE": lambda c, i: propose.moved(c, i.stage),
-    "PROPOSE": lambda c, i: propose.PROPOSALS[c.plan.decoding](c, c.first),
+    "PROPOSE": lambda c, i: propose.PROPOSALS[c.plan.decoding].cost(c, c.first),
     "TAKE": lambda c, i: c.piece(Memory("copy", 2 * ID * c.shape.batch, c.shape.dtype)),
     "SEND": lambda c, i: c.hop(i),
     "RECV": lambda c, i: c.hop(i),

@@ -4,12 +4,12 @@ One line of the table a strategy."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from autotune.planners.costs.between import commit_work, lookup_work, pool_work
 from autotune.planners.costs.body import NOTHING, Cost
 from autotune.planners.decoding.passes import draft_shapes
-from autotune.planners.decoding.strategies import LONGEST, STRATEGIES
+from autotune.planners.decoding.strategies import LONGEST
 from autotune.planners.lower.generate import ID, text_columns, transient_bytes
 from autotune.planners.lower.shape import Shape
 from autotune.planners.lower.stage import canonical, cut_of, stage_blocks
@@ -50,7 +50,7 @@ def guesses(costs: PassCosts, first: bool) -> Cost:
 
 
 def pool(costs: PassCosts, first: bool) -> Cost:
-    return costs.piece(pool_work(costs.plan, costs.shape.batch, costs.shape.dtype))
+    return costs.piece(pool_work(costs.plan, costs.shape.batch, 0, costs.shape.dtype))
 
 
 def draft(costs: PassCosts, first: bool) -> Cost:
@@ -73,21 +73,33 @@ def _pass(costs: PassCosts, shape: Shape, head: bool = True) -> Cost:
     return total
 
 
-PROPOSALS: dict[str, Callable[[PassCosts, bool], Cost]] = {
-    "plain": nothing,
-    "ngram": lookup,
-    "jacobi": guesses,
-    "lookahead": pool,
-    "draft": draft,
-}
+def nowhere(costs: PassCosts, first: bool) -> int:
+    return 0
 
 
-def transient(costs: PassCosts, first: bool) -> int:
-    """Bytes that proposing takes and gives back: a draft's passes, the texts beside themselves."""
-    plan, model = costs.plan, costs.workload.draft
-    if plan.decoding == "ngram":
-        return costs.shape.batch * text_columns(plan, costs.workload) * (LONGEST + 3) * ID
-    if not STRATEGIES[plan.decoding].draft or model is None:
-        return 0
-    shapes = draft_shapes(plan, costs.workload)
+def windows(costs: PassCosts, first: bool) -> int:
+    """The texts beside themselves, each place with what comes before it."""
+    return costs.shape.batch * text_columns(costs.plan, costs.workload) * (LONGEST + 3) * ID
+
+
+def drafting(costs: PassCosts, first: bool) -> int:
+    """What the draft's largest pass takes."""
+    model, shapes = costs.workload.draft, draft_shapes(costs.plan, costs.workload)
+    assert model is not None
     return max(sum(transient_bytes(model, cut_of(Plan(), model), 0, shape)) for shape in shapes[0 if first else 1 :])
+
+
+class Proposal(NamedTuple):
+    """What proposing costs, and the bytes that it takes and gives back; `first`: after the prompt's pass."""
+
+    cost: Callable[[PassCosts, bool], Cost]
+    transient: Callable[[PassCosts, bool], int] = nowhere
+
+
+PROPOSALS: dict[str, Proposal] = {
+    "plain": Proposal(nothing),
+    "ngram": Proposal(lookup, windows),
+    "jacobi": Proposal(guesses),
+    "lookahead": Proposal(pool),
+    "draft": Proposal(draft, drafting),
+}

@@ -130,10 +130,10 @@ def text_columns(plan: Plan, workload: Workload) -> int:
     return room(plan, workload) + 1
 
 
-def news(plan: Plan, queries: int, keys: int) -> int:
+def news(plan: Plan, first: bool) -> int:
     """Whole numbers that say what became of a sequence's proposals: how many tokens are committed, those tokens, and of
-    branches where in the cache the kept ones' keys are."""
-    if keys == queries or plan.decoding == PLAIN:
+    branches where in the cache the kept ones' keys are. `first`: of the prompt's pass, which only chooses a token."""
+    if first or plan.decoding == PLAIN:
         return 2
     return 1 + (1 + plan.speculate) + (0 if tree_of(plan).chain else plan.speculate)
 
@@ -158,7 +158,7 @@ def program_sizes(plan: Plan, model: ModelSpec, workload: Workload, queries: int
 
 
 def _buffers(
-    rank: int, plan: Plan, model: ModelSpec, workload: Workload, sizes: Sizes, queries: int, keys: int
+    rank: int, plan: Plan, model: ModelSpec, workload: Workload, sizes: Sizes, first: bool
 ) -> dict[str, Buffer]:
     """What one pipeline rank holds. What crosses ranks is declared where it is written."""
     size, batch, last = sizes[-1][rank], workload.batch // plan.data, len(sizes[-1]) - 1
@@ -174,7 +174,7 @@ def _buffers(
     if rank < last:
         return held | {boundary(rank + 1, part, sizes): Buffer(of[rank].output) for part, of in enumerate(sizes)}
     held["logits"] = Buffer(size.output)
-    held["n"] = Buffer(batch * news(plan, queries, keys) * ID)
+    held["n"] = Buffer(batch * news(plan, first) * ID)
     if plan.prompt_chunk:
         held["h"] = Buffer(batch * model.hidden * width, persistent=True)
     if plan.decoding != PLAIN and last:
@@ -247,7 +247,7 @@ def lower_generation(plan: Plan, model: ModelSpec, workload: Workload, queries: 
     sizes = program_sizes(plan, model, workload, queries, keys)
     stages = range(plan.pipeline)
     ranks = tuple(_listing(rank, plan, keys > queries, sizes) for rank in stages)
-    buffers = tuple(_buffers(rank, plan, model, workload, sizes, queries, keys) for rank in stages)
+    buffers = tuple(_buffers(rank, plan, model, workload, sizes, keys == queries) for rank in stages)
     # ahead 0: nothing is worth receiving early, since a rank's one forward waits for what it receives.
     program = communicate(Program(ranks, buffers), ahead=0)
     return replace(program, facts={"place": tuple(stages)})
