@@ -7,7 +7,9 @@ import math
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -15,8 +17,8 @@ from autotune.planners.feasible import why_not
 from autotune.profiles_db.profile_file import dump_profile
 from autotune.runners.agreement import kendall_tau
 from autotune.runners.job import Job
-from autotune.runners.ledger import ENDED, Ledger
-from autotune.runners.suite import measurable, refuse, summary
+from autotune.runners.ledger import ENDED, Ledger, Row
+from autotune.runners.suite import Runner, measurable, refuse, summary
 from autotune.runners.suites import suites
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
@@ -96,9 +98,12 @@ def test_a_ledger_keeps_what_was_begun(tmp_path: Path) -> None:
     del ledger.rows[0]["failed"]
     ledger.begin("b")
     again = Ledger.resume(file)
-    assert again.names() == {"a", "b"}
-    assert again.rows[0] == {"plan": "a", "measured_s": 1.0}
-    assert again.unfinished() == {"plan": "b", "failed": ENDED}
+    none: dict[str, list[float]] = {"predictions": [], "steps": [], "medians": []}
+    assert again.row("a") == {"plan": "a", "measured_s": 1.0} | none
+    assert again.unfinished() == again.row("b") == {"plan": "b", "failed": ENDED} | none
+    assert again.row("c") is None
+    assert again.begin("a") is again.rows[0], "a second visit goes on with the row"
+    assert len(again.rows) == 2
     assert Ledger.resume(tmp_path / "none.json").rows == []
 
 
@@ -114,6 +119,41 @@ def test_the_summary_needs_eight_rows_for_an_order() -> None:
         "order of 8 plans by step time: Kendall's tau-b 1.000",
     ]
     assert len(summary([*rows[:7], {"plan": "x", "failed": "why"}])) == 2
+
+
+class Told(Runner):
+    """A runner whose plans take the seconds that are written down for their visits, one after another."""
+
+    def _visit(self, row: Row, plan: Plan) -> None:
+        left = TIMES[plan.micro_batch]
+        self.order.append(plan.micro_batch)
+        if left[len(row["medians"])] is None:
+            row["failed"] = "why"
+            return
+        row["medians"] = [*row["medians"], left[len(row["medians"])]]
+        row |= {"predicted_s": 1.0, "measured_s": 1.0, "predicted": 1, "measured": 1, "mfu": 0.0}
+        row |= {"prefill_s": 0.0, "decode_s": 0.0}
+        del row["failed"]
+
+    order: ClassVar[list[int]] = []
+
+
+TIMES: dict[int, list[float | None]] = {
+    1: [1.0, 1.0, 1.04],  # steady after its three visits
+    2: [1.0, 1.3, 1.0, 1.0, 1.0, 1.0],  # disturbed once: as often again
+    4: [1.0, None],  # fails at its second
+}
+
+
+def test_visits_to_a_plan_lie_apart() -> None:
+    suite = replace(suites()["cpu"], plans=tuple(Plan(micro_batch=number) for number in TIMES))
+    said: list[str] = []
+    runner = Told(suite, lambda plan: two_workers(), Ledger(), repeats=3)
+    runner.run(said.append)
+    assert runner.order == [1, 2, 4, 1, 2, 4, 1, 2, 2, 2, 2]
+    assert [text.split()[1:5] for text in said] == [
+        Plan(micro_batch=number).describe().split() for number in (4, 1, 2)
+    ], "each is told when it is whole"
 
 
 def test_a_world_of_another_size_is_refused() -> None:

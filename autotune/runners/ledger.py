@@ -23,20 +23,23 @@ class Ledger:
         """The ledger that an earlier attempt left in `file`, or an empty one."""
         return cls(file, json.loads(file.read_text()) if file.exists() else [])
 
-    def names(self) -> set[str]:
-        """The plans that have a row, finished or not."""
-        return {str(row["plan"]) for row in self.rows}
+    def row(self, plan: str) -> Row | None:
+        """What is known of `plan`, finished or not."""
+        return next((row for row in self.rows if row["plan"] == plan), None)
 
     def begin(self, plan: str) -> Row:
-        """A row for `plan`, that says so should nothing more come."""
-        row: Row = {"plan": plan, "failed": ENDED}
-        self.rows.append(row)
+        """The row of `plan`, a new one at its first visit, that says so should nothing more come."""
+        row = self.row(plan)
+        if row is None:
+            row = {"plan": plan, "predictions": [], "steps": [], "medians": []}
+            self.rows.append(row)
+        row["failed"] = ENDED
         self.save()
         return row
 
     def unfinished(self) -> Row | None:
-        """The row that was begun last, where its processes ended before it was known."""
-        return self.rows[-1] if self.rows and self.rows[-1].get("failed") == ENDED else None
+        """The row that was at hand where its processes ended before it was known."""
+        return next((row for row in self.rows if row.get("failed") == ENDED), None)
 
     def save(self) -> None:
         if self.file is None:

@@ -1,10 +1,10 @@
 """Predicted against measured over a stated list of plans: `python -m autotune.runners.suite SUITE [--profile FILE]`.
 
-Plan by plan, the operations that it is made of are measured, a prediction is made, and the plan runs; `--repeats` of
-this alternate, since a shared machine's speed drifts from minute to minute, and the medians count; a plan whose runs
-differ by more than a twentieth is run up to as often again. No plan's own step time is ever used. Prints a Markdown
-table with signed errors, then mean, worst and how far the two agree on the plans' order, and writes the rows as JSON
-where `--out` says.
+Plan by plan, the operations that it is made of are measured, a prediction is made, and the plan runs; `--repeats`
+rounds over all plans do this, so that the visits to one plan lie minutes apart: a shared machine's speed drifts from
+minute to minute, and the medians count. Plans whose runs differ by more than a twentieth are visited up to as often
+again. No plan's own step time is ever used. Prints a Markdown table with signed errors, then mean, worst and how far
+the two agree on the plans' order, and writes the rows as JSON where `--out` says.
 
 Under `torchrun --nproc-per-node N --max-restarts 6` all plans run in one world of N ranks (see `standing`), which saves
 starting workers for each; what they are made of is then measured once, before the first. A plan that fails ends that
@@ -59,49 +59,55 @@ class Runner:
     patience_s: float = 300.0
 
     def run(self, say: Callable[[str], None]) -> None:
-        """A row a plan in the ledger, and told to `say`; a plan that fails says why. What has a row is passed over."""
-        done = self.ledger.names()
-        for plan in self.suite.plans:
-            if plan.describe() in done:
-                continue
-            row = self.ledger.begin(plan.describe())
-            self._fill(row, plan)
-            self.ledger.save()
-            say(line(row))
+        """A row a plan in the ledger, and told to `say` when it is whole; a plan that fails says why and is passed over
+        from then on."""
+        for past in range(2 * self.repeats):
+            for plan in self.suite.plans:
+                row = self.ledger.row(plan.describe())
+                if row and ("failed" in row or len(row["medians"]) > past or self._whole(row)):
+                    continue
+                row = self.ledger.begin(plan.describe())
+                self._visit(row, plan)
+                self.ledger.save()
+                if "failed" in row or self._whole(row):
+                    say(line(row))
 
-    def _fill(self, row: Row, plan: Plan) -> None:
-        """Predicted and measured step seconds and peak bytes."""
-        suite, predictions, steps, medians = self.suite, list[float](), list[float](), list[float]()
-        while len(medians) < self.repeats or (unsteady(medians) and len(medians) < 2 * self.repeats):
-            try:
-                profile = self.profile_for(plan)
-                said = Predictor(suite.model, suite.workload, profile).predict(plan)
-                ran = self._ran(plan, profile)
-            except AutotuneError as error:
-                row["failed"] = error.message
-                return
-            predictions.append(said.step_s)
-            steps += ran.step_s
-            medians.append(statistics.median(ran.step_s))
-            row |= {
-                "predictions": predictions,
-                "steps": steps,
-                "predicted_s": statistics.median(predictions),
-                "measured_s": statistics.median(steps),
-                "predicted": max(said.peak_bytes),
-                "measured": max(ran.peak_bytes),
-                "predicted_prefill_s": said.prefill_s,
-                "predicted_decode_s": said.decode_s,
-                "prefill_s": ran.prefill_s,
-                "decode_s": ran.decode_s,
-                "mfu": ran.mfu,
-                "differs": ran.max_difference,
-                "loss": ran.losses[-1] if ran.losses else None,
-                "predicted_kinds": dict(said.breakdown),
-                "ops": by_op(said.timeline, ran.timeline),
-            }
-            gc.collect()  # where a trainer lived in this process, its cycles must not count in the next peak
+    def _whole(self, row: Row) -> bool:
+        """Whether no further visit is due."""
+        medians = row["medians"]
+        return len(medians) >= self.repeats and (not unsteady(medians) or len(medians) >= 2 * self.repeats)
+
+    def _visit(self, row: Row, plan: Plan) -> None:
+        """One more prediction and run; the row's seconds are the medians over all of its visits."""
+        suite = self.suite
+        try:
+            profile = self.profile_for(plan)
+            said = Predictor(suite.model, suite.workload, profile).predict(plan)
+            ran = self._ran(plan, profile)
+        except AutotuneError as error:
+            row["failed"] = error.message
+            return
+        predictions, steps = [*row["predictions"], said.step_s], [*row["steps"], *ran.step_s]
+        row |= {
+            "predictions": predictions,
+            "steps": steps,
+            "medians": [*row["medians"], statistics.median(ran.step_s)],
+            "predicted_s": statistics.median(predictions),
+            "measured_s": statistics.median(steps),
+            "predicted": max(said.peak_bytes),
+            "measured": max(ran.peak_bytes),
+            "predicted_prefill_s": said.prefill_s,
+            "predicted_decode_s": said.decode_s,
+            "prefill_s": ran.prefill_s,
+            "decode_s": ran.decode_s,
+            "mfu": ran.mfu,
+            "differs": ran.max_difference,
+            "loss": ran.losses[-1] if ran.losses else None,
+            "predicted_kinds": dict(said.breakdown),
+            "ops": by_op(said.timeline, ran.timeline),
+        }
         del row["failed"]
+        gc.collect()  # where a trainer lived in this process, its cycles must not count in the next peak
 
     def _ran(self, plan: Plan, profile: Profile) -> RunResult:
         suite = self.suite
