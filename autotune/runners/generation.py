@@ -24,7 +24,7 @@ from autotune.planners.lower.generate import lower_generation, news, prompt_part
 from autotune.planners.lower.shape import Shape, generation_shape
 from autotune.planners.lower.stage import cut_of, stage_blocks
 from autotune.runners.body import Watch
-from autotune.runners.capture import Captured
+from autotune.runners.capture import Captured, CapturedStep
 from autotune.runners.clock import Clock
 from autotune.runners.decoding.choosing import Chooser
 from autotune.runners.decoding.commit import Levels, match, rejection
@@ -76,6 +76,14 @@ class _Program:
     passes: tuple[Pass, ...]
     interpreter: Interpreter
     first: bool  # whether it begins with the prompt
+    whole: CapturedStep | None = None  # the same at one launch, where this rank's steps can be captured whole
+
+    def step(self, traces: Mapping[int, Trace] | None, number: int) -> None:
+        """The `number`-th step of a generation. One that traces any runs all of its steps operation by operation."""
+        if traces is None and self.whole:
+            self.whole()
+        else:
+            self.interpreter.step((traces or {}).get(number), wait=False)
 
 
 @dataclass
@@ -168,14 +176,18 @@ class Generator:
 
     def _compile(self, parts: Sequence[tuple[int, int]], interpreter: Interpreter, first: bool) -> _Program:
         """`parts`: (new tokens, keys) of its passes."""
-        interpreter.operations = self.operations()
+        operations, whole = self.operations(), None
+        interpreter.operations = operations
         if self.scorer.device_knows:
             pool: Any = torch.cuda.graph_pool_handle()
-            captured = {name: Captured(interpreter.operations[name], pool) for name in COMPUTING}
-            interpreter.operations = {**interpreter.operations, **captured}
+            listing = interpreter.program.ranks[interpreter.rank]
+            if all(instruction.op in COMPUTING for instruction in listing):
+                whole = CapturedStep(listing, operations, interpreter.values, pool)
+            captured = {name: Captured(operations[name], pool) for name in COMPUTING}
+            interpreter.operations = {**operations, **captured}
         shapes = [generation_shape(self.plan, self.workload, *part) for part in parts]
         tree = None if first else tree_of(self.plan)
-        return _Program(tuple(self.scorer.compile(shape, tree) for shape in shapes), interpreter, first)
+        return _Program(tuple(self.scorer.compile(shape, tree) for shape in shapes), interpreter, first, whole)
 
     def generate(
         self,
@@ -198,7 +210,7 @@ class Generator:
         for step in range(self.workload.new_tokens + SPARE):
             self._now = self.decode if step else self.prefill
             self._filled = () if self.scorer.device_knows else self._known(prompts, step)
-            self._now.interpreter.step((traces or {}).get(step), wait=False)
+            self._now.step(traces, step)
             marks.append(clock.mark())
             enough = pace.after(step)
             if enough is not None:

@@ -61,6 +61,7 @@ def main() -> int:
     failed, plans = 0, PLANS[asked.ranks]
     if asked.decoding:
         plans = tuple(plan for plan in DECODINGS if plan.decoding in asked.decoding.split(","))
+        plans = tuple(replace(plan, kernels=asked.kernels or plan.kernels) for plan in plans)
     variants = {
         "llama": MODEL,
         "window": replace(MODEL, window=32),
