@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from autotune.runners.corpus import LIBRARY_CAP, divided, open_corpus
+from autotune.runners.corpus import HELD_OUT, LIBRARY_CAP, PROFILED, TRAINED, divided, open_corpus
 from autotune.runners.data import batch
 from autotune.spec.errors import UsageError
 
@@ -27,30 +27,34 @@ def test_the_default_corpus_is_the_standard_library() -> None:
     data = corpus.tokens.tobytes()
     assert 1_000_000 < len(data) <= LIBRARY_CAP
     library = Path(sysconfig.get_paths()["stdlib"])
-    held_out = open_corpus("", 256, held_out=True).tokens.tobytes()
-    texts = [(library / name).read_bytes() for name in ("argparse.py", "ast.py", "json/decoder.py", "__future__.py")]
-    assert [text in data for text in texts] == [True, True, True, False], "the hash of a path decides"
-    assert [text in held_out for text in texts] == [False, False, False, True]
-    assert 0.03 < len(held_out) / len(data) < 0.12
+    held_out, profiled = (open_corpus("", 256, part).tokens.tobytes() for part in (HELD_OUT, PROFILED))
+    names = ("argparse.py", "ast.py", "json/decoder.py", "__future__.py", "pathlib.py")
+    texts = [(library / name).read_bytes() for name in names]
+    here = [[part for part, all_of in enumerate((data, held_out, profiled)) if text in all_of] for text in texts]
+    assert here == [[TRAINED], [TRAINED], [TRAINED], [HELD_OUT], [PROFILED]], "the hash of a path decides"
+    for part in (held_out, profiled):
+        assert 0.015 < len(part) / len(data) < 0.06
     assert open_corpus("", 512).digest == corpus.digest
     tokens, targets = batch(corpus, 0, 2, 64, 0, 2)
     assert bytes(tokens[0].tolist()) in data and bytes(targets[0].tolist()) in data
 
 
 def test_what_is_held_out_is_not_trained_on(tmp_path: Path) -> None:
-    """Each file is in one of the two, or in neither where both would have it; a new one moves no other."""
+    """Each file is in one of the parts, or in the first of those that would have its text; a new one moves no other."""
     files = {f"package/{n}.py": f"# {n}\n".encode() for n in range(1600)}
-    trained, apart = (text.decode().split("\n") for text in divided(files))
-    assert sorted([*trained, *apart]) == sorted(["", "", *(f"# {n}" for n in range(1600))])
-    assert 70 < len(apart) < 130 and apart[:3] == ["# 1", "# 19", "# 20"]
+    parts = [text.decode().split("\n") for text in divided(files)]
+    assert sorted(line for part in parts for line in part) == sorted(["", "", "", *(f"# {n}" for n in range(1600))])
+    assert len(parts[TRAINED]) > 1450 and all(30 < len(parts[part]) < 80 for part in (HELD_OUT, PROFILED))
     twice = dict(reversed(files.items())) | {"again.py": b"# 5\n"}
     more = [set(text.decode().split("\n")) for text in divided(twice)]
-    assert more == [set(trained), set(apart)]
+    assert more == [set(part) for part in parts]
+    assert "# 1" in parts[HELD_OUT] + parts[PROFILED] and "# 0" in parts[TRAINED]
     copied = [set(text.decode().split("\n")) for text in divided(files | {"package/0.py": b"# 1\n"})]
-    assert copied == [set(trained) - {"# 0"} | {"# 1"}, set(apart) - {"# 1"}]
+    assert copied[TRAINED] == set(parts[TRAINED]) - {"# 0"} | {"# 1"}, "what both have is trained on"
+    assert copied[1:] == [set(part) - {"# 1"} for part in parts[1:]]
     (tmp_path / "own.txt").write_text("own text " * 9)
-    own = [open_corpus(str(tmp_path / "own.txt"), 256, held_out=held).digest for held in (False, True)]
-    assert own[0] == own[1], "a file of one's own is not divided"
+    own = {open_corpus(str(tmp_path / "own.txt"), 256, part).digest for part in (TRAINED, HELD_OUT, PROFILED)}
+    assert len(own) == 1, "a file of one's own is not divided"
 
 
 def test_any_text_file_is_bytes(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from autotune.spec.recipe import Recipe
     from autotune.spec.workload import Workload
 
-SEQUENCES = 16  # at least, whose rounds are counted
+SEQUENCES = {"cpu": 16, "cuda": 256}  # at least, whose rounds are counted: texts differ
 AT_ONCE = 16  # at most
 
 
@@ -72,7 +72,7 @@ def measure_acceptance(path: str, overrides: Sequence[str]) -> None:
         path, model, workload, recipe.checkpoint, recipe.prompts, runs=True, draft_checkpoint=recipe.draft_checkpoint
     )
     device = "cpu" if machine_facts().kind == "cpu" else "cuda"
-    many = max(SEQUENCES, workload.batch)
+    many = max(SEQUENCES[device], workload.batch)
     asked = replace(workload, batch=many // AT_ONCE * AT_ONCE if many > AT_ONCE else many)
     conditions, axes = conditions_of(recipe, workload), recipe.axes()
     found: list[dict[str, Any]] = []

@@ -1,7 +1,8 @@
 """Token streams from files, memory-mapped: opened and checked before any worker starts. No torch here.
 
 Without a data file the corpus is the source of Python's own standard library, which every machine has. About one of
-its files in sixteen is held out: training reads the others, and prompts are cut from these.
+its files in sixteen is held out: training reads the others. Prompts are cut from half of these, and from the other half
+the prompts that tell how often proposed tokens are kept.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from autotune.spec.errors import EnvironmentFault, Problem, UsageError, nearest_
 
 BYTE_VOCAB = 256
 LIBRARY_CAP = 16 << 20  # bytes of library source; a whole one without its tests is smaller
-HELD_OUT = 16  # one file in so many
+APART = 16  # one file in so many is held out
+TRAINED, HELD_OUT, PROFILED = 0, 1, 2  # parts of it: to train on; to be continued; to measure acceptances on
 SKIPPED = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
 SCANNED = 64 << 20  # tokens of a token file that are checked when it is opened; every batch is checked too
 
@@ -45,17 +47,16 @@ class Corpus:
         return len(self.tokens)
 
 
-def open_corpus(path: str, vocab: int, held_out: bool = False) -> Corpus:
+def open_corpus(path: str, vocab: int, part: int = TRAINED) -> Corpus:
     """The corpus of `[workload] data`: "" (the standard library), a .npy file of token ids, or any file as bytes.
 
-    `held_out`: of the standard library the files that training does not read, instead of those that it does. A file
-    of the user's own is not divided.
+    `part` of the standard library's files. A file of the user's own is not divided.
     Raises UsageError: no such file, a vocabulary too small for bytes, a .npy that is not one line of whole numbers or
     that holds ids the vocabulary does not have.
     """
     if not path:
-        name = "python standard library" + (", held-out files" if held_out else "")
-        corpus = Corpus(name, _library()[held_out], vocab)
+        name = "python standard library" + (", held-out files" if part else "")
+        corpus = Corpus(name, _library()[part], vocab)
     else:
         file = Path(path)
         if not file.is_file():
@@ -74,9 +75,9 @@ def open_corpus(path: str, vocab: int, held_out: bool = False) -> Corpus:
 
 
 @lru_cache(maxsize=1)
-def _library() -> tuple[np.ndarray[Any, np.dtype[Any]], np.ndarray[Any, np.dtype[Any]]]:
-    """The library's *.py files in the order of their paths, as bytes, up to the cap; tests and packages left out. Those
-    to train on, and those that are held out."""
+def _library() -> tuple[np.ndarray[Any, np.dtype[Any]], ...]:
+    """The library's *.py files in the order of their paths, as bytes, up to the cap; tests and packages left out: its
+    three parts."""
     root = Path(sysconfig.get_paths()["stdlib"])
     files: dict[str, bytes] = {}
     room = LIBRARY_CAP
@@ -85,23 +86,30 @@ def _library() -> tuple[np.ndarray[Any, np.dtype[Any]], np.ndarray[Any, np.dtype
             break
         files[file.relative_to(root).as_posix()] = content = file.read_bytes()[:room]
         room -= len(content)
-    trained, apart = divided(files)
-    if not trained or not apart:
+    parts = divided(files)
+    if not all(parts):
         raise EnvironmentFault(f"{root}: this Python has no library sources", hint="name a file in [workload] data")
-    return np.frombuffer(trained, dtype=np.uint8), np.frombuffer(apart, dtype=np.uint8)
+    return tuple(np.frombuffer(part, dtype=np.uint8) for part in parts)
 
 
-def divided(files: Mapping[str, bytes]) -> tuple[bytes, bytes]:
-    """The text to train on and the held-out text, of files by their paths.
+def divided(files: Mapping[str, bytes]) -> tuple[bytes, ...]:
+    """The text of each part, of files by their paths.
 
     A path's hash decides, so that every machine holds out the same files and one that comes or goes moves no other. A
-    held-out file whose text a file to train on has as well is in neither.
+    file whose text one of an earlier part has as well is in neither.
     """
-    apart = {path for path in files if hashlib.sha256(path.encode()).digest()[0] % HELD_OUT == 0}
-    seen = {hashlib.sha256(text).digest() for path, text in files.items() if path not in apart}
-    trained = b"".join(text for path, text in files.items() if path not in apart)
-    unseen = (text for path, text in files.items() if path in apart and hashlib.sha256(text).digest() not in seen)
-    return trained, b"".join(unseen)
+    parts: list[list[bytes]] = [[], [], []]
+    seen: set[bytes] = set()
+    for part, texts in enumerate(parts):
+        here = [text for path, text in files.items() if _part(path) == part]
+        texts += (text for text in here if hashlib.sha256(text).digest() not in seen)
+        seen |= {hashlib.sha256(text).digest() for text in here}
+    return tuple(map(b"".join, parts))
+
+
+def _part(path: str) -> int:
+    first, second = hashlib.sha256(path.encode()).digest()[:2]
+    return TRAINED if first % APART else HELD_OUT + second % 2
 
 
 def _sources(folder: Path) -> Iterator[Path]:

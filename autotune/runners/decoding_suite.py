@@ -34,7 +34,7 @@ from autotune.spec.recipe import Recipe, load_recipe
 from autotune.spec.workload import Acceptance, Workload
 
 PATIENCE_S = 120.0
-COUNTED = 64  # sequences whose rounds tell an acceptance
+COUNTED = 256  # sequences whose rounds tell an acceptance
 
 
 def plans_of(recipe: Recipe, workload: Workload, at_once: int) -> Iterator[Plan]:

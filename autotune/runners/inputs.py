@@ -45,10 +45,10 @@ def check_inputs(
 
 def _check_data(recipe: str, model: ModelSpec, workload: Workload) -> None:
     """Opens the corpus as workers will. Its problems are told as ones of `[workload] data`, or of what it is cut to."""
-    from autotune.runners.corpus import open_corpus, windows
+    from autotune.runners.corpus import HELD_OUT, TRAINED, open_corpus, windows
 
     try:
-        corpus = open_corpus(workload.data, model.vocab, held_out=workload.kind == "generate")
+        corpus = open_corpus(workload.data, model.vocab, HELD_OUT if workload.kind == "generate" else TRAINED)
         windows(corpus, workload.sequence_length if workload.kind == "train" else workload.prompt_length)
     except UsageError as error:
         problems = []

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from autotune.runners.corpus import open_corpus, windows
+from autotune.runners.corpus import HELD_OUT, PROFILED, open_corpus, windows
 from autotune.runners.data import batch
 from autotune.runners.tokens import check_generation, encode
 from autotune.spec.model import ModelSpec
@@ -31,7 +31,8 @@ class Prompts(NamedTuple):
 
 def prompt_tokens(model: ModelSpec, workload: Workload, prompts: Sequence[str] = (), apart: bool = False) -> Prompts:
     """The prompts as bytes; without any, real text from the workload's corpus that the default training does not read;
-    `apart`: from its second half, which other prompts are not cut from as long as they are few.
+    `apart`: from other files than those, or the second half of the workload's own, which other prompts are not cut from
+    as long as they are few.
 
     Raises UsageError (see tokens.encode, corpus.open_corpus).
     """
@@ -40,7 +41,7 @@ def prompt_tokens(model: ModelSpec, workload: Workload, prompts: Sequence[str] =
         padded = [row + (0,) * (workload.prompt_length - len(row)) for row in rows]
         return Prompts(torch.tensor(padded), tuple(map(len, rows)))
     check_generation(model, workload)
-    corpus = open_corpus(workload.data, model.vocab, held_out=True)
-    halfway = windows(corpus, workload.prompt_length) // 2 // workload.batch if apart else 0
+    corpus = open_corpus(workload.data, model.vocab, PROFILED if apart else HELD_OUT)
+    halfway = windows(corpus, workload.prompt_length) // 2 // workload.batch if apart and workload.data else 0
     tokens = batch(corpus, halfway, workload.batch, workload.prompt_length, 0, workload.batch)[0]
     return Prompts(tokens, (workload.prompt_length,) * workload.batch)
