@@ -65,21 +65,11 @@ class Mailboxes:
     @classmethod
     def open(cls, routes: Mapping[Any, Route], group: Any, device: torch.device) -> Mailboxes | None:
         """All ranks of the group call it, with the same routes; None, on all of them, where memory cannot be mapped."""
-        from torch.distributed import _symmetric_memory as symmetric
-
         places, size, signals = layout(routes)
-        if not _all(group, device, _reachable(group, device)):
+        found = mapped_memory(max(size, ALIGNMENT), group, device, signals)
+        if found is None:
             return None
-        memory = None
-        try:
-            slab = symmetric.empty(max(size, ALIGNMENT), dtype=torch.uint8, device=device)
-            memory = symmetric.rendezvous(slab, group=group)
-        except RuntimeError:  # no peer access after all, or handles that may not be passed on in this container
-            pass
-        fits = memory is not None and signals <= memory.signal_pad_size // SIGNAL_BYTES // dist.get_world_size(group)
-        if not _all(group, device, fits):
-            return None
-        boxes = cls(dist.get_rank(group), routes, places, memory)
+        boxes = cls(dist.get_rank(group), routes, places, found[1])
         boxes.attach()
         return boxes
 
@@ -114,6 +104,25 @@ class Mailboxes:
         self.passed[name] += 1
         signal = self.places[name].signal + 2 * at
         return self.routes[name], at, signal, signal + 1
+
+
+def mapped_memory(size: int, group: Any, device: torch.device, signals: int = 0) -> tuple[Tensor, Any] | None:
+    """(this rank's, uint8 [size], torch's handle of all ranks'), with so many signals for any two of them. All ranks of
+    the group call it, with the same sizes; None, on all of them, where memory cannot be mapped."""
+    from torch.distributed import _symmetric_memory as symmetric
+
+    if not _all(group, device, _reachable(group, device)):
+        return None
+    slab, memory = None, None
+    try:
+        slab = symmetric.empty(size, dtype=torch.uint8, device=device)
+        memory = symmetric.rendezvous(slab, group=group)
+    except RuntimeError:  # no peer access after all, or handles that may not be passed on in this container
+        pass
+    fits = memory is not None and signals <= memory.signal_pad_size // SIGNAL_BYTES // dist.get_world_size(group)
+    if slab is None or not _all(group, device, fits):
+        return None
+    return slab, memory
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from autotune.kernels.one_shot import all_reduce
 from autotune.planners.costs.works import works
 from autotune.planners.lower.body import Body, lower_block
 from autotune.planners.lower.shape import Shape
@@ -31,7 +32,6 @@ from autotune.runners.at_once import at_once
 from autotune.runners.bench_rounds import ROUNDS, Stamps, Untimed, held_rounds, hot_rounds
 from autotune.runners.body import Call, Values, compile_body
 from autotune.runners.clock import Clock
-from autotune.runners.mesh import REDUCTIONS
 from autotune.runners.ops import Env
 from autotune.runners.rope import tables
 from autotune.runners.state import DTYPES, local_shape
@@ -114,7 +114,7 @@ def _copies(model: ModelSpec, piece: Piece, device: torch.device, group: Any) ->
 
     def reduce(tensor: Tensor, how: str) -> Tensor:
         if group is not None:
-            dist.all_reduce(tensor, REDUCTIONS[how], group=group)
+            all_reduce(tensor, group, how)
         return tensor
 
     made = []

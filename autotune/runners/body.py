@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from autotune.kernels.exchange import GATHER, SCATTER, Several, shift
+from autotune.kernels.one_shot import all_reduce
 from autotune.planners.lower.fuse import JOIN, nodes_of
 from autotune.runners.layouts import LAYOUTS
 from autotune.runners.ops import OPERATIONS, Env
@@ -89,7 +90,7 @@ def _concat(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, ...]
 
 
 def _all_reduce(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
-    return reads[0], dist.all_reduce(reads[0], group=group, async_op=True)
+    return reads[0], all_reduce(reads[0], group, async_op=True)
 
 
 def _all_gather(env: Env, group: dist.ProcessGroup | None, reads: tuple[Tensor, ...]) -> tuple[object, ...]:

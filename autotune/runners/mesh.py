@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from autotune.kernels import one_shot
 from autotune.kernels.few_blocks import few_blocks
 from autotune.kernels.mailbox import Mailboxes, Route
 from autotune.planners.lower.expand import coordinates, groups
@@ -20,7 +21,6 @@ from autotune.runners.seats import hosts
 from autotune.spec.plan import Plan
 from autotune.spec.program import BESIDE, Instruction, Program
 
-REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 Members = tuple[int, ...]
 Lane = tuple[str, Members]
 
@@ -187,12 +187,13 @@ class Mesh:
         self.boxes = None
         axes = [group for group in self.axes.values() if group is not None]
         for group in reversed([*axes, *self.lanes.values()]):
+            one_shot.forget(group)
             dist.destroy_process_group(group)
 
     def all_reduce(self, tensor: Tensor, how: str) -> Tensor:
         """In place over the tensor ranks."""
         if self.axes["tensor"] is not None:
-            dist.all_reduce(tensor, REDUCTIONS[how], group=self.axes["tensor"])
+            one_shot.all_reduce(tensor, self.axes["tensor"], how)
         return tensor
 
 

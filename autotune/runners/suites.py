@@ -7,7 +7,7 @@ from pathlib import Path
 
 from autotune.spec.families import load_model
 from autotune.spec.model import ModelSpec
-from autotune.spec.plan import FUSED, Plan
+from autotune.spec.plan import FUSED, LIBRARY, Plan
 from autotune.spec.workload import Workload
 
 
@@ -185,6 +185,7 @@ def suites() -> dict[str, Suite]:
     answers = Workload(kind="generate", prompt_length=512, new_tokens=64, batch=8, precision="bf16")
     rounds = (Plan(micro_batch=1), Plan(micro_batch=8))
     ours = (Plan(micro_batch=1, kernels=FUSED), Plan(micro_batch=4, kernels=FUSED))
+    shares = tuple(Plan(tensor=2, micro_batch=m, kernels=k) for m, k in ((1, FUSED), (1, LIBRARY), (8, LIBRARY)))
     # One device holds every stage: what splitting the backward and moving activations to the host cost and give.
     alone = tuple(
         Plan(micro_batch=1, attention="cudnn", schedule=s, chunks=c, offload=o)
@@ -239,6 +240,7 @@ def suites() -> dict[str, Suite]:
         "h200x2": Suite(_llama_1b(), gpu, two, "cuda"),
         "h200x2-context": Suite(_llama_1b(), gpu, together, "cuda"),
         "h200x2-context-check": Suite(wide, short, together, "cuda", steps=2, check=True),
+        "h200x2-generate-8b": Suite(_llama_8b(), answers, shares, "cuda", 1),
         "h200x2-schedules": _schedules(),
         "cpu-schedules": _schedules_on_cpu(),
     }

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from autotune.kernels.exchange import GATHER, SCATTER
 from autotune.kernels.mailbox import Mailboxes, Route
+from autotune.kernels.one_shot import all_reduce
 from autotune.profiles_db.probes.crew import Crew
 from autotune.profiles_db.probes.grid import Setting
 from autotune.profiles_db.probes.pool import DTYPES
@@ -28,7 +29,7 @@ SHARDS = ("all_gather", "reduce_scatter", "all_to_all")  # a rank holds a part: 
 
 
 def _all_reduce(whole: torch.Tensor, part: torch.Tensor, group: Any, size: int) -> Callable[[int], Any]:
-    return lambda i: dist.all_reduce(whole, group=group)
+    return lambda i: all_reduce(whole, group)
 
 
 def _all_gather(whole: torch.Tensor, part: torch.Tensor, group: Any, size: int) -> Callable[[int], Any]:
