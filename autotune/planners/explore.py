@@ -22,7 +22,8 @@ from autotune.planners.trial import Outcome, Trial, Workers
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Prediction, Question
 
-BATCH = 16  # plans tried between two looks at the clock, and written to the database together
+BATCH = 16  # plans that are ranked, at least
+TOGETHER = 32  # plans tried between two looks at the clock: fewer leave processes waiting for each other
 FIRST = 2  # before it is known how long one takes, and so whether another process is worth starting
 FRONT = 64  # of the most promising plans, those among which the first to be simulated are
 NEVER = float("inf")
@@ -120,7 +121,7 @@ class Exploration:
             spent = self.count >= self.question.simulate_budget or ended()
             if spent and self.simulated and not first:  # one batch is always tried, and a plan that fits looked for
                 return False
-            size = BATCH if self.workers.rate and not first else FIRST
+            size = TOGETHER if self.workers.rate and not first else FIRST
             # At first nothing can be left out; and some plans are there to be ranked and measured alone.
             hurried = proven or first or incumbent == NEVER
             first = False
