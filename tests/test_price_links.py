@@ -8,9 +8,15 @@ import pytest
 
 from autotune.planners.costs.price import Pricer
 from autotune.planners.costs.price_links import steps
+from autotune.planners.predict import Predictor
+from autotune.planners.refine import plan_works
 from autotune.spec.errors import UsageError
 from autotune.spec.machine import Interference, Link, Sample
+from autotune.spec.model import ModelSpec
+from autotune.spec.plan import Plan
 from autotune.spec.work import Collective, Copy, Launch, Matmul, Memory
+from autotune.spec.workload import Workload
+from tests.commands import two_workers
 from tests.prices import OPS, SHIPPED, bare
 
 
@@ -89,3 +95,28 @@ def test_interference_of_the_nearest_rank_count() -> None:
     assert Pricer(bare(interference=known), 3).interference() == known[0]
     assert Pricer(bare(interference=known), 64).interference() == known[1]
     assert Pricer(bare(), 4).interference() == Interference(1.0, 1.0, 4)
+
+
+def test_what_a_graph_replays_has_a_price_of_its_own() -> None:
+    """A graph's collective waits for no stream's events; where none was measured it is taken to be as any other."""
+    plain = [Sample(Collective("all_reduce", size, 2), 4e-5, 2) for size in (2**10, 2**16)]
+    replayed = [Sample(replace(sample.work, captured=True), 1e-5, 2) for sample in plain]  # type: ignore[type-var]
+    asked = Collective("all_reduce", 2**13, 2)
+    captured = replace(asked, captured=True)
+    pricer = Pricer(bare(*plain), 2)
+    assert pricer.price(captured) == pricer.price(asked) == (pytest.approx(4e-5), "interpolated")
+    pricer = Pricer(bare(*plain, *replayed), 2)
+    assert pricer.price(captured) == (pytest.approx(1e-5), "interpolated")
+    assert pricer.price(asked) == (pytest.approx(4e-5), "interpolated")
+    assert pricer.bound_seconds(captured) <= pricer.seconds(captured)
+
+
+def test_passes_of_a_generation_are_captured_on_a_gpu() -> None:
+    model = ModelSpec("tiny", "LlamaForCausalLM", 32, 4, 4, 2, 8, 48, 256)
+    work = Workload(kind="generate", prompt_length=8, new_tokens=4, batch=1, precision="bf16")
+    for profile, captured in ((SHIPPED["h200-sxm"], True), (two_workers(), False)):
+        made = plan_works(Predictor(model, work, profile), Plan(tensor=2))
+        found = {each.captured for each in made if isinstance(each, Collective)}
+        assert found == {captured}
+    trained = plan_works(Predictor(model, Workload(sequence_length=8), SHIPPED["h200-sxm"]), Plan(tensor=2))
+    assert {each.captured for each in trained if isinstance(each, Collective)} == {False}

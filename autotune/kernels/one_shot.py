@@ -67,6 +67,6 @@ def _group(group: Any) -> Any:
 def _slab(group: Any, like: Tensor) -> Tensor | None:
     key = _group(group).group_name, like.dtype
     if key not in _slabs:
-        found = mapped_memory(LARGEST, _group(group), like.device) if dist.get_backend(group) == "nccl" else None
+        found = None if dist.get_backend(group) == "gloo" else mapped_memory(LARGEST, _group(group), like.device)
         _slabs[key] = found[0].view(like.dtype) if found else None
     return _slabs[key]

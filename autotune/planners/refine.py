@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import product
 
 from autotune.planners.costs.step import StepCosts
-from autotune.planners.costs.works import handed, works
+from autotune.planners.costs.works import handed
 from autotune.planners.decoding.passes import draft_pieces
 from autotune.planners.lower.body import lower_block
 from autotune.planners.lower.generate import block_shape, inference_body, pass_lengths
@@ -34,7 +34,7 @@ def step_works(predictor: Predictor, plan: Plan) -> set[Work]:
     for block in {b for stage in canonical_stages(predictor.model, cut_of(plan, predictor.model)) for b in stage}:
         body = lower_block(block, shape, plan.recompute)
         for instruction in (*body.forward.ranks[0], *body.backward.ranks[0]):
-            found.update(works(block, body, instruction, shape, bodies.level, bodies.inner, bodies.around))
+            found.update(bodies.works(block, body, instruction, shape))
             if instruction.lane != COMPUTE and not predictor.profile.inline:
                 found.add(handed(instruction))
     costs = StepCosts(plan, predictor.model, predictor.workload, predictor.profile, bodies)
@@ -46,7 +46,7 @@ def step_works(predictor: Predictor, plan: Plan) -> set[Work]:
         for block in dict.fromkeys(layout[stage]):
             body, whole = joined_body(block, shape, plan.recompute, many), together(shape, many)
             for instruction in body.weight_gradient.ranks[0]:
-                found.update(works(block, body, instruction, whole, bodies.level, bodies.inner, bodies.around))
+                found.update(bodies.works(block, body, instruction, whole))
     return found
 
 
@@ -60,7 +60,7 @@ def pass_works(predictor: Predictor, plan: Plan) -> set[Work]:
     for block, whole in (*product(kinds, wholes), *draft_pieces(plan, workload)):
         shape, body = block_shape(block, whole), inference_body(block, whole)
         for instruction in body.forward.ranks[0]:
-            found.update(works(block, body, instruction, shape, bodies.level, bodies.inner, bodies.around))
+            found.update(bodies.works(block, body, instruction, shape, "decode"))
     return found
 
 

@@ -51,7 +51,7 @@ AT_LEAST |= {("Sample", "ranks"): 1, ("Sample", "runs"): 1, ("Interference", "ra
 AT_LEAST |= {(cls.__name__, f.name): 1 for cls in KINDS.values() for f in fields(cls) if f.type == "int"}
 AT_LEAST |= {("Collective", "level"): 0}
 # Fields younger than the schema: left out where they have their default, so that older versions read the file.
-UNSAID = {("Collective", "inner"): 1}
+UNSAID = {("Collective", "inner"): 1, ("Collective", "captured"): False}
 HUGE = 2**63 - 1  # what a database column holds
 ABOVE_ZERO = {("Sample", "seconds"), ("Device", "memory_bandwidth"), ("Device", "memory_bytes")}
 ABOVE_ZERO |= {("Link", "bandwidth"), ("Device", "peak_flops"), ("Interference", "communication")}

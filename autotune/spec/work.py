@@ -109,7 +109,8 @@ class Collective:
     all_reduce, reduce: every rank's tensor; all_gather: the result; reduce_scatter: every rank's input; all_to_all: one
     rank's whole input; broadcast, send_recv: the message. `level` is the link level that the group's slowest hop
     crosses: an index into the profile's links, innermost 0. `inner`: how many of the group's ranks share each unit of
-    the level below (a node, say), whose links to the outside they all have at hand.
+    the level below (a node, say), whose links to the outside they all have at hand. `captured`: replayed from a CUDA
+    graph, where no stream waits for another's events.
     """
 
     op: str
@@ -117,6 +118,7 @@ class Collective:
     group: int
     level: int = 0
     inner: int = 1
+    captured: bool = False
 
     kind: ClassVar[str] = "collective"
     flops: ClassVar[float] = 0.0

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from autotune.planners.costs.price import Pricer
-from autotune.planners.costs.works import TOGETHER, Around, handed, works
+from autotune.planners.costs.works import TOGETHER, Around, as_captured, handed, works
 from autotune.planners.lower.body import Body
 from autotune.planners.lower.join import joined_body, together
 from autotune.planners.lower.shape import Shape
@@ -99,12 +99,12 @@ class BodyCosts:
 
     def price(self, block: Block, body: Body, program: Program, shape: Shape, form: str = "train") -> Cost:
         """Simulates one body program and adds up what its instructions rest on. `form`: train | prefill | decode."""
-        table = _Table(self, block, body, shape, self.issue(form))
+        table = _Table(self, block, body, shape, form, self.issue(form))
         timeline = simulate(program, table, inline=self.profile.inline)
         kinds: dict[str, float] = defaultdict(float)
         grades: dict[str, float] = defaultdict(float)
         for instruction in program.ranks[0]:
-            for work in works(block, body, instruction, shape, self.level, self.inner, self.around):
+            for work in table.works(instruction):
                 seconds = self.pricer.seconds(work)
                 kinds[work.kind] += seconds
                 grades[self.pricer.grade(work)] += seconds
@@ -116,6 +116,13 @@ class BodyCosts:
         waited = self.starved(sum(map(self.handing, program.ranks[0])), busy) if form == "train" else 0.0
         kinds["launch"] += waited
         return Cost(timeline.makespan + slowed + waited, kinds, grades, timeline.sent[0])
+
+    def works(
+        self, block: Block, body: Body, instruction: Instruction, shape: Shape, form: str = "train"
+    ) -> tuple[Work, ...]:
+        """The primitives of one instruction of a body: on a GPU the passes of a generation are captured."""
+        found = works(block, body, instruction, shape, self.level, self.inner, self.around)
+        return found if form == "train" or self.profile.inline else as_captured(found)
 
     def starved(self, issuing: float, busy: float) -> float:
         """Seconds that a device busy for `busy` waits for a host that takes `issuing` to hand the body over.
@@ -167,12 +174,11 @@ class _Table:
     block: Block
     body: Body
     shape: Shape
+    form: str
     issue: float
 
     def works(self, instruction: Instruction) -> tuple[Work, ...]:
-        return works(
-            self.block, self.body, instruction, self.shape, self.costs.level, self.costs.inner, self.costs.around
-        )
+        return self.costs.works(self.block, self.body, instruction, self.shape, self.form)
 
     def overhead(self, instruction: Instruction) -> float:
         """What issuing adds where the host itself does the work: the part of it that the work does not hide."""

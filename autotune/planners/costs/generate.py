@@ -126,7 +126,8 @@ class PassCosts:
     def _gathered(self, size: int, tensor: int) -> Cost:
         if tensor == 1:
             return NOTHING
-        return self.piece(Collective("all_gather", size, tensor, self.bodies.level, self.bodies.inner))
+        captured = not self.bodies.profile.inline
+        return self.piece(Collective("all_gather", size, tensor, self.bodies.level, self.bodies.inner, captured))
 
     def hop(self, instruction: Instruction) -> Cost:
         """A boundary activation, or the picked tokens, between two pipeline ranks."""

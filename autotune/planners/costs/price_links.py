@@ -62,6 +62,9 @@ def phases(work: Collective) -> tuple[list[Collective], list[Collective]]:
             return [inside(work.op)], across(work.size)
 
 
+Table = tuple[str, int, int, bool]  # op, level, inner, captured
+
+
 class Links:
     """Prices of collectives on one machine."""
 
@@ -99,9 +102,11 @@ class Links:
             return 0.0, "measured"  # by definition: nothing is sent
         if work in self._exact:
             return self._exact[work], "measured"
+        if work.captured and _table(work) not in self._tables:
+            return self.price(replace(work, captured=False))
         if self._has_levels(work):
             return self._two_levels(work)
-        groups = self._tables.get((work.op, work.level, work.inner), {})
+        groups = self._tables.get(_table(work), {})
         if work.group in groups:
             return groups[work.group].at(work.size, floor=inf)
         if groups:
@@ -110,12 +115,13 @@ class Links:
 
     def _has_levels(self, work: Collective) -> bool:
         """Whether the price is that of the work's phases: nothing of its kind was measured."""
-        return 1 < work.inner < work.group and work.level > 0 and (work.op, work.level, work.inner) not in self._tables
+        return 1 < work.inner < work.group and work.level > 0 and _table(work) not in self._tables
 
     def bound(self, work: Collective) -> float:
         """The bytes on the link at the best rate that the datasheet or a sample shows."""
         if work.group <= 1:
             return 0.0
+        work = replace(work, captured=False)
         if self._has_levels(work):
             return max(sum(map(self.bound, side)) for side in phases(work))
         best = self._best.get((work.op, work.level, work.inner), 0.0)
@@ -199,16 +205,20 @@ def _exact(samples: Iterable[Sample], ranks: int) -> dict[Collective, float]:
     return exact
 
 
-def _tables(samples: Iterable[Sample], ranks: int) -> dict[tuple[str, int, int], dict[int, SizeTable]]:
-    """By (op, level, inner) and group, the samples taken while the most ranks worked that are no more than `ranks` or
-    the group itself; else those taken with the fewest above."""
-    found: dict[tuple[str, int, int], dict[int, dict[int, list[tuple[float, float]]]]] = {}
+def _table(work: Collective) -> Table:
+    return work.op, work.level, work.inner, work.captured
+
+
+def _tables(samples: Iterable[Sample], ranks: int) -> dict[Table, dict[int, SizeTable]]:
+    """Of each kind by group, the samples taken while the most ranks worked that are no more than `ranks` or the group
+    itself; else those taken with the fewest above."""
+    found: dict[Table, dict[int, dict[int, list[tuple[float, float]]]]] = {}
     for sample in samples:
         work = sample.work
         if isinstance(work, Collective) and work.group > 1:
-            by_group = found.setdefault((work.op, work.level, work.inner), {})
+            by_group = found.setdefault(_table(work), {})
             by_group.setdefault(work.group, {}).setdefault(sample.ranks, []).append((work.size, sample.seconds))
-    tables: dict[tuple[str, int, int], dict[int, SizeTable]] = {}
+    tables: dict[Table, dict[int, SizeTable]] = {}
     for key, by_group in found.items():
         for group, by_ranks in by_group.items():
             limit = max(ranks, group)

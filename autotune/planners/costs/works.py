@@ -6,7 +6,8 @@ the buffers it reads and writes, so it needs no line of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
 from autotune.planners.costs.fused import fused_work
@@ -195,6 +196,11 @@ def works(
     name = PROBE_NAMES.get(instruction.op, instruction.op.replace(".dgrad", "_bwd").replace(".wgrad", "_wgrad"))
     exchanged = (Collective(op, size, shape.tensor, level, inner) for op, size in sends)
     return Memory(name, moved, shape.dtype), *exchanged
+
+
+def as_captured(found: Iterable[Work]) -> tuple[Work, ...]:
+    """The same where a CUDA graph replays it."""
+    return tuple(replace(work, captured=True) if isinstance(work, Collective) else work for work in found)
 
 
 def handed(instruction: Instruction) -> Launch:

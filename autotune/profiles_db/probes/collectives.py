@@ -25,6 +25,7 @@ from autotune.spec.work import Collective
 KIB, MIB = 1 << 10, 1 << 20
 DTYPE = {"cpu": "fp32", "cuda": "bf16"}
 BESIDE = ("broadcast", "reduce")  # the executor has them where they wait beside compute: with few thread blocks
+IN_A_ROW = 32  # of one graph
 SHARDS = ("all_gather", "reduce_scatter", "all_to_all")  # a rank holds a part: the size must divide by the group
 
 
@@ -105,6 +106,10 @@ def works(setting: Setting) -> list[Collective]:
         if not setting.quick:
             sizes = [MIB, KIB, 16 * MIB, 64 * KIB, 64 * MIB, 256 * KIB, 4 * MIB, 16 * KIB]
     whole = [Collective(op, size, 2 if op == "send_recv" else setting.world) for size in sizes for op in OPS]
+    if setting.device == "cuda":  # of a decoded token, or a few
+        few = [16 * KIB, 256 * KIB] if setting.quick else [16 * KIB, 256 * KIB, 4 * MIB, KIB, 64 * KIB, MIB, 64 * MIB]
+        whole += [Collective("all_reduce", size, setting.world, captured=True) for size in few]
+        whole += [Collective("all_gather", size, setting.world, captured=True) for size in (KIB, MIB)]
     smaller = [g for g in range(2, setting.world) if setting.world % g == 0]
     parts = ("all_reduce", "all_gather", "reduce_scatter")
     return [*whole, *(Collective(op, size, g) for g in smaller for size in sizes for op in parts)]
@@ -129,4 +134,20 @@ def prepare(work: Collective, crew: Crew) -> Trial:
     run = OPS[work.op](whole, whole[: elements // share].clone(), group, work.group)
     tick = torch.zeros(1, device=crew.place)
     messages = 2.0 if work.op == "send_recv" else 1.0
+    if work.captured and whole.is_cuda:
+        run, messages = _replayed(run), messages * IN_A_ROW
     return Trial(run, each=messages, align=lambda: dist.all_reduce(tick, group=group))
+
+
+def _replayed(run: Callable[[int], Any]) -> Callable[[int], Any]:
+    """The operation as a CUDA graph has it, IN_A_ROW times: fewer would show how far ranks begin apart."""
+    side: Any = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run(0)  # what is set up at first use is set up outside the graph
+    torch.cuda.synchronize()
+    graph: Any = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        for i in range(IN_A_ROW):
+            run(i)
+    return lambda i: graph.replay()

@@ -16,7 +16,12 @@ from autotune.spec.machine import Sample
 from autotune.spec.work import Work
 
 Progress = Callable[[str], None]
-USUAL = (("batch", 1), ("level", 0), ("inner", 1))  # what a phrase about a piece of work leaves unsaid
+USUAL = (
+    ("batch", 1),
+    ("level", 0),
+    ("inner", 1),
+    ("captured", False),
+)  # what a phrase about a piece of work leaves unsaid
 SLOW = 2.0  # a piece whose single run would take this many times its fair share is put off
 LOOKS = 3  # times that a piece is measured at most, in one session
 RUNS = 3  # a piece runs at least this often: to warm up, to be estimated, to be timed
