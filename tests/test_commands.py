@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -180,6 +181,22 @@ def test_interrupting_a_search_keeps_the_database(autotune: Autotune, tmp_path: 
     _, stderr = process.communicate(timeout=60)
     assert process.returncode in (0, 130) and "Traceback" not in stderr, stderr
     assert autotune("db", "info", "--json").json["counts"]["searches"] == 1
+
+
+def test_an_interrupt_reaches_no_process_that_was_forked(tmp_path: Path) -> None:
+    """As at a terminal, where every process of the group gets it."""
+    path = ROOT / "recipes" / "llama-70b-64xh100.toml"
+    words = [sys.executable, "-m", "autotune", "search", str(path), "--no-lock"]
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while process.poll() is None and not children.read_text().split():
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode in (0, 130) and "Traceback" not in stderr, stderr
 
 
 @pytest.fixture

@@ -12,9 +12,11 @@ from autotune.spec.errors import InfeasibleError, Problem, UsageError, nearest_n
 
 if TYPE_CHECKING:
     from autotune.cli._target import Target
-    from autotune.export.served import Export, Job
+    from autotune.export.served import Export
     from autotune.planners.by_batch import AtBatch
+    from autotune.spec.plan import Plan
 
+STEPS = 1000  # of training, where nobody says how many
 NUMBER = re.compile(r"[1-9][0-9]{0,4}")  # sequences of a batch
 
 
@@ -23,9 +25,12 @@ class Handed:
     """A plan in an engine's words. `notes`: what to know beside what the engine cannot express."""
 
     engine: str
-    job: Job
+    plan: Plan
+    model: str
     export: Export
     notes: tuple[str, ...]
+    draft: str = ""
+    table: tuple[AtBatch, ...] = ()
 
     @property
     def command(self) -> str:
@@ -36,25 +41,28 @@ class Handed:
         """What there is to say of it."""
         for lost in self.export.lost:
             yield f"not expressed: {lost}"
-        if self.job.table and not self.export.table:
+        if self.table and not self.export.table:
             yield "tokens to propose, by sequences of a replica:"
-            for row in self.job.table:
+            for row in self.table:
                 gives = f"{row.tokens_per_s:.0f} tokens/s predicted, plain {row.plain_tokens_per_s:.0f}"
                 yield f"# {row.batch}: {row.speculate} ({gives})"
+        if self.export.file:
+            yield f"note: the text is {self.export.file}; the command is {self.command}"
         yield from (f"note: {note}" for note in self.notes)
 
     def to_dict(self) -> dict[str, Any]:
-        job = self.job
         return {
             "engine": self.engine,
-            "plan": job.plan.to_dict(),
-            "plan_id": job.plan.id,
-            "model": job.model,
-            "draft": job.draft or None,
+            "plan": self.plan.to_dict(),
+            "plan_id": self.plan.id,
+            "model": self.model,
+            "draft": self.draft or None,
             "command": self.command,
             "arguments": list(self.export.arguments),
+            "file": self.export.file or None,
+            "text": self.export.text or None,
             "not_expressed": [asdict(lost) for lost in self.export.lost],
-            "table": [asdict(row) for row in job.table],
+            "table": [asdict(row) for row in self.table],
             "table_in_command": self.export.table,
             "notes": list(self.notes),
         }
@@ -62,11 +70,11 @@ class Handed:
 
 def checked_engine(name: str) -> None:
     """Raises UsageError for an engine that nobody has written down."""
-    from autotune.export.engines import ENGINES
+    from autotune.export.engines import ENGINES, TRAINERS
 
-    if name not in ENGINES:
-        known = "one of " + ", ".join(sorted(ENGINES))
-        problem = Problem("--to", "", repr(name), known, nearest_name(name.lower(), ENGINES))
+    if name not in (every := {**ENGINES, **TRAINERS}):
+        known = "one of " + ", ".join(sorted(every))
+        problem = Problem("--to", "", repr(name), known, nearest_name(name.lower(), every))
         raise UsageError("cannot tell what to export to", problems=[problem])
 
 
@@ -79,21 +87,44 @@ def parse_batches(text: str) -> tuple[int, ...]:
     return tuple(sorted({int(word) for word in words}))
 
 
-def checked_target(target: Target) -> Target:
-    """The target, of a plan that generates and can run. Raises UsageError and InfeasibleError for others."""
+def checked_target(target: Target, engine: str) -> Target:
+    """The target, of a plan that can run and that the engine's kind does. Raises UsageError and InfeasibleError."""
+    from autotune.export.engines import ENGINES, TRAINERS
     from autotune.planners.feasible import why_not
 
-    if target.workload.kind == "train":
-        raise UsageError(
-            f"{target.shown}: this plan trains, and exports of training plans do not exist in this version",
-            hint="name a recipe, lock or plan that generates",
-        )
+    trains = target.workload.kind == "train"
+    if engine not in (table := TRAINERS if trains else ENGINES):
+        found, other = ("trains", "generates") if trains else ("generates", "trains")
+        known = "one of " + ", ".join(sorted(table))
+        problem = Problem("--to", "", f"{engine}, which {other}", known, min(table))
+        raise UsageError(f"{target.shown}: this plan {found}", problems=[problem])
     if reason := why_not(target.model, target.workload, target.plan, target.devices):
         raise InfeasibleError(f"plan {target.plan.describe()}: {reason}")
     return target
 
 
 def exported(target: Target, engine: str, batches: tuple[int, ...]) -> Handed:
+    """The target in an engine's words."""
+    if target.workload.kind == "train":
+        return _trained(target, engine)
+    return _served(target, engine, batches)
+
+
+def _trained(target: Target, engine: str) -> Handed:
+    from autotune.export.engines import TRAINERS
+    from autotune.export.trained import NODE, TrainJob
+
+    links = target.profile.links if target.profile else ()
+    node = links[0].size if links and links[0].size else NODE
+    recipe = target.recipe
+    checkpoint, steps = (recipe.checkpoint, recipe.steps) if recipe else ("", 0)
+    job = TrainJob(target.plan, target.workload, target.model, checkpoint, steps or STEPS, node)
+    export = TRAINERS[engine](job)
+    notes = () if steps else (f"the plan names no number of steps: {STEPS} stand there",)
+    return Handed(engine, target.plan, checkpoint or target.model.name, export, (*notes, *export.notes))
+
+
+def _served(target: Target, engine: str, batches: tuple[int, ...]) -> Handed:
     """The target in an engine's words, with the table of tokens by batch where one can be predicted."""
     from autotune.export.engines import ENGINES
     from autotune.export.served import Job, name_of, served
@@ -127,4 +158,4 @@ def exported(target: Target, engine: str, batches: tuple[int, ...]) -> Handed:
         table,
     )
     export = ENGINES[engine](job)
-    return Handed(engine, job, export, (*notes, *export.notes))
+    return Handed(engine, plan, job.model, export, (*notes, *export.notes), job.draft, job.table)

@@ -1,4 +1,4 @@
-"""`autotune export`: a plan of a generation as the command line of another engine."""
+"""`autotune export`: a plan as the command line or the config of another engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def add(app: typer.Typer) -> None:
 
 def export(
     target: arguments.Target,
-    engine: Annotated[str, typer.Option("--to", metavar="vllm|sglang", help="The engine.")],
+    engine: Annotated[
+        str, typer.Option("--to", metavar="ENGINE", help="vllm or sglang, megatron, torchtitan or deepspeed.")
+    ],
     overrides: arguments.Overrides = None,
     pins: arguments.Pins = None,
     batches: Annotated[
@@ -30,10 +32,11 @@ def export(
         ),
     ] = BATCHES,
 ) -> None:
-    """Write a plan as another engine's command line.
+    """Write a plan as another engine's command line or config.
 
-    The command goes to stdout. What the engine cannot express is named on stderr, with what it does instead, and so is
-    how many tokens to propose at each batch where the engine takes no such table.
+    Of a generation for vLLM or SGLang, of training for Megatron-LM, torchtitan or DeepSpeed. The command goes to
+    stdout, or the text of the file that it names. What the engine cannot express is named on stderr, with what it does
+    instead, and so is how many tokens to propose at each batch where the engine takes no such table.
     """
     from autotune.cli._exporting import checked_engine, checked_target, exported, parse_batches
     from autotune.cli._target import find_target
@@ -41,9 +44,9 @@ def export(
     checked_engine(engine)
     numbers = parse_batches(batches)
     with opened() as store:
-        found = checked_target(find_target(target, overrides or [], pins or [], store))
+        found = checked_target(find_target(target, overrides or [], pins or [], store), engine)
         handed = exported(found, engine, numbers)
-    out.data(handed.command)
+    out.data(handed.export.text.rstrip() or handed.command)
     for line in handed.lines():
         out.say(line)
     out.emit("export", handed.to_dict())

@@ -47,12 +47,14 @@ class Lost:
 @dataclass(frozen=True)
 class Export:
     """`arguments`: the command, a word each. `table`: whether the job's table is among them. `notes`: what the engine's
-    own pages warn of."""
+    own pages warn of. `text`: of the `file` that the command names, for an engine that reads one."""
 
     arguments: tuple[str, ...]
     lost: tuple[Lost, ...]
     table: bool = False
     notes: tuple[str, ...] = ()
+    file: str = ""
+    text: str = ""
 
 
 def served(plan: Plan) -> Plan:

@@ -6,7 +6,8 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 PR_SET_PDEATHSIG = 1  # of prctl(2): the signal that this process gets when its parent is gone
 
@@ -26,3 +27,14 @@ def follower(number: int = signal.SIGKILL) -> Callable[[], None] | None:
             os.kill(os.getpid(), number)
 
     return follow
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Inside, Ctrl-C waits. A process that is forked here never hears of it: its parent says when it ends, and an
+    interrupt in the middle of a fork would be told in tracebacks."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

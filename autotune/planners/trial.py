@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from autotune.planners.alone import LOOKS, Alone
-from autotune.planners.parent import follower
+from autotune.planners.parent import follower, uninterrupted
 from autotune.planners.predict import TooLarge, TooSlow
 from autotune.planners.resolve import uncollected
 from autotune.spec.plan import Plan
@@ -68,6 +68,13 @@ def _run(trials: Sequence[Trial]) -> list[Outcome]:
         return list(map(_WORKER.run, trials))
 
 
+def _forked() -> ProcessPoolExecutor:
+    """A process that shares what is already priced; nothing here has threads."""
+    pool = ProcessPoolExecutor(1, mp.get_context("fork"), follower())
+    pool.submit(int)  # the first task is what starts it
+    return pool
+
+
 def order_of(plan: Plan) -> tuple[object, ...]:
     """The axes that say which order a plan's steps have: plans with one order are best tried by one process, which
     then has it already."""
@@ -108,8 +115,8 @@ class Workers:
             and self.rate * waiting > PARALLEL_FROM
             and "fork" in mp.get_all_start_methods()
         ):
-            # Forked, so that what is already priced is shared; nothing here has threads.
-            self.pools = [ProcessPoolExecutor(1, mp.get_context("fork"), follower()) for _ in range(cores)]
+            with uninterrupted():
+                self.pools = [_forked() for _ in range(cores)]
         begin = time.monotonic()
         found = self._shared_out(trials) if self.pools else _run(trials)
         self.rate = (time.monotonic() - begin) / max(len(trials), 1)
