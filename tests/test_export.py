@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import save_file
 
 from autotune.export.engines import ENGINES
@@ -88,7 +89,20 @@ WORDS: dict[str, dict[str, Any]] = {
         "--speculative-ngram-max-trie-depth": int,
     },
 }
-COMMANDS = {"vllm": ["vllm", "serve"], "sglang": ["python3", "-m", "sglang.launch_server"]}
+WORDS["trtllm"] = {
+    "--backend": str,
+    "--tp_size": int,
+    "--pp_size": int,
+    "--max_batch_size": int,
+    "--max_seq_len": int,
+    "--max_num_tokens": int,
+    "--config": str,
+}
+COMMANDS = {
+    "vllm": ["vllm", "serve"],
+    "sglang": ["python3", "-m", "sglang.launch_server"],
+    "trtllm": ["trtllm-serve"],
+}
 
 
 def parsed(engine: str, command: str | tuple[str, ...]) -> dict[str, Any]:
@@ -97,8 +111,10 @@ def parsed(engine: str, command: str | tuple[str, ...]) -> dict[str, Any]:
     start = COMMANDS[engine]
     assert words[: len(start)] == start
     parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
-    if engine == "vllm":
+    if engine != "sglang":
         parser.add_argument("model")
+    if engine == "trtllm":
+        parser.add_argument("--enable_chunked_prefill", action="store_true")
     for flag, kind in WORDS[engine].items():
         parser.add_argument(flag, type=kind)
     return {key: value for key, value in vars(parser.parse_args(words[len(start) :])).items() if value is not None}
@@ -122,10 +138,10 @@ def test_a_strategy_is_flags_or_said_to_be_lost(engine: str, decoding: str) -> N
     if decoding == PLAIN:
         assert lost == {"attention", "temperature"}
     elif "decoding" in lost:
-        assert export.arguments == plain.arguments, "plain is used instead"
+        assert (export.arguments, export.text) == (plain.arguments, plain.text), "plain is used instead"
         assert {axis for axis in AXES if getattr(plan, axis) != getattr(Plan(), axis)} <= lost
     else:
-        assert export.arguments != plain.arguments
+        assert (export.arguments, export.text) != (plain.arguments, plain.text)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -141,7 +157,7 @@ def test_no_axis_is_dropped(engine: str, decoding: str) -> None:
     before = ENGINES[engine](Job(plan, work, "m", "d"))
     for axis, value in changes.items():
         after = ENGINES[engine](Job(replace(plan, **{axis: value}), work, "m", "d"))
-        assert (after.arguments, after.lost) != (before.arguments, before.lost), axis
+        assert (after.arguments, after.text, after.lost) != (before.arguments, before.text, before.lost), axis
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -150,7 +166,7 @@ def test_what_is_lost_is_named_with_what_is_used_instead(engine: str) -> None:
     warm = replace(WORK, temperature=0.7, top_k=40)
     assert "plain decoding is used" in lost_by(engine, PLANS["jacobi"])["decoding"]
     assert "one row" in lost_by(engine, replace(ngram, branches=2))["branches"]
-    assert "rejection sampling" in lost_by(engine, draft, warm)["commit"]
+    assert engine == "trtllm" or "rejection sampling" in lost_by(engine, draft, warm)["commit"]
     assert "commit" not in lost_by(engine, draft), "a greedy choice is matched by rejection sampling as well"
     assert "top_k=40" in lost_by(engine, ngram, warm)["top_k"]
     assert "of its own" in lost_by(engine, replace(ngram, kernels=FUSED))["kernels"]
@@ -193,6 +209,35 @@ def test_vllm() -> None:
         "num_speculative_tokens": 3,
         "draft_sample_method": "probabilistic",
     }
+
+
+def test_trtllm() -> None:
+    export = ENGINES["trtllm"](Job(replace(PLANS["ngram"], tensor=2, prompt_chunk=128), WORK, "m", "", TABLE))
+    values = parsed("trtllm", export.arguments)
+    assert values == {
+        "model": "m",
+        "backend": "pytorch",
+        "tp_size": 2,
+        "pp_size": 1,
+        "max_batch_size": 4,
+        "max_seq_len": 768,
+        "max_num_tokens": 512,
+        "enable_chunked_prefill": True,
+        "config": export.file,
+    }
+    told = yaml.safe_load(export.text)
+    assert export.table and told["speculative_config"]["draft_len_schedule"] == {7: 4, 31: 2}
+    assert told["speculative_config"]["decoding_type"] == "NGram" and told["disable_overlap_scheduler"]
+    draft = yaml.safe_load(ENGINES["trtllm"](Job(PLANS["draft"], WORK, "m", "d")).text)
+    assert draft["speculative_config"] == {
+        "decoding_type": "Draft_Target",
+        "max_draft_len": 3,
+        "speculative_model": "d",
+    }
+    assert "router" in lost_by("trtllm", replace(PLANS[PLAIN], data=2))["data"]
+    warm = replace(WORK, temperature=1.0)
+    assert "commit" not in lost_by("trtllm", PLANS["draft"], warm)
+    assert "fewer kept" in lost_by("trtllm", replace(PLANS["draft"], commit=REJECTION), warm)["commit"]
 
 
 def test_vllm_takes_no_table_over_data_ranks() -> None:

@@ -21,7 +21,7 @@ def add(app: typer.Typer) -> None:
 def export(
     target: arguments.Target,
     engine: Annotated[
-        str, typer.Option("--to", metavar="ENGINE", help="vllm or sglang, megatron, torchtitan or deepspeed.")
+        str, typer.Option("--to", metavar="ENGINE", help="vllm, sglang or trtllm; megatron, torchtitan or deepspeed.")
     ],
     overrides: arguments.Overrides = None,
     pins: arguments.Pins = None,
@@ -34,9 +34,9 @@ def export(
 ) -> None:
     """Write a plan as another engine's command line or config.
 
-    Of a generation for vLLM or SGLang, of training for Megatron-LM, torchtitan or DeepSpeed. The command goes to
-    stdout, or the text of the file that it names. What the engine cannot express is named on stderr, with what it does
-    instead, and so is how many tokens to propose at each batch where the engine takes no such table.
+    Of a generation for vLLM, SGLang or TensorRT-LLM, of training for Megatron-LM, torchtitan or DeepSpeed. The command
+    goes to stdout, or the text of the file that it names. What the engine cannot express is named on stderr, with what
+    it does instead, and so is how many tokens to propose at each batch where the engine takes no such table.
     """
     from autotune.cli._exporting import checked_engine, checked_target, exported, parse_batches
     from autotune.cli._target import find_target

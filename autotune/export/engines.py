@@ -10,9 +10,10 @@ from autotune.export.served import Export, Job
 from autotune.export.sglang import sglang
 from autotune.export.torchtitan import torchtitan
 from autotune.export.trained import TrainJob
+from autotune.export.trtllm import trtllm
 from autotune.export.vllm import vllm
 
-ENGINES: dict[str, Callable[[Job], Export]] = {"vllm": vllm, "sglang": sglang}
+ENGINES: dict[str, Callable[[Job], Export]] = {"vllm": vllm, "sglang": sglang, "trtllm": trtllm}
 TRAINERS: dict[str, Callable[[TrainJob], Export]] = {
     "megatron": megatron,
     "torchtitan": torchtitan,

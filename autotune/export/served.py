@@ -70,8 +70,8 @@ def name_of(model: ModelSpec, checkpoint: str) -> str:
     return checkpoint or model.name.replace("--", "/", 1)
 
 
-def lost_by_all(engine: str, job: Job) -> list[Lost]:
-    """What none of these engines expresses."""
+def lost_by_all(engine: str, job: Job, matches: bool = False) -> list[Lost]:
+    """What none of these engines expresses. `matches`: whether it keeps what the target itself draws."""
     plan, workload, found = job.plan, job.workload, list[Lost]()
     if workload.precision == "fp64":
         found.append(Lost("precision", "fp64", f"{engine} computes in float32 at most, which is used"))
@@ -88,7 +88,7 @@ def lost_by_all(engine: str, job: Job) -> list[Lost]:
         return found + [Lost(axis, str(getattr(plan, axis)), f"of decoding {plan.decoding}") for axis in axes]
     if plan.branches > 1:
         found.append(Lost("branches", str(plan.branches), "one row of proposed tokens is used"))
-    if plan.decoding != PLAIN and plan.commit == MATCH and workload.temperature:
+    if plan.decoding != PLAIN and plan.commit == MATCH and workload.temperature and not matches:
         how = f"{engine} keeps a proposal by rejection sampling: the same distribution, other tokens, other acceptance"
         found.append(Lost("commit", plan.commit, how))
     if STRATEGIES[plan.decoding].draft and plan.tensor > 1:
