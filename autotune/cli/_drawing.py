@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 FORMS = (".html", ".json", ".svg")
 
 
-def check_picture(file: Path) -> None:
+def check_picture(file: Path, forms: Sequence[str] = FORMS) -> None:
     """Refuse a file whose name says no form that can be written, before any work is done."""
-    if file.suffix not in FORMS:
-        near = nearest_name(file.suffix, FORMS)
-        problem = Problem(str(file), "", f"the ending {file.suffix!r}", "one of " + ", ".join(FORMS), near)
+    if file.suffix not in forms:
+        near = nearest_name(file.suffix, forms)
+        problem = Problem(str(file), "", f"the ending {file.suffix!r}", "one of " + ", ".join(forms), near)
         raise UsageError("cannot tell how to draw", problems=[problem])
     if not file.absolute().parent.is_dir():
         raise UsageError(f"{file}: there is no folder {file.parent}")
 
 
 def write_picture(file: Path, timelines: Sequence[Timeline], title: str) -> None:
-    """Write the timelines: a page, a Perfetto trace or an SVG. Whole or not at all."""
+    """Write the timelines: a page, a Perfetto trace or an SVG."""
     from autotune.report.plot import html, perfetto, svg
 
     match file.suffix:
@@ -44,6 +44,11 @@ def write_picture(file: Path, timelines: Sequence[Timeline], title: str) -> None
             text = json.dumps(perfetto(timelines))
         case _:
             text = svg(timelines, title)
+    write_whole(file, text)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write the file whole or not at all."""
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
     try:
         part.write_text(text, encoding="utf-8")

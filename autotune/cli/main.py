@@ -16,7 +16,21 @@ import typer
 from autotune import __version__
 from autotune.cli import _output as out
 from autotune.cli import _settings as settings
-from autotune.cli import db, doctor, explain, export, plans, plot, profile, recipe, run, search, simulate, techniques
+from autotune.cli import (
+    db,
+    doctor,
+    explain,
+    export,
+    plans,
+    plot,
+    profile,
+    recipe,
+    report,
+    run,
+    search,
+    simulate,
+    techniques,
+)
 from autotune.spec.errors import AutotuneError, UsageError
 
 BUG = "this is a bug in autotune: please report it with the lines above"
@@ -33,7 +47,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 GROUPS = {"recipe": recipe.group, "plans": plans.group, "db": db.group}
-for register in (profile.add, search.add, run.add, simulate.add, explain.add, plot.add, export.add):
+for register in (profile.add, search.add, run.add, simulate.add, explain.add, plot.add, report.add, export.add):
     register(app)
 for name in ("plans", "recipe"):
     app.add_typer(GROUPS[name], name=name)

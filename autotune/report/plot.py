@@ -1,24 +1,16 @@
-"""Timelines as one self-contained HTML page: no network, no library, and no name that could act as markup.
-
-The page allows exactly its own script (a content security policy with its digest), so that even a name that slipped
-through would be inert.
-"""
+"""Timelines as one self-contained HTML page."""
 
 from __future__ import annotations
 
-import json
-from base64 import b64encode
 from collections.abc import Sequence
-from hashlib import sha256
 from html import escape
 from typing import Any
 
+from autotune.report.document import document
 from autotune.report.figures import Figures, figures
 from autotune.report.palette import colour, ink
 from autotune.report.perfetto import perfetto
 from autotune.report.picture import RankPicture, nanoseconds, pictures
-from autotune.report.script import SCRIPT
-from autotune.report.style import STYLE
 from autotune.report.svg import svg
 from autotune.report.units import percent, seconds, signed, size
 from autotune.spec.program import DEVICE
@@ -32,31 +24,20 @@ def html(timelines: Sequence[Timeline], title: str) -> str:
 
     Each rank has a row a lane and its memory over time; zoom, pan, hover or tap for an instruction's times and bytes.
     """
+    body, data = charts(timelines)
+    return document(title, body, data)
+
+
+def charts(timelines: Sequence[Timeline]) -> tuple[str, dict[str, Any]]:
+    """(markup, what the page's script draws into it)."""
     ops = list(dict.fromkeys(i.op for t in timelines for listing in t.program.ranks for i in listing))
     measured = [figures(t) for t in timelines]
     data = {
         "ops": [{"colour": list(colour(op)), "ink": [ink(c) for c in colour(op)]} for op in ops],
         "timelines": [_timeline(t, f, ops) for t, f in zip(timelines, measured, strict=True)],
     }
-    # "<" as an escape: the only character that could end the block early.
-    block = json.dumps(data, separators=(",", ":"), ensure_ascii=True).replace("<", "\\u003c")
     legend = "".join(f"<li><i></i>{escape(op)}</li>" for op in ops)
-    allowed = b64encode(sha256(SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; script-src 'sha256-{allowed}'; style-src 'unsafe-inline'; base-uri 'none'"
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width,initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<main>
-<h1>{escape(title)}</h1>
-<div class="scroll">{_table(measured)}</div>
+    body = f"""<div class="scroll">{_table(measured)}</div>
 <ul id="legend">{legend}</ul>
 <div id="bar">
 <div id="tools">
@@ -70,14 +51,8 @@ def html(timelines: Sequence[Timeline], title: str) -> str:
 </div>
 <div id="charts"></div>
 <noscript><p>The timelines are drawn by this page's own script; the figures above need none.</p></noscript>
-<p class="hint">Drag to pan; Ctrl and wheel, pinch, or + and − to zoom; hover or tap for details.</p>
-</main>
-<div id="tip" role="status"></div>
-<script type="application/json" id="data">{block}</script>
-<script>{SCRIPT}</script>
-</body>
-</html>
-"""
+<p class="hint">Drag to pan; Ctrl and wheel, pinch, or + and − to zoom; hover or tap for details.</p>"""
+    return body, data
 
 
 def _table(columns: Sequence[Figures]) -> str:
