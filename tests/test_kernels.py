@@ -17,10 +17,14 @@ from autotune.runners.decoding.sequences import Sequences
 from autotune.runners.decoding.settle import settle
 from autotune.runners.ops import OPERATIONS, Env, KVCache, elementwise, fused, sharded_softmax
 from autotune.runners.ops.attention_cache import Lengths
+from autotune.runners.ops.linear import operands
 from autotune.runners.ops.sharded_softmax import Columns
 from autotune.runners.rope import tables
+from autotune.runners.rounded import random_weight
 from autotune.spec.graph import Node, blocks
+from autotune.spec.int8_graph import rounded
 from autotune.spec.model import ModelSpec
+from autotune.spec.work import FEW_ROWS
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
 pytest.importorskip("triton", reason="Triton is not installed for this machine")
@@ -151,6 +155,40 @@ def test_product_of_a_few_rows(op: str, tokens: int, bias: bool, dtype: torch.dt
             how=how,
         )
         close(found, wanted.to(dtype), dtype)
+
+
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+@pytest.mark.parametrize("tokens", [1, 3, 16])
+@pytest.mark.parametrize("op", ["rmsnorm+linear_int8", "linear_int8+add", "rmsnorm+linear_int8+swiglu"])
+def test_product_of_a_few_rows_with_weights_of_a_byte(op: str, tokens: int, bias: bool, dtype: torch.dtype) -> None:
+    """As the operations one after another in double precision on the same whole numbers and scales."""
+    torch.manual_seed(tokens)
+    model = ModelSpec("small", "LlamaForCausalLM", 72, 1, 3, 1, 24, 100, 64, qkv_bias=bias, out_bias=bias)
+    nodes = joined(op, rounded(blocks(model)[1]).nodes)
+    cpu = torch.device("cpu")
+    weights = {w.name: random_weight(w, w.shape, dtype, cpu) for n in nodes for w in n.weights}
+    weights |= {w.name: (torch.rand(w.shape) + 0.5).to(dtype) for n in nodes for w in n.weights if w.init == "ones"}
+    env = Env(model, tokens, 1, torch.arange(1), tables(model, 16, cpu), weights)
+    reads = [torch.randn(tokens, 72).to(dtype) for _ in range(1 + op.endswith("add"))]
+    wide = {name: weight if weight.dtype == torch.int8 else weight.double() for name, weight in weights.items()}
+    (wanted,) = fused.one_by_one(replace(env, weights=wide), nodes, *(x.double() for x in reads))
+    linear = next(n for n in nodes if n.op == "linear_int8")
+    weight, scales, more = operands(env, linear)
+    norm = matvec.Norm(weights[nodes[0].weights[0].name], nodes[0].number("eps")) if op[0] == "r" else None
+    many = [matvec.Blocks(rows, 64, 2, 4) for rows in (16, 32)] if tokens > 1 and dtype != torch.bfloat16 else []
+    for how in (*[matvec.Tiles(rows, 4) for rows in (1, 4) if tokens < 4], *many):
+        gated = op.endswith("swiglu")
+        found = matvec.product(
+            reads[0], weight, norm, more, *(reads[1:] or [None]), gated=gated, how=how, scales=scales
+        )
+        close(found, wanted.to(dtype), dtype)
+
+
+def test_a_byte_is_as_many_bytes_in_twice_the_rows() -> None:
+    for inputs in (4096, 8192, 14336):
+        assert matvec.tiles(inputs, False, 1).rows == 2 * matvec.tiles(inputs, False).rows
+    assert matvec.MOST_ROWS == FEW_ROWS
 
 
 def decoding(norm: bool, heads: rotary.Heads, dtype: torch.dtype, batch: int) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.cli import _output as out
 from autotune.cli._target import Target, environment
+from autotune.spec.changes import changes
 from autotune.spec.errors import AutotuneError, EnvironmentFault, UsageError
 from autotune.spec.lock import answer
 from autotune.spec.words import counted
@@ -292,6 +293,8 @@ def report_of(run: str, target: Target, predicted: Prediction | None, results: S
         "error": error,
         "equal": first.equal,
         "max_difference": first.max_difference,
+        "changes": list(changes(target.plan)),
+        "drift": first.drift._asdict() if first.drift else None,
         "tokens": [list(row) for row in first.tokens],
         "texts": list(first.texts),
         "ends": list(first.ends),

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.cli import _output as out
 from autotune.report.units import percent, seconds, signed, size
+from autotune.spec.changes import changes
 from autotune.spec.lock import answer, why_lost
+from autotune.spec.plan import Plan
 from autotune.spec.prediction import Found, Prediction
 from autotune.spec.words import counted
 from autotune.spec.workload import Workload
@@ -52,10 +54,16 @@ def reasons(infeasible: Mapping[str, int]) -> Iterator[str]:
         yield f"  {count:>7} infeasible: {reason}"
 
 
+def change_lines(plan: Plan) -> Iterator[str]:
+    """What of a plan changes results."""
+    return (f"CHANGES    {line}" for line in changes(plan))
+
+
 def found_lines(found: Found) -> Iterator[str]:
     """A search's answer for people."""
     best, space, work = found.best, found.space, found.question.workload
     yield f"plan       {best.plan.id}  {best.plan.describe()}"
+    yield from change_lines(best.plan)
     yield f"predicted  {predicted_line(best, work)}"
     yield f"           on {found.question.profile.name}; its time rests on prices that are {rests_on(best.grades)}"
     if best.plan.id in found.measured:
@@ -96,6 +104,7 @@ def found_json(found: Found, lock: str | None) -> dict[str, Any]:
     return {
         "plan": best.plan.to_dict(),
         "plan_id": best.plan.id,
+        "changes": list(changes(best.plan)),
         "predicted": answer(best),
         "measured": {"step_s": found.measured.get(best.plan.id)},
         "bound": {"step_s": found.bound.step_s, "gap": found.bound.gap, "closed": found.finished},
@@ -127,6 +136,7 @@ def prediction_lines(prediction: Prediction, workload: Workload) -> Iterator[str
     """A prediction in full: where the time goes, what each rank holds, how long it idles."""
     whole = sum(prediction.breakdown.values()) or 1.0
     yield f"plan       {prediction.plan.id}  {prediction.plan.describe()}"
+    yield from change_lines(prediction.plan)
     yield f"predicted  {predicted_line(prediction, workload)}"
     yield f"           from times that are {rests_on(prediction.grades)}"
     if prediction.timeline:
@@ -147,6 +157,7 @@ def prediction_json(prediction: Prediction) -> dict[str, Any]:
     return {
         "plan": prediction.plan.to_dict(),
         "plan_id": prediction.plan.id,
+        "changes": list(changes(prediction.plan)),
         "predicted": answer(prediction),
         "memory": [dict(rank) for rank in prediction.memory],
         "idle_share": prediction.timeline.idle_share if prediction.timeline else None,
@@ -157,6 +168,7 @@ def run_lines(report: Mapping[str, Any], workload: Workload) -> Iterator[str]:
     """A run's figures beside the prediction's. `report` is the content of `run --json`."""
     measured, predicted, error = report["measured"], report["predicted"], report["error"]
     yield f"plan       {report['plan_id']}"
+    yield from (f"CHANGES    {line}" for line in report["changes"])
     rows = [("", "predicted", "measured", "error")]
 
     def row(name: str, key: str, form: Any, found: float | None, said: float | None) -> None:
@@ -189,6 +201,9 @@ def run_lines(report: Mapping[str, Any], workload: Workload) -> Iterator[str]:
     if report.get("equal") is not None:
         verdict = "equal to" if report["equal"] else "NOT equal to"
         yield f"check      {verdict} the one-process reference, largest difference {report['max_difference']:.3g}"
+    if drift := report.get("drift"):
+        where = f"the first differs at token {drift['first']}" if drift["first"] >= 0 else "all answers are the same"
+        yield f"drift      {percent(drift['equal'])} of tokens are as without the change; {where}"
 
 
 def _signed(value: float | None) -> str:
@@ -222,6 +237,7 @@ def plan_entry_json(entry: PlanEntry) -> dict[str, Any]:
     return {
         "plan_id": entry.id,
         "plan": entry.plan.to_dict(),
+        "changes": list(changes(entry.plan)),
         "model": entry.model,
         "workload": entry.workload,
         "devices": entry.devices,

@@ -10,6 +10,7 @@ from autotune.cli import _arguments as arguments
 from autotune.cli import _output as out
 from autotune.cli._session import opened
 from autotune.cli._settings import command, current
+from autotune.spec.changes import changes
 
 group = typer.Typer(help="Stored plans: list, show, compare.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -41,15 +42,22 @@ def list_plans(
 def show(plan: Annotated[str, typer.Argument(metavar="PLAN", help="A plan's id, or its beginning.")]) -> None:
     """Show a plan's axes and runs."""
     from autotune.cli._target import axes_of
-    from autotune.cli._views import run_entry_json, run_entry_rows
+    from autotune.cli._views import change_lines, run_entry_json, run_entry_rows
 
     with opened(create=False) as store:
         found = store.plan(plan)
         runs = store.runs(50, plan=found.digest)
         out.data(f"plan       {found.id}  {found.describe()}")
+        out.data(*change_lines(found))
         out.data(*out.table([(f"  {axis}", str(value)) for axis, value in axes_of(found).items()]))
         out.data(*out.table(run_entry_rows(runs), right=(3, 4, 5)) if runs else ["no runs"])
-        content = {"plan": found.to_dict(), "plan_id": found.id, "digest": found.digest, "db": store.place.shown}
+        content = {
+            "plan": found.to_dict(),
+            "plan_id": found.id,
+            "changes": list(changes(found)),
+            "digest": found.digest,
+            "db": store.place.shown,
+        }
         out.emit("plans.show", {**content, "runs": [run_entry_json(run) for run in runs]})
 
 

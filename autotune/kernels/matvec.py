@@ -6,6 +6,8 @@ gives, and what surrounds them (norm, activation, sum) is a launch each, as long
 program owns `rows` of the weight, holds them whole, and asks for them before it waits for its input (kernels.ahead).
 Several tokens, of sequences side by side or proposed to be scored together, are the columns of matrix products with
 blocks of these rows: reading the weight is still what takes the time.
+Weights may be whole numbers of a byte, with a scale for each row (spec.int8_graph): half of what bf16 reads. They are
+widened in registers, which loses nothing (bf16 has every whole number up to 256), and the scale comes after the sum.
 The plain reference is the operations of `runners/ops` one after another; `tests/gpu/check_fused.py` compares them.
 """
 
@@ -41,9 +43,10 @@ class Tiles(NamedTuple):
 
 @triton.jit
 def _product(
-    x, gain, weight, bias, more, out, eps, outputs, inputs,
+    x, gain, weight, scales, bias, more, out, eps, outputs, inputs,
     tokens: tl.constexpr, rows: tl.constexpr, lanes: tl.constexpr,
-    norm: tl.constexpr, gated: tl.constexpr, biased: tl.constexpr, added: tl.constexpr, early: tl.constexpr,
+    norm: tl.constexpr, gated: tl.constexpr, scaled: tl.constexpr, biased: tl.constexpr, added: tl.constexpr,
+    early: tl.constexpr,
 ):  # fmt: skip
     ahead.begin(early)
     row = tl.program_id(0) * rows + tl.arange(0, rows)
@@ -54,6 +57,10 @@ def _product(
     w = tl.load(weight + at, mask=both, other=0.0)
     if gated:
         u = tl.load(weight + outputs.to(tl.int64) * inputs + at, mask=both, other=0.0)
+    if scaled:
+        of_row = tl.load(scales + row, mask=here, other=0.0)
+        if gated:
+            of_upper = tl.load(scales + outputs + row, mask=here, other=0.0)
     if norm:
         g = tl.load(gain + lane, mask=inside, other=0.0).to(tl.float32)
     if biased:
@@ -66,10 +73,15 @@ def _product(
         if norm:
             v = v * tl.rsqrt(tl.sum(v * v, 0) / inputs + eps) * g
         y = tl.sum(w.to(tl.float32) * v[None, :], 1)
+        if scaled:
+            y = y * of_row
         if biased:
             y += b
         if gated:
-            y = y * tl.sigmoid(y) * tl.sum(u.to(tl.float32) * v[None, :], 1)
+            z = tl.sum(u.to(tl.float32) * v[None, :], 1)
+            if scaled:
+                z = z * of_upper
+            y = y * tl.sigmoid(y) * z
         if added:
             y += s
         tl.store(out + token * outputs + row, y, mask=here)
@@ -110,9 +122,10 @@ def _block(
 
 @triton.jit
 def _products(
-    x, gain, weight, bias, more, out, eps, tokens, outputs, inputs,
+    x, gain, weight, scales, bias, more, out, eps, tokens, outputs, inputs,
     columns: tl.constexpr, rows: tl.constexpr, lanes: tl.constexpr, stages: tl.constexpr,
-    norm: tl.constexpr, gated: tl.constexpr, biased: tl.constexpr, added: tl.constexpr, early: tl.constexpr,
+    norm: tl.constexpr, gated: tl.constexpr, scaled: tl.constexpr, biased: tl.constexpr, added: tl.constexpr,
+    early: tl.constexpr,
 ):  # fmt: skip
     ahead.begin(early)
     row = tl.program_id(0) * rows + tl.arange(0, rows)
@@ -127,14 +140,18 @@ def _products(
         lane = start + tl.arange(0, lanes)
         w, u, v, square = _block(x, gain, weight, row, here, token, real, lane, inputs, halves, norm, gated)
         t = tl.trans(v)
-        y = tl.dot(w, t, y, input_precision="ieee")
+        y = tl.dot(w.to(v.dtype), t, y, input_precision="ieee")
         if gated:
-            z = tl.dot(u, t, z, input_precision="ieee")
+            z = tl.dot(u.to(v.dtype), t, z, input_precision="ieee")
         squares += square
     if norm:
         scale = tl.rsqrt(squares / inputs + eps)[None, :]
         y = y * scale
         z = z * scale
+    if scaled:
+        y = y * tl.load(scales + row, mask=here, other=0.0)[:, None]
+        if gated:
+            z = z * tl.load(scales + outputs + row, mask=here, other=0.0)[:, None]
     if biased:
         y += tl.load(bias + row, mask=here, other=0.0).to(tl.float32)[:, None]
     if gated:
@@ -154,11 +171,13 @@ def blocks(outputs: int, inputs: int, norm: bool) -> Blocks:
     return Blocks(32, 256, 4, 4) if inputs > 8192 or outputs <= 2048 else Blocks(64, 128, 5, 4)
 
 
-def tiles(inputs: int, gated: bool) -> Tiles:
-    """As measured on an H200: enough bytes asked for by a program to cover what memory takes to answer."""
+def tiles(inputs: int, gated: bool, width: int = 2) -> Tiles:
+    """As measured on an H200 with weights of two bytes: enough bytes asked for by a program to cover what memory takes
+    to answer. Of weights of a byte twice as many rows are as many bytes."""
+    more = 2 if width == 1 else 1
     if inputs <= 4096:
-        return Tiles(2 if gated else 4, 4)
-    return Tiles(2, 8 if inputs <= 8192 else 16)
+        return Tiles((2 if gated else 4) * more, 4)
+    return Tiles(2 * more, 8 if inputs <= 8192 else 16)
 
 
 def product(
@@ -169,33 +188,37 @@ def product(
     more: Tensor | None = None,
     gated: bool = False,
     how: Tiles | Blocks | None = None,
+    scales: Tensor | None = None,
 ) -> Tensor:
     """x [tokens, inputs] times weight [outputs, inputs], computed in fp32 and rounded once (of several tokens, and what
     is normed, also before it is multiplied): [tokens, outputs].
 
     `norm`: of x first. `gated`: the weight's upper half gates its lower, silu(x G) * (x U), of half as many outputs
-    (without a bias). `more` [tokens, outputs] is added. At most MOST_ROWS tokens and MOST_INPUTS inputs. `how`: Tiles
-    for one token, or a few one by one, Blocks for several.
+    (without a bias). `more` [tokens, outputs] is added. At most MOST_ROWS tokens and MOST_INPUTS inputs. `scales`,
+    fp32 [rows of the weight]: of an int8 weight. `how`: Tiles for one token, or a few one by one, Blocks for several.
     """
     tokens, inputs = x.shape
     outputs = weight.shape[0] // (2 if gated else 1)
     out = torch.empty((tokens, outputs), dtype=x.dtype, device=x.device)
-    how = how or (tiles(inputs, gated) if tokens == 1 else blocks(outputs, inputs, norm is not None))
+    how = how or (
+        tiles(inputs, gated, weight.element_size()) if tokens == 1 else blocks(outputs, inputs, norm is not None)
+    )
     early = ahead.possible(x.device)
-    gain, eps = norm or (weight, 0.0)
+    gain, eps = norm or (x, 0.0)
+    lent = x if scales is None else scales
     if isinstance(how, Blocks):
         _products[(triton.cdiv(outputs, how.rows),)](
-            x.contiguous(), gain, weight, weight if bias is None else bias, x if more is None else more.contiguous(),
+            x.contiguous(), gain, weight, lent, x if bias is None else bias, x if more is None else more.contiguous(),
             out, eps, tokens, outputs, inputs,
             max(LEAST_COLUMNS, triton.next_power_of_2(tokens)), how.rows, how.inputs, how.ahead,
-            norm is not None, gated, bias is not None, more is not None, early,
+            norm is not None, gated, scales is not None, bias is not None, more is not None, early,
             num_warps=how.warps, **ahead.launched(early),
         )  # fmt: skip
         return out
     _product[(triton.cdiv(outputs, how.rows),)](
-        x.contiguous(), gain, weight, weight if bias is None else bias, x if more is None else more.contiguous(), out,
+        x.contiguous(), gain, weight, lent, x if bias is None else bias, x if more is None else more.contiguous(), out,
         eps, outputs, inputs, tokens, how.rows, triton.next_power_of_2(inputs),
-        norm is not None, gated, bias is not None, more is not None, early,
+        norm is not None, gated, scales is not None, bias is not None, more is not None, early,
         num_warps=how.warps, **ahead.launched(early),
     )  # fmt: skip
     return out

@@ -9,7 +9,7 @@ from autotune.planners.decoding.strategies import AXES as DECODING_AXES
 from autotune.planners.decoding.strategies import STRATEGIES, refused, scored
 from autotune.planners.lower.recompute import RECOMPUTE
 from autotune.planners.lower.sharding import LEVELS
-from autotune.planners.lower.stage import partition
+from autotune.planners.lower.stage import FORMS, partition
 from autotune.planners.lower.subgroups import SUBGROUPS
 from autotune.planners.lower.traits import micro_batches, pipe_of
 from autotune.planners.lower.vocabulary import shard_rows, shards
@@ -18,10 +18,16 @@ from autotune.planners.schedules.times import parse_times
 from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.spec.errors import nearest_divisor, nearest_name
 from autotune.spec.model import ModelSpec
-from autotune.spec.plan import FUSED, LIBRARY, Plan
+from autotune.spec.plan import EXACT, FUSED, LIBRARY, Plan
 from autotune.spec.workload import Workload
 
-GENERATION_AXES = ("kernels", "prompt_chunk", "decoding", *DECODING_AXES)  # that have no meaning when training
+GENERATION_AXES = (
+    "kernels",
+    "prompt_chunk",
+    "weights",
+    "decoding",
+    *DECODING_AXES,
+)  # that have no meaning when training
 # Axes that have no meaning when generating.
 TRAINING_AXES = (
     "zero",
@@ -323,13 +329,24 @@ def _kernels(plan: Plan) -> str | None:
     return None
 
 
+def _weights(plan: Plan, model: ModelSpec) -> str | None:
+    """What is wrong with how layers keep their weights."""
+    if plan.weights not in FORMS:
+        return f"weights {plan.weights!r} is unknown (nearest {nearest_name(plan.weights, FORMS) or EXACT})"
+    if plan.weights != EXACT and model.experts:
+        return (
+            f"weights {plan.weights} needs a model without experts, most of whose weights would stay (nearest {EXACT})"
+        )
+    return None
+
+
 def _generation(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:
     found = [_divides("data x micro_batch", plan.data * plan.micro_batch, workload.batch, "batch")]
     if model.latent:
         found.append(f"{model.architecture}'s latent attention has no key-value cache in this version: it trains only")
     if plan.pipeline > model.layers:
         found.append(f"pipeline must be at most layers {model.layers} (found {plan.pipeline})")
-    found.append(_kernels(plan))
+    found += [_kernels(plan), _weights(plan, model)]
     if not 0 <= plan.prompt_chunk < workload.prompt_length:
         most = f"0, or fewer than prompt_length {workload.prompt_length}"
         nearest = 0 if plan.prompt_chunk < 0 else workload.prompt_length - 1

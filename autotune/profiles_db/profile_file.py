@@ -28,7 +28,7 @@ CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("Profile", "grade"): GRADES,
     ("Device", "kind"): ("cuda", "rocm", "cpu"),
     ("Matmul", "dtype"): tuple(BYTES),
-    ("Matmul", "form"): ("fwd", "dgrad", "wgrad"),
+    ("Matmul", "form"): ("fwd", "dgrad", "wgrad", "int8"),
     ("Attention", "dtype"): tuple(BYTES),
     ("Attention", "form"): ("fwd", "bwd"),
     ("Memory", "dtype"): tuple(BYTES),

@@ -15,6 +15,7 @@ from autotune.report.compare import critical_path
 from autotune.report.explanation import Explanation, Section, table
 from autotune.report.figures import figures
 from autotune.report.units import percent, seconds, signed, size
+from autotune.spec.changes import changes
 from autotune.spec.machine import Profile
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Found, Prediction
@@ -27,7 +28,8 @@ OVERHEAD = "overhead"  # the class of memory that the runtime takes, not the pla
 
 def explain_prediction(prediction: Prediction, profile: Profile) -> Explanation:
     """Where the time goes, what bounds the step, memory a rank against the device, and what the figures rest on."""
-    sections = [_time(prediction)]
+    sections = [_changes(prediction.plan), _time(prediction)]
+    sections = [section for section in sections if section.text]
     if prediction.timeline is not None and prediction.timeline.spans:
         sections.append(_path(prediction.timeline))
     sections += [_memory(prediction, profile, 1.0), _grades(prediction, profile)]
@@ -100,6 +102,12 @@ def _answer(found: Found) -> Section:
         "tokens_per_s": best.tokens_per_s,
     }
     return Section("answer", "The answer", tuple(text), facts)
+
+
+def _changes(plan: Plan) -> Section:
+    """What of the plan changes results; no lines for most plans."""
+    found = changes(plan)
+    return Section("changes", "What changes results", found, {"changes": list(found)})
 
 
 def _time(prediction: Prediction) -> Section:

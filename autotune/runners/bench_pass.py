@@ -39,10 +39,12 @@ from autotune.runners.decoding.settle import settle
 from autotune.runners.ops import Env, KVCache
 from autotune.runners.ops.attention_cache import Lengths
 from autotune.runners.rope import tables
+from autotune.runners.rounded import random_weight
 from autotune.runners.sampling import drawn, likeliest
 from autotune.runners.state import DTYPES, local_shape
 from autotune.spec.errors import EnvironmentFault
 from autotune.spec.graph import Block
+from autotune.spec.int8_graph import weight_bytes
 from autotune.spec.machine import Sample
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
@@ -76,7 +78,8 @@ def layers_of(model: ModelSpec, piece: PassPiece, device: torch.device) -> list[
     block, shape = piece.block, piece.shape
     dtype = DTYPES[shape.dtype]
     sides = [local_shape(weight, shape.tensor) for weight in block.weights()]
-    size = dtype.itemsize * sum(map(prod, sides))
+    own = list(zip(block.weights(), sides, strict=True))
+    size = sum(prod(side) * weight_bytes(weight, dtype.itemsize) for weight, side in own)
     many = min(COPIES[1], max(COPIES[0], -(-COLD_BYTES // max(1, size))))
     if device.type == "cpu":  # as many as follow one another there
         many = min(many, model.layers)
@@ -103,10 +106,7 @@ def layers_of(model: ModelSpec, piece: PassPiece, device: torch.device) -> list[
     made, weights = [], {}
     for layer in range(many):
         if not layer or block.kind == "layer":  # a model has one head, and it is large
-            weights = {
-                weight.name: (0.02 * torch.randn(side, device=device)).to(dtype)
-                for weight, side in zip(block.weights(), sides, strict=True)
-            }
+            weights = {weight.name: random_weight(weight, side, dtype, device) for weight, side in own}
             weights |= {c.name: torch.zeros(c.shape, device=device) for c in block.constants()}
         made.append(replace(env, layer=layer, weights=weights))
     return made

@@ -11,7 +11,7 @@ import torch
 from autotune.runners.generation import Generated, Generator
 from autotune.runners.interpreter import Trace
 from autotune.runners.job import Job, RankReport
-from autotune.runners.judge import judge
+from autotune.runners.judge import drift, judge
 from autotune.runners.memory import peak_during
 from autotune.runners.prompts import Prompts, prompt_tokens
 from autotune.runners.state import Loader
@@ -39,7 +39,8 @@ def generate_run(
     if job.trace and job.workload.new_tokens > 1:
         generator.generate(rounds[0], {middle: trace})
     every = [part for step in ran for part in step]
-    equal, margin = judge(job, rounds, ran[-1]) if job.check and rank == 0 else (None, None)
+    checked = job.check and rank == 0
+    equal, margin = judge(job, rounds, ran[-1]) if checked else (None, None)
     answers = [cut(row, job.stops) for part in ran[-1] for row in part.answers] if rank == 0 else []
     plain = job.plan.decoding == PLAIN
     text = job.model.vocab <= 256 or bool(job.prompts)
@@ -55,6 +56,7 @@ def generate_run(
         ends=[why for _, why in answers],
         equal=equal,
         max_difference=margin,
+        drift=drift(job, rounds, ran[-1]) if checked else None,
         prefill_s=statistics.median(part.prefill_s for part in every),
         decode_s=statistics.median(
             [s for part in every for s in (part.token_s if plain else (a_token(part),))] or [0.0]

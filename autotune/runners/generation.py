@@ -142,7 +142,7 @@ class Generator:
         sequences = Sequences.empty(each, text_columns(plan, workload), workload.new_tokens, device)
         s, last = mesh.pipeline, mesh.pipeline == plan.pipeline - 1
         kv = scorer.cache.k, scorer.cache.v
-        values: dict[str, Any] = {f"w.{s}": scorer.state.weight, f"kv.{s}": kv, "out": sequences.text}
+        values: dict[str, Any] = {f"w.{s}": scorer.weights, f"kv.{s}": kv, "out": sequences.text}
         if last and plan.prompt_chunk:
             values["h"] = torch.zeros((each, model.hidden), dtype=dtype, device=device)
         if s == 0:
@@ -157,7 +157,7 @@ class Generator:
             assert load_draft is not None
             own = numbers["draft" if plan.commit == REJECTION else ""]
             proposer = Draft.build(plan, workload, load_draft, device, own)
-            values |= {"dw": proposer.scorer.state.weight, "dkv": (proposer.scorer.cache.k, proposer.scorer.cache.v)}
+            values |= {"dw": proposer.scorer.weights, "dkv": (proposer.scorer.cache.k, proposer.scorer.cache.v)}
         else:
             proposer = PROPOSERS[PLAIN if drafts else plan.decoding](plan, model, each, device)
         ends = torch.zeros(each, dtype=torch.int64, device=device)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from autotune.runners.saved import Saved
 from autotune.spec.model import Experts, LatentAttention, ModelSpec
@@ -72,6 +72,14 @@ def _model(raw: dict[str, Any]) -> ModelSpec:
     return ModelSpec(**raw)
 
 
+class Drift(NamedTuple):
+    """How far answers of a plan that changes results (spec.changes) are from those without the change: the share of
+    tokens that are equal, place by place, and the first place where some answer has another (-1: nowhere)."""
+
+    equal: float
+    first: int
+
+
 @dataclass(frozen=True)
 class Rounds:
     """What became of proposed tokens: `taken[s][r]` of sequence s were committed by its round r; a round took
@@ -108,6 +116,7 @@ class RunResult:
     timeline: Timeline | None = None
     equal: bool | None = None
     max_difference: float | None = None
+    drift: Drift | None = None
     prefill_s: float = 0.0
     decode_s: float = 0.0
     rounds: Rounds | None = None
@@ -130,6 +139,7 @@ class RankReport:
     ends: list[str] = field(default_factory=list)
     equal: bool | None = None
     max_difference: float | None = None
+    drift: tuple[float, int] | None = None
     prefill_s: float = 0.0
     decode_s: float = 0.0
     taken: list[list[int]] = field(default_factory=list)  # of each sequence the tokens that its rounds committed

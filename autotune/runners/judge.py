@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,12 +12,14 @@ from torch import Tensor
 from autotune.runners.check import BOUNDS
 from autotune.runners.checkpoint import open_checkpoint
 from autotune.runners.decoding.reference import speculative
+from autotune.runners.emulated import EMULATIONS
 from autotune.runners.generation import Generated
-from autotune.runners.job import Job
+from autotune.runners.job import Drift, Job
 from autotune.runners.prompts import Prompts
 from autotune.runners.reference import Key, init_weights, reference_generate, reference_logits
 from autotune.runners.sampling import distribution, drawn, draws, shares
 from autotune.runners.state import DTYPES
+from autotune.spec.changes import changes
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import REJECTION
 
@@ -29,13 +32,37 @@ def judge(job: Job, rounds: list[Prompts], made: list[Generated]) -> tuple[bool,
     share of [0, 1). Committed by rejection: the numbers are as close to deciding otherwise.
     """
     dtype = torch.float64 if job.workload.precision != "bf16" else torch.float32
-    weights = _whole(job.model, job.checkpoint, job)
+    weights = EMULATIONS[job.plan.weights](job.model, _whole(job.model, job.checkpoint, job))
     worst = 0.0
     if job.plan.commit == REJECTION:
         worst = max(
             _off_speculative(job, weights, prompts, part, dtype) for prompts, part in zip(rounds, made, strict=True)
         )
         return worst <= BOUNDS[job.workload.precision], worst
+    for one in continued(job, weights, rounds, made, dtype):
+        differ = (one.ours != one.expected).nonzero()
+        if len(differ):
+            at = int(differ[0])
+            logits = reference_logits(job.model, weights, torch.cat((one.prompt, one.expected[:at]))[None], dtype)[
+                :, -1
+            ]
+            worst = max(worst, _off(logits, one.ours[at], one.numbers[at], job))
+    return worst <= BOUNDS[job.workload.precision], worst
+
+
+class Continued(NamedTuple):
+    """A prompt, our answer to it, the reference's of the same length, and the numbers that both are drawn by."""
+
+    prompt: Tensor
+    ours: Tensor
+    expected: Tensor
+    numbers: Tensor
+
+
+def continued(
+    job: Job, weights: Mapping[Key, Tensor], rounds: list[Prompts], made: list[Generated], dtype: torch.dtype
+) -> Iterator[Continued]:
+    """Every prompt with the tokens that the reference, with these weights, chooses one at a time."""
     for prompts, part in zip(rounds, made, strict=True):
         tokens, many = part.tokens, torch.tensor(part.many)
         numbers = draws(job.seed, prompts.first, *tokens.shape)
@@ -48,13 +75,19 @@ def judge(job: Job, rounds: list[Prompts], made: list[Generated]) -> tuple[bool,
 
             expected = reference_generate(job.model, weights, prompt, ours.shape[1], dtype, choose)
             for row, count in enumerate(many[rows].tolist()):
-                differ = (ours[row, :count] != expected[row, :count]).nonzero()
-                if len(differ):
-                    at = int(differ[0])
-                    prefix = torch.cat((prompt[row], expected[row, :at]))[None]
-                    logits = reference_logits(job.model, weights, prefix, dtype)[:, -1]
-                    worst = max(worst, _off(logits, ours[row, at], own[row, at], job))
-    return worst <= BOUNDS[job.workload.precision], worst
+                yield Continued(prompt[row], ours[row, :count], expected[row, :count], own[row])
+
+
+def drift(job: Job, rounds: list[Prompts], made: list[Generated]) -> Drift | None:
+    """How far answers are from what they were if the plan changed no results; None where it changes none."""
+    if not changes(job.plan):
+        return None
+    dtype = torch.float64 if job.workload.precision != "bf16" else torch.float32
+    weights = _whole(job.model, job.checkpoint, job)
+    pairs = [(one.ours, one.expected) for one in continued(job, weights, rounds, made, dtype)]
+    equal = sum(int((ours == expected).sum()) for ours, expected in pairs)
+    differ = [int(places[0]) for ours, expected in pairs if len(places := (ours != expected).nonzero())]
+    return Drift(equal / max(1, sum(len(ours) for ours, _ in pairs)), min(differ, default=-1))
 
 
 def _whole(model: ModelSpec, checkpoint: str, job: Job) -> Mapping[Key, Tensor]:

@@ -23,7 +23,7 @@ from autotune.planners.lower.expand import expand
 from autotune.planners.lower.train import lower_training
 from autotune.planners.parent import follower
 from autotune.profiles_db.cores import all_cores
-from autotune.runners.job import Job, RankReport, Rounds, RunResult
+from autotune.runners.job import Drift, Job, RankReport, Rounds, RunResult
 from autotune.runners.stream import NAME, Reader, Tell
 from autotune.runners.world import world_here
 from autotune.spec.errors import RunError, UsageError
@@ -237,6 +237,7 @@ def gather(job: Job, log_dir: Path) -> RunResult:
         measured_timeline(job, reports) if first.spans else None,
         first.equal,
         first.max_difference,
+        Drift(*first.drift) if first.drift else None,
         max(r.prefill_s for r in reports),
         max(r.decode_s for r in reports),
         _rounds(job, reports),

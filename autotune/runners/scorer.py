@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from autotune.runners.mesh import Mesh, staged
 from autotune.runners.ops import Env, KVCache
 from autotune.runners.ops.attention_cache import Lengths
 from autotune.runners.rope import tables
+from autotune.runners.rounded import Rounded
 from autotune.runners.state import DTYPES, Loader, StageState
 from autotune.spec.graph import Block
 from autotune.spec.model import ModelSpec
@@ -52,6 +53,7 @@ class Scorer:
 
     model: ModelSpec
     state: StageState
+    rounded: Rounded
     cache: KVCache
     rope: tuple[Tensor, Tensor]
     attention: str
@@ -76,26 +78,32 @@ class Scorer:
         """These blocks of a model, with a cache for `room`, (sequences, positions); shared by the tensor ranks of
         `mesh`, or whole without it."""
         size = plan.tensor if mesh else 1
+        reduce = mesh.all_reduce if mesh else None
+        where: dict[str, Any] = {"precision": precision, "tensor_size": size, "device": device}
         state = StageState.build(
             blocks,
             load,
-            precision=precision,
-            tensor_size=size,
+            **where,
             shards=1,
             shard=0,
-            device=device,
             train=False,
         )
+        rounded = Rounded.build(blocks, load, **where, reduce=reduce)
         layers = sum(block.kind == "layer" for block in blocks)
         dtype = DTYPES[precision]
         cache = KVCache.empty(model, layers, *room, tensor_size=size, dtype=dtype, device=device)
         # A pass is captured, unless the messages inside it go through the host.
         captures = device.type == "cuda" and (plan.tensor == 1 or not staged(device))
-        scorer = cls(model, state, cache, tables(model, room[1], device), plan.attention, captures)
+        scorer = cls(model, state, rounded, cache, tables(model, room[1], device), plan.attention, captures)
         if mesh:
             scorer.tensor_rank, scorer.tensor_size = mesh.tensor, size
             scorer.all_reduce, scorer.groups = mesh.all_reduce, mesh.axes
         return scorer
+
+    @property
+    def weights(self) -> Tensor | tuple[Tensor, ...]:
+        """All that is held of weights."""
+        return (self.state.weight, *self.rounded[:2]) if len(self.rounded.weight) else self.state.weight
 
     @property
     def device(self) -> torch.device:
@@ -124,7 +132,7 @@ class Scorer:
         steps, layer = [], 0
         for block in self.state.blocks:
             body = inference_body(block, shape)
-            own = replace(env, weights=self.state.of(block)[0], layer=layer)
+            own = replace(env, weights=self.state.of(block)[0] | self.rounded.of(block), layer=layer)
             steps.append(Step(block, compile_body(block, body.forward), own, block.nodes[0].reads[0], body.output))
             layer += block.kind == "layer"
         return Pass(shape, tuple(steps), lengths)

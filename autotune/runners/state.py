@@ -129,7 +129,7 @@ class StageState:
         keys: list[tuple[Key, Weight, tuple[str, ...]]] = []
         size = 0
         for block in blocks:
-            for weight in block.weights():
+            for weight in (w for w in block.weights() if not w.form):  # others: runners/rounded.py
                 shape = local_shape(weight, tensor_size)
                 tensor = tuple(name for name, _ in weight.parts)
                 keys.append(((block.index, weight.name), weight, tensor))
@@ -203,7 +203,7 @@ class StageState:
         self, block: Block, weights: Flat | None = None, grads: Flat | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(weights and constants, gradients) of one block by name, of those that are here or lent."""
-        names = [weight.name for weight in block.weights()]
+        names = [weight.name for weight in block.weights() if not weight.form]
         sources = (weights.views if weights else self.weights, grads.views if grads else self.grads)
         found = [{name: source[block.index, name] for name in names} if source else {} for source in sources]
         fixed = {constant.name: self.constants[block.index, constant.name] for constant in block.constants()}

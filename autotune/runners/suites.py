@@ -7,7 +7,7 @@ from pathlib import Path
 
 from autotune.spec.families import load_model
 from autotune.spec.model import ModelSpec
-from autotune.spec.plan import FUSED, LIBRARY, Plan
+from autotune.spec.plan import FUSED, INT8, LIBRARY, Plan
 from autotune.spec.workload import Workload
 
 
@@ -186,6 +186,7 @@ def suites() -> dict[str, Suite]:
     rounds = (Plan(micro_batch=1), Plan(micro_batch=8))
     ours = (Plan(micro_batch=1, kernels=FUSED), Plan(micro_batch=4, kernels=FUSED))
     shares = tuple(Plan(tensor=2, micro_batch=m, kernels=k) for m, k in ((1, FUSED), (1, LIBRARY), (8, LIBRARY)))
+    narrow = tuple(replace(plan, weights=INT8) for plan in (rounds[0], *ours))  # half the bytes a token
     # One device holds every stage: what splitting the backward and moving activations to the host cost and give.
     alone = tuple(
         Plan(micro_batch=1, attention="cudnn", schedule=s, chunks=c, offload=o)
@@ -233,7 +234,7 @@ def suites() -> dict[str, Suite]:
         "h200-qwen3": Suite(load_model(_models() / "Qwen--Qwen3-0.6B.json"), shorter, alike, "cuda"),
         "h200-qwen2.5": Suite(load_model(_models() / "Qwen--Qwen2.5-0.5B.json"), longer, apart, "cuda"),
         "h200-generate-1b": Suite(_llama_1b(), answers, (*rounds, *ours), "cuda", steps=1),
-        "h200-generate-8b": Suite(_llama_8b(), answers, (*rounds, *ours), "cuda", 1),
+        "h200-generate-8b": Suite(_llama_8b(), answers, (*rounds, *ours, *narrow), "cuda", 1),
         "cpu-generate": Suite(
             _small(), replace(answers, prompt_length=64, new_tokens=16, precision="fp32"), rounds, "cpu"
         ),

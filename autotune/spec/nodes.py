@@ -21,6 +21,7 @@ class Weight:
     shard: int | None = None
     init: str = "normal"  # normal | ones | zeros
     wide: bool = False  # kept in fp32 at least, whatever the precision
+    form: str = ""  # how it is kept: "" as the precision says | int8 | scale (of an int8 one's rows): spec.int8_graph
 
     @property
     def size(self) -> int:

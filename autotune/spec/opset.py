@@ -53,6 +53,7 @@ OPS: dict[str, OpRule] = {
         cheap=True,
     ),
     "linear": OpRule(wgrad=(("read", 0),)),
+    "linear_int8": OpRule(),  # of a generation: no backward
     # With q and k norms the rotation's input is needed again; without, its gradient is a rotation back.
     "rotary": OpRule(cheap=True),
     "rotary_norm": OpRule(dgrad=(("read", 0),), wgrad=(("read", 0),), cheap=True),

@@ -14,6 +14,7 @@ from autotune.spec.errors import UsageError, nearest_name
 LIBRARY, FUSED = "library", "fused"  # whose kernels decode a token
 PLAIN = "plain"  # decoding a token at a time
 MATCH, REJECTION = "match", "rejection"  # how proposed tokens are committed
+EXACT, INT8 = "exact", "int8"  # how the layers' linear weights are kept
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Plan:
     match: int = 0  # of "ngram": newest tokens that must have come before where a continuation is looked up
     window: int = 0  # of "lookahead": places after the newest token whose tokens are guessed again and again
     commit: str = MATCH  # what is kept: match (what the target itself chooses) | rejection (speculative sampling)
+    weights: str = EXACT  # of a generation's layers: exact, as the precision says | int8, rounded (spec.int8_graph)
 
     @property
     def world(self) -> int:

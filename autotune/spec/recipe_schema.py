@@ -36,6 +36,7 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "weight_gradients": ("apart", "joined"),
     "decoding": ("plain", "ngram", "jacobi", "lookahead", "draft"),
     "commit": ("match", "rejection"),
+    "weights": ("exact", "int8"),
     "attention": ("sdpa", "flash", "cudnn", "efficient", "math"),
 }
 

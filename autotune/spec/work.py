@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+FEW_ROWS = 16  # tokens that kernels of ours multiply with a weight as it lies (kernels.matvec.MOST_ROWS)
 BYTES = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2, "int8": 1, "fp8": 1}
 
 
@@ -16,7 +17,8 @@ BYTES = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2, "int8": 1, "fp8": 1}
 class Matmul:
     """(m, k) @ (k, n), `batch` times. `form` says which of a linear layer's three it is: their layouts differ.
 
-    fwd: x (m, k) @ W(n, k)^T; dgrad: dy (m, k) @ W (k, n); wgrad: dy(k, m)^T @ x (k, n).
+    fwd: x (m, k) @ W(n, k)^T; dgrad: dy (m, k) @ W (k, n); wgrad: dy(k, m)^T @ x (k, n); int8: as fwd, of a W whose
+    elements are a byte.
     """
 
     m: int
@@ -34,7 +36,9 @@ class Matmul:
 
     @property
     def bytes(self) -> float:
-        return float(self.batch * (self.m * self.k + self.k * self.n + self.m * self.n) * BYTES[self.dtype])
+        width = BYTES[self.dtype]
+        weight = self.k * self.n * (1 if self.form == "int8" else width)
+        return float(self.batch * ((self.m * self.k + self.m * self.n) * width + weight))
 
 
 MASKED = "masked"  # the backend of attention whose queries do not see all that come before them

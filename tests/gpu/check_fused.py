@@ -1,6 +1,6 @@
 """The kernels that join a decoded token's operations, on a device: right, how fast, and with which tiles.
 
-    python tests/gpu/check_fused.py [--model meta-llama--Llama-3.1-8B] [--tokens 1] [--sweep]
+    python tests/gpu/check_fused.py [--model meta-llama--Llama-3.1-8B] [--tokens 1] [--weights int8] [--sweep]
 
 Each run of operations of the model's layer and head is computed by its kernel and by the operations one after another,
 in bf16, and compared with the latter in fp64 (fp32 where a library has nothing wider). Times are of a CUDA graph of
@@ -28,12 +28,16 @@ from autotune.kernels import ahead, decode, matvec, rotary
 from autotune.planners.lower.fuse import JOIN, nodes_of
 from autotune.planners.lower.generate import inference_body
 from autotune.planners.lower.shape import Shape
+from autotune.planners.lower.stage import FORMS
 from autotune.runners import rope
 from autotune.runners.ops import Env, KVCache, fused
 from autotune.runners.ops.attention_cache import Lengths
+from autotune.runners.rounded import random_weight
 from autotune.spec.families import load_model
-from autotune.spec.graph import Block, Node, blocks
+from autotune.spec.graph import Block, Node, Weight, blocks
+from autotune.spec.int8_graph import weight_bytes
 from autotune.spec.model import ModelSpec
+from autotune.spec.plan import EXACT
 
 BOUND = 1.5e-2  # of the norm of the difference over the norm
 APART = 256 << 20  # bytes that calls in one graph read in all, at least: past any cache
@@ -78,40 +82,45 @@ class Table:
         print(f"{what:<64} {e:9.1e} {p:9.1e} {us:8.2f} {before:9.2f} {read / us / 1e6:6.2f}", flush=True)
 
 
-def runs(model: ModelSpec, tokens: int) -> list[tuple[Block, tuple[Node, ...]]]:
+def runs(model: ModelSpec, tokens: int, weights: str) -> list[tuple[Block, tuple[Node, ...]]]:
     """The joined operations of a layer and of the head, in order."""
     shape = Shape(tokens, 1, 512, 1, False, "bf16", "flash", fused=True)
     found = []
-    for block in (blocks(model)[1], blocks(model)[-1]):
+    for block in map(FORMS[weights], (blocks(model)[1], blocks(model)[-1])):
         for instruction in inference_body(block, shape).forward.ranks[0]:
             if JOIN in instruction.op:
                 found.append((block, nodes_of(block, instruction)))
     return found
 
 
-def products(model: ModelSpec, tokens: int, table: Table) -> None:
+def some(weight: Weight) -> Tensor:
+    """A weight that keeps what it multiplies about as large as it is."""
     device = torch.device("cuda")
-    for _, nodes in runs(model, tokens):
+    if weight.form:
+        return random_weight(weight, weight.shape, torch.bfloat16, device)
+    return torch.randn(weight.shape, device=device, dtype=torch.bfloat16) * (weight.shape[-1] ** -0.5)
+
+
+def products(model: ModelSpec, tokens: int, weights: str, table: Table) -> None:
+    device = torch.device("cuda")
+    for _, nodes in runs(model, tokens, weights):
         if "attention" in nodes[-1].op:
             continue
         op = JOIN.join(n.op for n in nodes)
         own = [w for n in nodes for w in n.weights]
-        size = sum(2 * w.size for w in own)
+        size = sum(weight_bytes(w, 2) * w.size for w in own)
         copies = max(2, min(24, APART // size + 1))
-        sets = [
-            {w.name: torch.randn(w.shape, device=device, dtype=torch.bfloat16) * (w.shape[-1] ** -0.5) for w in own}
-            for _ in range(copies)
-        ]
-        linear = next(n for n in nodes if n.op == "linear")
+        sets = [{w.name: some(w) for w in own} for _ in range(copies)]
+        linear = next(n for n in nodes if n.op in fused.PRODUCTS)
         x = torch.randn(tokens, linear.weights[0].shape[1], device=device, dtype=torch.bfloat16)
         outputs = linear.weights[0].shape[0]
         reads = [x] + [torch.randn(tokens, outputs, device=device, dtype=torch.bfloat16)] * op.endswith("add")
         plain_env = Env(model, tokens, 1, torch.zeros(1), (x, x), sets[0])
-        wide = replace(plain_env, weights={name: w.double() for name, w in sets[0].items()})
+        wide = replace(plain_env, weights={n: w if w.dtype == torch.int8 else w.double() for n, w in sets[0].items()})
         (wanted,) = fused.one_by_one(wide, nodes, *(r.double() for r in reads))
         (plain,) = fused.one_by_one(plain_env, nodes, *reads)
         (ours,) = fused.FUSED[op](plain_env, nodes, *reads)
-        each = [replace(plain_env, weights=weights) for weights in sets]
+        each = [replace(plain_env, weights=own_set) for own_set in sets]
         before = graph_us(partial(fused.one_by_one, env, nodes, *reads) for env in each)
         now = graph_us(partial(fused.FUSED[op], env, nodes, *reads) for env in each)
         shape = "x".join(map(str, linear.weights[0].shape))
@@ -121,7 +130,7 @@ def products(model: ModelSpec, tokens: int, table: Table) -> None:
 
 def attention(model: ModelSpec, tokens: int, table: Table) -> None:
     device = torch.device("cuda")
-    _, nodes = next(r for r in runs(model, tokens) if r[1][-1].op == "attention")
+    _, nodes = next(r for r in runs(model, tokens, EXACT) if r[1][-1].op == "attention")
     op = JOIN.join(n.op for n in nodes)
     heads = rotary.Heads(model.heads, model.kv_heads, model.head_dim, 1)
     layers = model.layers
@@ -168,16 +177,21 @@ def without_early(run: Callable[[], float]) -> float:
         ahead.possible = possible
 
 
-def chain(model: ModelSpec, tokens: int, keys: int, sweep: bool) -> None:
+def candidates(tokens: int, each: int) -> list[matvec.Tiles | matvec.Blocks]:
+    """Tiles worth trying for a product whose program reads `each` elements a row."""
+    if tokens > 1:
+        return [matvec.Blocks(*how) for how in itertools.product((32, 64, 128), (128, 256, 512), (2, 3, 4, 5), (4, 8))]
+    every = itertools.product((1, 2, 4, 8, 16), (1, 2, 4, 8, 16))
+    return [matvec.Tiles(rows, warps) for rows, warps in every if 1024 <= rows * each // warps <= 8192]
+
+
+def chain(model: ModelSpec, tokens: int, keys: int, weights: str, sweep: bool) -> None:
     """All layers one after another, as a token meets them: here one kernel hides what another waits for."""
     device = torch.device("cuda")
-    layers, block = model.layers, blocks(model)[1]
-    mine = [nodes for of, nodes in runs(model, tokens) if of is block or of == block]
+    layers, block = model.layers, FORMS[weights](blocks(model)[1])
+    mine = [nodes for of, nodes in runs(model, tokens, weights) if of is block or of == block]
     own = [w for nodes in mine for n in nodes for w in n.weights]
-    sets = [
-        {w.name: torch.randn(w.shape, device=device, dtype=torch.bfloat16) * (w.shape[-1] ** -0.5) for w in own}
-        for _ in range(layers)
-    ]
+    sets = [{w.name: some(w) for w in own} for _ in range(layers)]
     cache = KVCache.empty(model, layers, tokens, keys, dtype=torch.bfloat16, device=device)
     lengths = Lengths.empty(tokens, 1, keys, device)
     lengths.move(torch.full((tokens,), keys - 1, device=device))
@@ -199,7 +213,7 @@ def chain(model: ModelSpec, tokens: int, keys: int, sweep: bool) -> None:
         return graph_us(partial(layer, n, fused.FUSED.__getitem__) for n in range(layers))
 
     plain = graph_us(partial(layer, n, lambda op: fused.one_by_one) for n in range(layers))
-    size = sum(2 * w.size for w in own)
+    size = sum(weight_bytes(w, 2) * w.size for w in own)
     us = timed()
     print(
         f"a layer, {keys} keys: {us:.2f} us ({size / us / 1e6:.2f} TB/s), one after another {plain:.2f} us", flush=True
@@ -207,11 +221,11 @@ def chain(model: ModelSpec, tokens: int, keys: int, sweep: bool) -> None:
     print(f"   without starting early {without_early(timed):.2f} us", flush=True)
     if not sweep:
         return
-    chosen: dict[Any, matvec.Tiles] = {}
+    chosen: dict[Any, matvec.Tiles | matvec.Blocks] = {}
     product = matvec.product
 
-    def as_chosen(x: Tensor, weight: Tensor, *given: Any) -> Tensor:
-        return product(x, weight, *given, how=chosen.get(tuple(weight.shape)))
+    def as_chosen(x: Tensor, weight: Tensor, *given: Any, **more: Any) -> Tensor:
+        return product(x, weight, *given, **more, how=chosen.get(tuple(weight.shape)))
 
     matvec.product = as_chosen
     found = []
@@ -238,23 +252,20 @@ def chain(model: ModelSpec, tokens: int, keys: int, sweep: bool) -> None:
     for nodes in mine:
         if nodes[-1].op == "attention":
             continue
-        linear = next(n for n in nodes if n.op == "linear")
+        linear = next(n for n in nodes if n.op in fused.PRODUCTS)
         outputs, inputs = linear.weights[0].shape
         found = []
-        for rows, warps in ((1, 2), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (2, 8), (2, 16), (1, 8)):
-            held = rows * inputs * (1 + (nodes[-1].op == "swiglu")) // warps
-            if not 1024 <= held <= 4096:
-                continue
-            chosen[outputs, inputs] = matvec.Tiles(rows, warps)
+        for how in candidates(tokens, inputs * (1 + (nodes[-1].op == "swiglu"))):
+            chosen[outputs, inputs] = how
             try:
-                found.append((timed(), rows, warps))
+                found.append((timed(), how))
             except OutOfResources as problem:
-                print(f"   {outputs}x{inputs} {rows} {warps}: {str(problem)[:80]}")
+                print(f"   {outputs}x{inputs} {tuple(how)}: {str(problem)[:80]}")
         best = min(found)
-        chosen[outputs, inputs] = matvec.Tiles(*best[1:])
+        chosen[outputs, inputs] = best[1]
         print(
-            f"   {outputs}x{inputs} us (rows, warps): "
-            + ", ".join(f"{u:.2f} {tuple(r)}" for u, *r in sorted(found)[:5])
+            f"   {outputs}x{inputs} us {best[1]._fields}: "
+            + ", ".join(f"{u:.2f} {tuple(r)}" for u, r in sorted(found)[:5])
         )
     decode.attend, matvec.product = attend, product
 
@@ -263,16 +274,17 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="meta-llama--Llama-3.1-8B")
     parser.add_argument("--tokens", type=int, default=1)
+    parser.add_argument("--weights", choices=sorted(FORMS), default=EXACT)
     parser.add_argument("--sweep", action="store_true")
     asked = parser.parse_args()
     torch.set_grad_enabled(False)
     torch.manual_seed(1)
     model = load_model(MODELS / f"{asked.model}.json")
     table = Table()
-    products(model, asked.tokens, table)
+    products(model, asked.tokens, asked.weights, table)
     attention(model, asked.tokens, table)
     for keys in (576, 8192):
-        chain(model, asked.tokens, keys, asked.sweep)
+        chain(model, asked.tokens, keys, asked.weights, asked.sweep)
     return 6 if table.failed else 0
 
 

@@ -1,7 +1,7 @@
 """Captured generation on a device: the reference's tokens, replay after replay, whatever the prompt; one row a plan.
 
     python tests/gpu/check_generation.py [--device cuda|cpu] [--ranks 1] [--only llama,answers] [--precision bf16]
-        [--decoding ngram,draft]
+        [--decoding ngram,draft] [--weights int8]
 
 `answers` has prompts of different lengths, and draws its tokens. `--decoding`: rounds that propose tokens, in the place
 of the usual plans; the draft is a model of the same weights in fewer layers, and the target itself.
@@ -18,10 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from autotune.planners.feasible import KERNELS
+from autotune.planners.lower.stage import FORMS
 from autotune.runners.job import Job
 from autotune.runners.launch import launch
 from autotune.spec.model import ModelSpec
-from autotune.spec.plan import FUSED, Plan
+from autotune.spec.plan import EXACT, FUSED, Plan
 from autotune.spec.workload import Workload
 
 MODEL = ModelSpec("small", "LlamaForCausalLM", 256, 4, 8, 4, 64, 704, 256)
@@ -56,6 +57,7 @@ def main() -> int:
     parser.add_argument("--only", help="these variants alone, e.g. llama,answers")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="this alone")
     parser.add_argument("--kernels", choices=KERNELS, help="plans with these alone")
+    parser.add_argument("--weights", choices=sorted(FORMS), default=EXACT, help="how layers keep them")
     parser.add_argument("--decoding", help="these strategies, in the place of decoding a token at a time")
     asked = parser.parse_args()
     failed, plans = 0, PLANS[asked.ranks]
@@ -81,16 +83,17 @@ def main() -> int:
                 if plan.commit == "rejection" and not work.temperature:
                     continue
                 attention = "flash" if asked.device == "cuda" and precision == "bf16" else "math"
-                at = replace(plan, attention=attention)
+                at = replace(plan, attention=attention, weights=asked.weights)
                 job = Job(at, model, work, 2, 2, check=True, device=asked.device, prompts=prompts)
                 with tempfile.TemporaryDirectory() as folder:
                     ran = launch(job, nproc=plan.world, log_dir=Path(folder), timeout_s=120)
                 failed += not ran.equal
                 mean = f"{ran.rounds.mean:.2f} a round  " if ran.rounds else ""
                 print(
-                    f"{plan.describe():<32} {mean}{precision} {name:<8} {'equal' if ran.equal else 'DIFFERS'} "
+                    f"{at.describe():<48} {mean}{precision} {name:<8} {'equal' if ran.equal else 'DIFFERS'} "
                     f"margin {ran.max_difference:.1e}  a token {ran.decode_s * 1e3:.3f} ms, "
-                    f"prefill {ran.prefill_s * 1e3:.3f} ms, peak {max(ran.peak_bytes) / 2**20:.1f} MiB",
+                    f"prefill {ran.prefill_s * 1e3:.3f} ms, peak {max(ran.peak_bytes) / 2**20:.1f} MiB"
+                    + (f"  as the exact model's {ran.drift.equal:.1%}" if ran.drift else ""),
                     flush=True,
                 )
     print(f"{failed} differ" if failed else "all equal")

@@ -7,6 +7,7 @@ from autotune.planners.lower.fuse import nodes_of
 from autotune.planners.lower.shape import Shape
 from autotune.planners.lower.stage import local_size
 from autotune.spec.graph import Block, Node
+from autotune.spec.int8_graph import weight_bytes
 from autotune.spec.program import Instruction
 from autotune.spec.work import Memory
 
@@ -25,6 +26,8 @@ def fused_work(block: Block, body: Body, instruction: Instruction, shape: Shape)
     """Operands, results, weights and cache, each once; what the joined operations hand one another is nowhere. Named by
     its tokens too: a few rows are multiplied one by one, so that with each the same bytes take longer."""
     nodes = nodes_of(block, instruction)
-    elements = sum(local_size(w, shape.tensor) for n in nodes for w in n.weights) + sum(_cache(n, shape) for n in nodes)
+    own = [weight for node in nodes for weight in node.weights]
+    weights = sum(local_size(w, shape.tensor) * weight_bytes(w, shape.width) for w in own)
+    cache = sum(_cache(node, shape) for node in nodes) * shape.width
     passed = sum(body.sizes[name] for name in instruction.reads + instruction.writes)
-    return Memory(f"{instruction.op} x{shape.tokens}", elements * shape.width + passed, shape.dtype)
+    return Memory(f"{instruction.op} x{shape.tokens}", weights + cache + passed, shape.dtype)

@@ -44,7 +44,8 @@ class PassCosts:
         self.first = self.keys == self.queries  # the prompt's pass
         parts = prompt_parts(self.plan, self.workload) if self.first else ((self.queries, self.keys),)
         self.shapes = tuple(generation_shape(self.plan, self.workload, *part) for part in parts)
-        self.every = program_sizes(self.plan, self.model, self.workload, self.queries, self.keys)
+        site = self.bodies.site
+        self.every = program_sizes(self.plan, self.model, self.workload, self.queries, self.keys, site)
         self.shape, self.sizes = self.shapes[-1], self.every[-1]
 
     def cost(self, instruction: Instruction) -> Cost:

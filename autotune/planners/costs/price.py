@@ -30,7 +30,7 @@ Key = tuple[Hashable, ...]
 
 # Who stands in for a backend that was not measured: the default first, then by how alike they are.
 BACKENDS = ("sdpa", "flash", "efficient", "cudnn", "math")
-FORMS = ("fwd", "dgrad", "wgrad", "bwd")
+FORMS = ("fwd", "dgrad", "wgrad", "int8", "bwd")
 
 
 class Pricer:
@@ -125,16 +125,17 @@ class Pricer:
             return self._exact[work], "measured"
         key, same = self._choose(self._scatters, wanted, unlike)
         if key is None:
-            return self._roofline.dense(work), "datasheet"
+            return self._roofline.dense(work) + self._roofline.widening(work), "datasheet"
         curve = self._scatters[key]
         efficiency, inside = curve.at(_point(work))
+        more = self._roofline.widening(work) if key[2] != work.form else 0.0
         computes = self._roofline.computes(work)
         if not (curve.computing if computes else curve.moving):
             # Only the other side of the roofline was measured: its efficiency says nothing about this side.
             side = self._roofline.computing(work) if computes else self._roofline.moving(work)
             other = work.bytes / self._roofline.bandwidth if computes else work.flops / self._roofline.peak(work.dtype)
-            return max(side, other / efficiency) + self._roofline.kernel_seconds, "extrapolated"
-        seconds = self._roofline.ideal(work) / efficiency
+            return max(side, other / efficiency) + self._roofline.kernel_seconds + more, "extrapolated"
+        seconds = self._roofline.ideal(work) / efficiency + more
         return seconds, "interpolated" if inside and same else "extrapolated"
 
     def _memory(self, work: Memory) -> Price:

@@ -21,7 +21,7 @@ from math import cbrt
 
 from autotune.spec.errors import Problem, UsageError
 from autotune.spec.machine import Profile
-from autotune.spec.work import BYTES, Attention, Copy, Matmul, Memory, Optimizer
+from autotune.spec.work import BYTES, FEW_ROWS, Attention, Copy, Matmul, Memory, Optimizer
 
 
 class Roofline:
@@ -79,6 +79,14 @@ class Roofline:
 
     def dense(self, work: Matmul | Attention) -> float:
         return max(self.computing(work), self.moving(work)) + self.kernel_seconds
+
+    def widening(self, work: Matmul | Attention) -> float:
+        """What a product with weights of a byte takes beyond a plain one with more tokens than kernels of ours
+        multiply: the weight is read, written as wide as x, and read again as that."""
+        if not isinstance(work, Matmul) or work.form != "int8" or work.m <= FEW_ROWS:
+            return 0.0
+        moved = work.batch * work.k * work.n * 2 * BYTES[work.dtype]
+        return moved / (self.bandwidth * self.memory_efficiency) + self.kernel_seconds
 
     def memory(self, work: Memory | Optimizer) -> float:
         name = f"memory_efficiency.{work.op}" if isinstance(work, Memory) else "optimizer_efficiency"

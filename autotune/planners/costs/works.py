@@ -37,6 +37,11 @@ def _linear(node: Node, shape: Shape) -> tuple[Work, ...]:
     return (Matmul(shape.tokens, inputs, outputs, shape.dtype, "fwd"),)
 
 
+def _linear_int8(node: Node, shape: Shape) -> tuple[Work, ...]:
+    inputs, outputs = _sides(node, shape)
+    return (Matmul(shape.tokens, inputs, outputs, shape.dtype, "int8"),)
+
+
 def _linear_dgrad(node: Node, shape: Shape) -> tuple[Work, ...]:
     inputs, outputs = _sides(node, shape)
     return (Matmul(shape.tokens, outputs, inputs, shape.dtype, "dgrad"),)
@@ -131,6 +136,7 @@ WORKS: dict[str, Rule] = {
     "grouped.dgrad": _grouped("dgrad"),
     "grouped.wgrad": _grouped_wgrad,
     "linear": _linear,
+    "linear_int8": _linear_int8,
     "linear.dgrad": _linear_dgrad,
     "linear.wgrad": _linear_wgrad,
     "attention": _attention("fwd"),

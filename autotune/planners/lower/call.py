@@ -8,7 +8,13 @@ from autotune.planners.lower.shape import Shape
 from autotune.spec.graph import Node
 
 CHUNK_BYTES = 64 * 2**20  # of the wide temporaries of losses and weight gradients (runners/ops)
+TILE_ROWS = 64  # products begin where they read fastest
 INT, BOOL = 8, 1  # bytes of an index and of a mask's element
+
+
+def tile_rows(inputs: int, width: int) -> int:
+    """Rows of a weight [outputs, inputs] that are widened to `width` bytes an element at a time."""
+    return max(1, CHUNK_BYTES // (inputs * width * TILE_ROWS)) * TILE_ROWS
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,11 @@ from autotune.spec.program import Instruction
 JOIN = "+"
 RUNS = (  # longer ones first
     ("rmsnorm", "linear", "swiglu"),
+    ("rmsnorm", "linear_int8", "swiglu"),
     ("rmsnorm", "linear"),
+    ("rmsnorm", "linear_int8"),
     ("linear", "add"),
+    ("linear_int8", "add"),
     ("rotary", "attention"),
     ("rotary_norm", "attention"),
 )

@@ -13,13 +13,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 
 from autotune.planners.decoding.strategies import STRATEGIES, scored, tree_of
 from autotune.planners.lower.body import Body, lower_block
+from autotune.planners.lower.call import Site
+from autotune.planners.lower.fuse import nodes_of
 from autotune.planners.lower.shape import Shape, generation_shape
-from autotune.planners.lower.stage import Cut, canonical_stages, cut_of, local_parameters, stage_blocks
+from autotune.planners.lower.stage import Cut, canonical_stages, cut_of, local_bytes, stage_blocks
+from autotune.planners.lower.workspace import widened
 from autotune.planners.passes.communicate import communicate
 from autotune.planners.simulate import memory
 from autotune.spec.graph import Block, kv_bytes_per_token
@@ -31,13 +34,14 @@ from autotune.spec.work import BYTES
 from autotune.spec.workload import Workload
 
 ID = 8  # bytes of a token
+GPU = Site()
 
 
 @dataclass(frozen=True)
 class Pass:
-    """Bytes of one forward pass through one stage on one tensor rank; `parameters` in elements."""
+    """Bytes of one forward pass through one stage on one tensor rank."""
 
-    parameters: int
+    weights: int
     cache: int  # keys and values of its layers, all positions
     inputs: int  # the boundary activation received (0 at the first stage)
     output: int  # the boundary activation handed on, or the logits of one token a sequence
@@ -86,8 +90,17 @@ def room(plan: Plan, workload: Workload) -> int:
     return workload.prompt_length + workload.new_tokens + scored(plan) - 1
 
 
+def _inside(block: Block, shape: Shape, site: Site, rank: int, instruction: Instruction) -> int:
+    """What an operation of a pass takes inside itself, where that is as large as a weight."""
+    if instruction.part < 0:
+        return 0
+    return max(widened(node, block_shape(block, shape), site) for node in nodes_of(block, instruction))
+
+
 @lru_cache(maxsize=4096)
-def transient_bytes(model: ModelSpec, cut: Cut, stage: int, shape: Shape, head: bool = True) -> tuple[int, int]:
+def transient_bytes(
+    model: ModelSpec, cut: Cut, stage: int, shape: Shape, head: bool = True, site: Site = GPU
+) -> tuple[int, int]:
     """(bytes beyond input and output, bytes of the output) of a forward through a stage, or through all of it but the
     head.
 
@@ -101,7 +114,8 @@ def transient_bytes(model: ModelSpec, cut: Cut, stage: int, shape: Shape, head: 
         if block.kind == "head" and shape.queries > shape.scored:  # the last rows are copied out before the head runs
             rows = body.sizes["x"]
             most, held = max(most, held + rows), rows
-        peak = max(memory(body.forward, lambda rank, instruction: 0)[0].get("device", ()), default=0)
+        inside = partial(_inside, block, shape, site)
+        peak = max(memory(body.forward, inside)[0].get("device", ()), default=0)
         # A layer follows the embedding, a stage's input, or another layer.
         again = body.output_bytes if counted_blocks(model, cut, stage)[block] > 1 else 0
         most = max(most, max(held, again) + peak)
@@ -111,17 +125,18 @@ def transient_bytes(model: ModelSpec, cut: Cut, stage: int, shape: Shape, head: 
 
 @lru_cache(maxsize=1024)
 def pass_sizes(
-    plan: Plan, model: ModelSpec, workload: Workload, queries: int, keys: int, head: bool = True
+    plan: Plan, model: ModelSpec, workload: Workload, queries: int, keys: int, head: bool = True, site: Site = GPU
 ) -> tuple[Pass, ...]:
     """The bytes of every stage of a pass over `queries` new tokens a sequence; without `head` it ends before that."""
     shape = generation_shape(plan, workload, queries, keys)
     found, cut = [], cut_of(plan, model)
     for s, blocks in enumerate(stage_blocks(model, cut)):
         layers = sum(block.kind == "layer" for block in blocks)
-        transient, output = transient_bytes(model, cut, s, shape, head)
+        transient, output = transient_bytes(model, cut, s, shape, head, site)
         inputs = shape.tokens * model.hidden * shape.width if s else 0
         cache = cache_bytes(plan, model, workload, layers)
-        found.append(Pass(local_parameters(blocks, plan.tensor), cache, inputs, output, transient))
+        weights = local_bytes(blocks, plan.tensor, shape.width)
+        found.append(Pass(weights, cache, inputs, output, transient))
     return tuple(found)
 
 
@@ -145,16 +160,16 @@ def draft_bytes(plan: Plan, workload: Workload) -> tuple[int, int]:
     alone, blocks = Plan(data=plan.data), all_blocks(workload.draft)
     tokens = workload.batch // plan.data * room(plan, workload)
     cache = tokens * kv_bytes_per_token(workload.draft, BYTES[workload.precision])
-    return local_parameters(blocks, alone.tensor) * BYTES[workload.precision], cache
+    return local_bytes(blocks, alone.tensor, BYTES[workload.precision]), cache
 
 
 Sizes = tuple[tuple[Pass, ...], ...]  # of every pass of a program, of every stage
 
 
-def program_sizes(plan: Plan, model: ModelSpec, workload: Workload, queries: int, keys: int) -> Sizes:
+def program_sizes(plan: Plan, model: ModelSpec, workload: Workload, queries: int, keys: int, site: Site = GPU) -> Sizes:
     """The bytes of the passes of a program: of the prefill, one for each part of the prompt, else one."""
     parts = prompt_parts(plan, workload) if keys == queries else ((queries, keys),)
-    return tuple(pass_sizes(plan, model, workload, *part, part == parts[-1]) for part in parts)
+    return tuple(pass_sizes(plan, model, workload, *part, part == parts[-1], site) for part in parts)
 
 
 def _buffers(
@@ -164,7 +179,7 @@ def _buffers(
     size, batch, last = sizes[-1][rank], workload.batch // plan.data, len(sizes[-1]) - 1
     slate, width = batch * scored(plan) * ID, BYTES[workload.precision]
     held = {
-        f"w.{rank}": Buffer(size.parameters * width, persistent=True),
+        f"w.{rank}": Buffer(size.weights, persistent=True),
         f"kv.{rank}": Buffer(size.cache, persistent=True),
         "out": Buffer(batch * text_columns(plan, workload) * ID, persistent=True),
     }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
 
 from autotune.planners.lower.body import PROGRAMS, Body, lower_block
@@ -13,18 +13,24 @@ from autotune.planners.lower.shape import Shape
 from autotune.planners.lower.workspace import Site, workspace
 from autotune.planners.simulate import memory
 from autotune.spec.graph import Block, Node, Weight, blocks
+from autotune.spec.int8_graph import rounded, weight_bytes
 from autotune.spec.model import ModelSpec
-from autotune.spec.plan import Plan
+from autotune.spec.plan import EXACT, INT8, Plan
 from autotune.spec.program import Program
+
+# How a plan's `weights` change the blocks of a model.
+FORMS: Mapping[str, Callable[[Block], Block]] = {EXACT: lambda block: block, INT8: rounded}
 
 
 @dataclass(frozen=True)
 class Cut:
     """Where the list of layers is cut: how many each stage has. `ends`: the outer stages hold embedding and head;
-    else every rank holds rows of both (see lower.vocabulary), and the last stage ends with the final norm."""
+    else every rank holds rows of both (see lower.vocabulary), and the last stage ends with the final norm. `weights`:
+    how layers keep their linear weights, a key of FORMS."""
 
     layers: tuple[int, ...]
     ends: bool = True
+    weights: str = EXACT
 
     @property
     def stages(self) -> int:
@@ -62,19 +68,19 @@ def partition(layers: int, stages: int) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=1024)
-def _cut(layers: int, stages: int, given: str, ends: bool) -> Cut:
-    return Cut(tuple(map(int, given.split(","))) if given else partition(layers, stages), ends)
+def _cut(layers: int, stages: int, given: str, ends: bool, weights: str) -> Cut:
+    return Cut(tuple(map(int, given.split(","))) if given else partition(layers, stages), ends, weights)
 
 
 def cut_of(plan: Plan, model: ModelSpec) -> Cut:
     """The cut of a plan: its own `layers`, or the even one."""
-    return _cut(model.layers, plan.stages, plan.layers, plan.vocabulary == "ends")
+    return _cut(model.layers, plan.stages, plan.layers, plan.vocabulary == "ends", plan.weights)
 
 
 @lru_cache(maxsize=256)
 def stage_blocks(model: ModelSpec, cut: Cut) -> tuple[tuple[Block, ...], ...]:
     """The blocks of every stage: the embedding joins the first, the head (or its norm alone) the last."""
-    embed, *layers, head = blocks(model)
+    embed, *layers, head = map(FORMS[cut.weights], blocks(model))
     held: list[tuple[Block, ...]] = []
     at = 0
     for count in cut.layers:
@@ -140,18 +146,31 @@ def local_size(weight: Weight, tensor: int) -> int:
 
 def local_parameters(stage: tuple[Block, ...], tensor: int) -> int:
     """Elements of a stage's weights that one tensor rank holds; a tensor shared by two of its blocks counts once."""
-    layers = sum(_elements(canonical(block), tensor) for block in stage if block.kind == "layer")  # each by itself
-    sizes = {}
+    return _added(stage, tensor, _elements)
+
+
+def local_bytes(stage: tuple[Block, ...], tensor: int, width: int) -> int:
+    """Bytes of the same, where what is kept as the precision says takes `width` an element."""
+    return _added(stage, tensor, partial(_bytes, width))
+
+
+def _added(stage: tuple[Block, ...], tensor: int, of: Callable[[Block, int], Mapping[str, int]]) -> int:
+    layers = sum(sum(of(canonical(block), tensor).values()) for block in stage if block.kind == "layer")  # by itself
+    sizes: dict[object, int] = {}
     for number, block in enumerate(stage):
         for weight in block.weights() if block.kind != "layer" else ():
-            key = weight.parts or (number, weight.name)
-            sizes[key] = local_size(weight, tensor)
+            sizes[weight.parts or (number, weight.name)] = of(block, tensor)[weight.name]
     return layers + sum(sizes.values())
 
 
 @lru_cache(maxsize=1024)
-def _elements(block: Block, tensor: int) -> int:
-    return sum(local_size(weight, tensor) for weight in block.weights())
+def _elements(block: Block, tensor: int) -> Mapping[str, int]:
+    return {weight.name: local_size(weight, tensor) for weight in block.weights()}
+
+
+@lru_cache(maxsize=1024)
+def _bytes(width: int, block: Block, tensor: int) -> Mapping[str, int]:
+    return {weight.name: local_size(weight, tensor) * weight_bytes(weight, width) for weight in block.weights()}
 
 
 @lru_cache(maxsize=8192)

@@ -37,6 +37,7 @@ def _dispatch(node: Node, tensor: int) -> Widths:
 
 WIDTHS: Mapping[str, Callable[[Node, int], Widths]] = {
     "linear": lambda node, t: (_shared(node, "outputs", t, "column"),),
+    "linear_int8": lambda node, t: (_shared(node, "outputs", t, "column"),),
     "rotary": _rotary,
     "rotary_norm": _rotary,
     "attention": lambda node, t: (node.attr("heads") // t * node.attr("v_dim"),),

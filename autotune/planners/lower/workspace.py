@@ -14,12 +14,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from autotune.planners.lower import workspace_mixed as mixed
-from autotune.planners.lower.call import BOOL, CHUNK_BYTES, INT, Call, Site
+from autotune.planners.lower.call import BOOL, CHUNK_BYTES, INT, Call, Site, tile_rows
 from autotune.planners.lower.shape import Shape
-from autotune.spec.graph import Block
+from autotune.spec.graph import Block, Node
+from autotune.spec.int8_graph import OP as INT8_OP
 from autotune.spec.program import Instruction
+from autotune.spec.work import FEW_ROWS
 
-__all__ = ["CHUNK_BYTES", "Site", "staging", "workspace"]
+__all__ = ["CHUNK_BYTES", "Site", "staging", "widened", "workspace"]
 
 Rule = Callable[[Call], int]
 
@@ -214,6 +216,19 @@ CUDA: Mapping[str, Rule] = {
 }
 COLLECTIVES: Mapping[str, Mapping[str, float]] = {"cpu": {"all_gather": 1.0, "reduce_scatter": 1.0}}
 RULES: Mapping[str, Mapping[str, Rule]] = {"cpu": CPU, "cuda": CUDA}
+
+
+def widened(node: Node, shape: Shape, site: Site) -> int:
+    """Bytes that a product with rounded weights takes inside itself: some of its rows as wide as x, where there are
+    more tokens than a GPU multiplies with the weight as it lies (runners/ops/linear_int8.py); on a CPU a narrow result
+    is widened too while it is scaled."""
+    if node.op != INT8_OP or (site.kind == "cuda" and shape.width <= 4 and shape.tokens <= FEW_ROWS):
+        return 0
+    inputs = node.attr("inputs") // (shape.tensor if node.split == "row" else 1)
+    outputs = node.attr("outputs") // (shape.tensor if node.split == "column" else 1)
+    rows = min(outputs, tile_rows(inputs, shape.width))
+    scaled = shape.tokens * rows * 4 if site.kind == "cpu" and shape.width < 4 else 0
+    return max(rows * inputs * shape.width, scaled)
 
 
 def staging(op: str, whole: int, site: Site) -> int:

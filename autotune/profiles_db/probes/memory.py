@@ -12,7 +12,7 @@ from autotune.profiles_db.probes.memory_ops import HEAD, OPS, Shape
 from autotune.profiles_db.probes.pool import DTYPES
 from autotune.profiles_db.probes.timing import Trial
 from autotune.spec.errors import EnvironmentFault, nearest_name
-from autotune.spec.work import BYTES, MASKED, Attention, Memory, Work
+from autotune.spec.work import BYTES, MASKED, Attention, Matmul, Memory, Work
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -34,6 +34,8 @@ def probed(work: Work) -> bool:
     and priced as a copy elsewhere; so is attention under a mask, whose probes know of none."""
     if isinstance(work, Attention):
         return work.backend != MASKED
+    if isinstance(work, Matmul):
+        return work.form != "int8"  # no library multiplies so
     return not isinstance(work, Memory) or work.op in OPS
 
 

@@ -20,6 +20,7 @@ from autotune.runners.ops import (
     grouped,
     latent,
     linear,
+    linear_int8,
     norm,
     rotary,
 )
@@ -50,6 +51,7 @@ OPERATIONS: dict[str, Operation] = {
     "embedding": Operation(embedding.forward, None, embedding.wgrad),
     "rmsnorm": Operation(norm.forward, norm.dgrad, norm.wgrad),
     "linear": Operation(linear.forward, linear.dgrad, linear.wgrad),
+    "linear_int8": Operation(linear_int8.forward),
     "rotary": Operation(rotary.rotary, rotary.rotary_dgrad),
     "rotary_norm": Operation(rotary.rotary_norm, rotary.rotary_norm_dgrad, rotary.rotary_norm_wgrad),
     "attention_more": Operation(attention.more, attention.more_dgrad),

@@ -17,6 +17,7 @@ from autotune.kernels import usable
 from autotune.runners.ops import OPERATIONS, Env
 from autotune.runners.ops.attention import window_of
 from autotune.runners.ops.attention_cache import FLASH_DTYPES
+from autotune.runners.ops.linear import operands
 from autotune.runners.ops.rotary import on_gpu
 from autotune.spec.graph import Node
 
@@ -39,16 +40,14 @@ def _product(env: Env, nodes: Nodes, x: Tensor, more: Tensor | None = None) -> t
         return one_by_one(env, nodes, *((x,) if more is None else (x, more)))
     from autotune.kernels import matvec
 
-    node = next(n for n in nodes if n.op == "linear")
-    weight, *biases = (env.weights[w.name] for w in node.weights)
+    weight, scales, bias = operands(env, next(n for n in nodes if n.op in PRODUCTS))
     gated = nodes[-1].op == "swiglu"
-    biases = [] if node.split == "row" and env.tensor_rank else biases
-    if len(x) > matvec.MOST_ROWS or x.shape[1] > matvec.MOST_INPUTS or (gated and biases):
+    if len(x) > matvec.MOST_ROWS or x.shape[1] > matvec.MOST_INPUTS or (gated and bias is not None):
         return one_by_one(env, nodes, *((x,) if more is None else (x, more)))
     norm = None
     if nodes[0].op == "rmsnorm":
         norm = matvec.Norm(env.weights[nodes[0].weights[0].name], nodes[0].number("eps"))
-    return (matvec.product(x, weight, norm, biases[0] if biases else None, more, gated),)
+    return (matvec.product(x, weight, norm, bias, more, gated, scales=scales),)
 
 
 @lru_cache(maxsize=8)
@@ -74,10 +73,14 @@ def _attention(env: Env, nodes: Nodes, qkv: Tensor) -> tuple[Tensor, ...]:
     return (decode.attend(qkv, heads, env.rope, cache, room, window_of(env, attention, env.sequence), norms),)
 
 
+PRODUCTS = ("linear", "linear_int8")
 FUSED: dict[str, Fused] = {
     "rmsnorm+linear+swiglu": _product,
+    "rmsnorm+linear_int8+swiglu": _product,
     "rmsnorm+linear": _product,
+    "rmsnorm+linear_int8": _product,
     "linear+add": _product,
+    "linear_int8+add": _product,
     "rotary+attention": _attention,
     "rotary_norm+attention": _attention,
 }

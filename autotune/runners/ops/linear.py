@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from autotune.runners.ops.env import Env
 from autotune.spec.graph import Node
+from autotune.spec.int8_graph import SCALE
 
 # A weight gradient in a narrower type than its accumulator needs a product of its own; this bounds that product.
 WGRAD_CHUNK_BYTES = 64 * 2**20
 ALIGNED_ROWS = 64  # chunks start where products read fastest: cuBLAS has slower kernels for operands off 16 bytes
 
 
-def forward(env: Env, node: Node, x: Tensor) -> tuple[Tensor, ...]:
-    """x [tokens, inputs of the shard] -> [tokens, outputs of the shard].
+class Operands(NamedTuple):
+    """What a linear layer multiplies with here: of a rounded weight also the scales of its rows; the bias, where this
+    rank adds one (of a row split the result is a partial sum: only the first tensor rank adds the whole bias)."""
 
-    Of a row split the result is a partial sum, so only the first tensor rank adds the (whole) bias.
-    """
-    weight = env.weights[node.weights[0].name]
-    if len(node.weights) > 1 and (node.split != "row" or env.tensor_rank == 0):
-        return (torch.addmm(env.weights[node.weights[1].name], x, weight.t()),)
-    return (torch.mm(x, weight.t()),)
+    weight: Tensor
+    scales: Tensor | None
+    bias: Tensor | None
+
+
+def operands(env: Env, node: Node) -> Operands:
+    weight, *rest = node.weights
+    scales = [env.weights[w.name] for w in rest if w.form == SCALE]
+    biases = [env.weights[w.name] for w in rest if w.form != SCALE and (node.split != "row" or env.tensor_rank == 0)]
+    return Operands(env.weights[weight.name], scales[0] if scales else None, biases[0] if biases else None)
+
+
+def forward(env: Env, node: Node, x: Tensor) -> tuple[Tensor, ...]:
+    """x [tokens, inputs of the shard] -> [tokens, outputs of the shard]; of a row split a partial sum."""
+    weight, _, bias = operands(env, node)
+    return (torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t()),)
 
 
 def dgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
