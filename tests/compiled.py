@@ -22,7 +22,17 @@ POINTERS = {
 }
 PRODUCT = {"columns": 16, "rows": 64, "lanes": 256, "stages": 3, "scaled": False, "biased": False, "early": True}
 ROW = {"tokens": 1, "rows": 4, "lanes": 4096, "biased": False, "early": True}
-ATTEND = {"queries": 32, "heads": 8, "half": 64, "lanes": 64, "block": 32, "splits": 33, "least": 64, "early": True}
+ATTEND = {
+    "page": 0,
+    "queries": 32,
+    "heads": 8,
+    "half": 64,
+    "lanes": 64,
+    "block": 32,
+    "splits": 33,
+    "least": 64,
+    "early": True,
+}
 SETTLE = {"depth": 5, "lanes": 8, "nodes": 5, "spots": 8, "first": False, "handed": True}
 KERNELS: dict[str, tuple[Any, dict[str, Any], int]] = {
     "a token": (
@@ -33,6 +43,16 @@ KERNELS: dict[str, tuple[Any, dict[str, Any], int]] = {
     "a tree": (
         decode._attend,
         ATTEND | {"rows": 64, "new": 9, "fresh": 16, "tree": True, "few": 64, "chunk": 1, "norm": False},
+        2,
+    ),
+    "a token in pages": (
+        decode._attend,
+        ATTEND | {"page": 16, "rows": 16, "new": 1, "fresh": 16, "tree": False, "few": 4, "chunk": 16, "norm": True},
+        2,
+    ),
+    "a tree in pages": (
+        decode._attend,
+        ATTEND | {"page": 64, "rows": 64, "new": 9, "fresh": 16, "tree": True, "few": 64, "chunk": 1, "norm": False},
         2,
     ),
     "gated products": (matvec._products, PRODUCT | {"norm": True, "gated": True, "added": False}, 4),

@@ -236,7 +236,7 @@ def answer(
 
     generator = Generator.build(plan, model, workload, rank, torch.device("cpu"), load, seed=3, load_draft=load_draft)
     whole = random_prompts(workload, model.vocab)
-    generator.generate(Prompts(whole, (workload.prompt_length,) * workload.batch))
+    generator.generate(Prompts(whole.flip(1), workload.prompt_lengths or (workload.prompt_length,) * workload.batch))
     first = generator.mesh.data * (workload.batch // plan.data)
 
     def ended(rows: list[list[int]]) -> bool:

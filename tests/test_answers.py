@@ -35,11 +35,15 @@ CASES = [
 
 
 @lru_cache
-def expected(name: str, work: Workload) -> list[list[int]]:
+def expected(name: str, work: Workload, lengths: tuple[int, ...] = LENGTHS) -> list[list[int]]:
     """Each prompt continued alone by the reference."""
-    model, whole, numbers = MODELS[name], random_prompts(work, MODELS[name].vocab), draws(3, 0, work.batch, 6)
+    model, whole, numbers = (
+        MODELS[name],
+        random_prompts(work, MODELS[name].vocab),
+        draws(3, 0, work.batch, work.new_tokens),
+    )
     found = []
-    for row, length in enumerate(LENGTHS):
+    for row, length in enumerate(lengths):
         own = numbers[row]
 
         def choose(logits: torch.Tensor, step: int, own: torch.Tensor = own) -> torch.Tensor:

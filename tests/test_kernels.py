@@ -233,6 +233,50 @@ def test_attention_over_a_cache(
     assert not room.done.any()
 
 
+def scattered(cache: KVCache, layer: int, page: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same keys and values in pages that lie in any order among others, and the table that tells."""
+    batch, positions = cache.k.shape[1:3]
+    columns = positions // page
+    table = 3 + torch.randperm(batch * columns + 4)[: batch * columns].view(batch, columns)
+    pools = []
+    for part in (cache.k[layer], cache.v[layer]):
+        pool = torch.full((3 + batch * columns + 4, page, *part.shape[2:]), float("nan"), dtype=part.dtype)
+        pool[table.flatten()] = part.reshape(batch * columns, page, *part.shape[2:])
+        pools.append(pool)
+    return pools[0], pools[1], table
+
+
+def in_order(pool: Tensor, table: Tensor) -> Tensor:
+    """What a pool has of each sequence, position after position."""
+    return pool[table.flatten()].view(len(table), -1, *pool.shape[2:])
+
+
+@pytest.mark.parametrize("tree", [False, True], ids=["", "tree"])
+@pytest.mark.parametrize("page", [16, 64])
+@pytest.mark.parametrize("new", [1, 9])
+@pytest.mark.parametrize(("splits", "window"), [(1, 0), (3, 0), (3, 20)])
+def test_attention_over_pages(splits: int, window: int, new: int, page: int, tree: bool) -> None:
+    """Bit by bit what it gives over a cache without pages, and in it; pages of others hold no numbers and stay so."""
+    if tree and new == 1:
+        pytest.skip("a tree has several nodes")
+    sizes = rotary.Heads(6, 2, 48, new)
+    env, _, _, qkv = decoding(False, sizes, torch.float32, 3)
+    lengths = Lengths.empty(3, new, 128, qkv.device, TREE if tree else None)
+    lengths.move(torch.tensor([5, 100, 128 - new]))
+    plain = own(env.cache, 1, lengths.used)
+    keys, values, table = scattered(env.cache, 1, page)
+    paged = plain._replace(keys=keys, values=values, table=table)
+    if tree:
+        plain, paged = (c._replace(depths=lengths.depths, visible=lengths.visible) for c in (plain, paged))
+    room = decode.parts(3, sizes, qkv.device, splits)
+    wanted = decode.attend(qkv, sizes, env.rope, plain, room, window)
+    assert torch.equal(decode.attend(qkv, sizes, env.rope, paged, room, window), wanted)
+    assert torch.equal(in_order(keys, table), plain.keys) and torch.equal(in_order(values, table), plain.values)
+    others = torch.ones(len(keys), dtype=torch.bool)
+    others[table.flatten()] = False
+    assert keys[others].isnan().all() and values[others].isnan().all()
+
+
 TREE = Tree((0, 0, 1, 1, 2, 3, 3, 0))
 
 

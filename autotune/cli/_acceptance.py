@@ -73,7 +73,8 @@ def measure_acceptance(path: str, overrides: Sequence[str]) -> None:
     )
     device = "cpu" if machine_facts().kind == "cpu" else "cuda"
     many = max(SEQUENCES[device], workload.batch)
-    asked = replace(workload, batch=many // AT_ONCE * AT_ONCE if many > AT_ONCE else many)
+    batch = many // AT_ONCE * AT_ONCE if many > AT_ONCE else many
+    asked = replace(workload, batch=batch, prompt_lengths=())
     conditions, axes = conditions_of(recipe, workload), recipe.axes()
     found: list[dict[str, Any]] = []
     plans = [plan for name in map(str, axes.get("decoding", tuple(STRATEGIES))) for plan in _plans(name, asked, axes)]

@@ -73,13 +73,13 @@ def fitted(
     Raises UsageError for what the model cannot continue, with the file that it comes from."""
     many = -(-len(prompts) // at_once) * at_once
     whole = (*prompts, *(prompts[-1],) * (many - len(prompts)))
-    workload = replace(workload, batch=many)
+    workload = replace(workload, batch=many, prompt_lengths=())
     try:
         encode(whole[: len(prompts)], model, replace(workload, batch=len(prompts)))
     except UsageError as error:
         problems = [replace(p, file=_shown(source)) if p.key.startswith("prompt ") else p for p in error.problems]
         raise UsageError(error.message, problems=problems) from None
-    return whole, workload
+    return whole, replace(workload, prompt_lengths=tuple(len(text.encode("utf-8")) for text in whole))
 
 
 def answers(prompts: Sequence[str], report: Mapping[str, Any]) -> list[str]:

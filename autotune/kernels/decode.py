@@ -45,13 +45,17 @@ class Tiles(NamedTuple):
 class Cache(NamedTuple):
     """One layer's keys and values [batch, positions, key heads, width], and int32 [batch]: how many of the positions
     are filled once the new tokens are in. Of several new tokens of a sequence that do not follow one another `depths`,
-    int64 [new], says how many come before each in its text, and `visible`, bool [new, new], which ones it sees."""
+    int64 [new], says how many come before each in its text, and `visible`, bool [new, new], which ones it sees.
+
+    With a `table`, int64 [batch, pages], keys and values are a pool of pages [pages, positions of a page, key heads,
+    width], and it says which of them a sequence has, in order."""
 
     keys: Tensor
     values: Tensor
     used: Tensor
     depths: Tensor | None = None
     visible: Tensor | None = None
+    table: Tensor | None = None
 
 
 @triton.jit
@@ -67,11 +71,24 @@ def _turned(at, lane, inside, weight, cos, sin, eps, half: tl.constexpr, norm: t
 
 
 @triton.jit
-def _keys(keys, values, of_head, begin, end, lane, heads, half: tl.constexpr, block: tl.constexpr):
+def _row(table, sequence, place, positions, page: tl.constexpr):
+    """Which of all rows of the keys holds a position of a sequence, of `positions` each."""
+    if page > 0:
+        number = tl.load(table + (sequence * positions) // page + place // page, mask=place < positions, other=0)
+        return number * page + place % page
+    else:
+        return sequence.to(tl.int64) * positions + place
+
+
+@triton.jit
+def _keys(
+    keys, values, table, sequence, head, begin, end, lane, heads, positions,
+    half: tl.constexpr, block: tl.constexpr, page: tl.constexpr,
+):  # fmt: skip
     """Both halves of a block of keys and of their values, from `begin` and before `end`."""
     place = begin + tl.arange(0, block)
     known = (place < end)[:, None] & (lane < half)
-    at = of_head + place.to(tl.int64)[:, None] * heads * 2 * half + lane
+    at = (_row(table, sequence, place, positions, page)[:, None] * heads + head) * 2 * half + lane
     ka = tl.load(keys + at, mask=known, other=0.0)
     kb = tl.load(keys + at + half, mask=known, other=0.0)
     va = tl.load(values + at, mask=known, other=0.0)
@@ -97,10 +114,10 @@ def _merge(qa, qb, ka, kb, va, vb, m, l, oa, ob, scale, seen):
 
 @triton.jit
 def _attend(
-    qkv, keys, values, used, depths, visible, cos, sin, q_weight, k_weight, eps, parts, done, out, scale, positions,
-    window,
+    qkv, keys, values, table, used, depths, visible, cos, sin, q_weight, k_weight, eps, parts, done, out, scale,
+    positions, window,
     queries: tl.constexpr, heads: tl.constexpr, half: tl.constexpr, lanes: tl.constexpr, rows: tl.constexpr,
-    new: tl.constexpr, fresh: tl.constexpr, tree: tl.constexpr,
+    new: tl.constexpr, fresh: tl.constexpr, tree: tl.constexpr, page: tl.constexpr,
     block: tl.constexpr, splits: tl.constexpr,
     least: tl.constexpr, few: tl.constexpr, chunk: tl.constexpr, norm: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
@@ -126,8 +143,7 @@ def _attend(
     active = tl.maximum(1, tl.cdiv(filled - first, each))
     begin = first + split * each
     end = tl.minimum(filled, begin + each)
-    of_head = (sequence.to(tl.int64) * positions * heads + head) * width
-    ka, kb, va, vb = _keys(keys, values, of_head, begin, end, lane, heads, half, block)
+    ka, kb, va, vb = _keys(keys, values, table, sequence, head, begin, end, lane, heads, positions, half, block, page)
     c = tl.load(cos + place * width + lane, mask=inside, other=0.0)
     s = tl.load(sin + place * width + lane, mask=inside, other=0.0)
     ahead.wait(early)
@@ -149,7 +165,7 @@ def _attend(
                 na, nb = na.to(kind), nb.to(kind)
                 at_v = of_sequence + (queries + heads + head) * width + lane
                 wa, wb = tl.load(at_v, mask=inside, other=0.0), tl.load(at_v + half, mask=inside, other=0.0)
-                to = of_head + filled.to(tl.int64) * heads * width + lane
+                to = (_row(table, sequence, filled, positions, page) * heads + head) * width + lane
                 tl.store(keys + to, na, mask=inside)
                 tl.store(keys + to + half, nb, mask=inside)
                 tl.store(values + to, wa, mask=inside)
@@ -172,7 +188,7 @@ def _attend(
                 na, nb = na.to(kind), nb.to(kind)
                 at_v = of_other + (queries + heads + head) * width + lane
                 wa, wb = tl.load(at_v, mask=there, other=0.0), tl.load(at_v + half, mask=there, other=0.0)
-                to = of_head + (filled + other).to(tl.int64)[:, None] * heads * width + lane
+                to = (_row(table, sequence, filled + other, positions, page)[:, None] * heads + head) * width + lane
                 tl.store(keys + to, na, mask=there)
                 tl.store(keys + to + half, nb, mask=there)
                 tl.store(values + to, wa, mask=there)
@@ -189,7 +205,9 @@ def _attend(
             at = begin + tl.arange(0, block)[None, :]
             m, l, oa, ob = _merge(qa, qb, ka, kb, va, vb, m, l, oa, ob, scale, (at < end) & (at > low))
         for start in range(begin + block, end, block):
-            ka, kb, va, vb = _keys(keys, values, of_head, start, end, lane, heads, half, block)
+            ka, kb, va, vb = _keys(
+                keys, values, table, sequence, head, start, end, lane, heads, positions, half, block, page
+            )
             at = start + tl.arange(0, block)[None, :]
             m, l, oa, ob = _merge(qa, qb, ka, kb, va, vb, m, l, oa, ob, scale, (at < end) & (at > low))
         of_out = out + sequence.to(tl.int64) * new * queries * width
@@ -273,7 +291,10 @@ def attend(
     """
     how, new = how or Tiles(), heads.sequence
     batch, half = len(qkv) // new, heads.width // 2
-    splits = min(room.values.shape[1], triton.cdiv(cache.keys.shape[1], how.least))
+    table, page, positions = cache.used, 0, cache.keys.shape[1]
+    if cache.table is not None:
+        table, page, positions = cache.table, positions, cache.table.shape[1] * positions
+    splits = min(room.values.shape[1], triton.cdiv(positions, how.least))
     out = torch.empty((len(qkv), heads.queries * heads.width), dtype=qkv.dtype, device=qkv.device)
     tree = cache.visible is not None
     nodes = (cache.depths, cache.visible) if tree else (cache.used, cache.used)
@@ -281,9 +302,9 @@ def attend(
     weights = (norms.q, norms.k, norms.eps) if norms else (rope[0], rope[0], 0.0)
     few, lanes = triton.next_power_of_2(heads.queries // heads.keys * new), _lanes(heads)
     _attend[(batch * heads.keys, splits)](
-        qkv.contiguous(), cache.keys, cache.values, cache.used, *nodes, *rope, *weights, *room, out,
-        LOG2_E / heads.width**0.5, cache.keys.shape[1], window, heads.queries, heads.keys, half, lanes, _rows(heads),
-        new, max(LEAST_ROWS, triton.next_power_of_2(new)), tree, how.keys, splits, how.least, few, max(1, MERGED // (few
-        * lanes)), norms is not None, early, num_warps=how.warps, **ahead.launched(early),
+        qkv.contiguous(), cache.keys, cache.values, table, cache.used, *nodes, *rope, *weights, *room, out,
+        LOG2_E / heads.width**0.5, positions, window, heads.queries, heads.keys, half, lanes, _rows(heads),
+        new, max(LEAST_ROWS, triton.next_power_of_2(new)), tree, page, how.keys, splits, how.least, few,
+        max(1, MERGED // (few * lanes)), norms is not None, early, num_warps=how.warps, **ahead.launched(early),
     )  # fmt: skip
     return out

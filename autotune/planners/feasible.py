@@ -21,13 +21,8 @@ from autotune.spec.model import ModelSpec
 from autotune.spec.plan import EXACT, FUSED, LIBRARY, Plan
 from autotune.spec.workload import Workload
 
-GENERATION_AXES = (
-    "kernels",
-    "prompt_chunk",
-    "weights",
-    "decoding",
-    *DECODING_AXES,
-)  # that have no meaning when training
+# Axes that have no meaning when training.
+GENERATION_AXES = ("kernels", "prompt_chunk", "weights", "page", "decoding", *DECODING_AXES)
 # Axes that have no meaning when generating.
 TRAINING_AXES = (
     "zero",
@@ -62,6 +57,7 @@ PRODUCTS = ("apart", "joined")
 GATHERS = ("step", "unit")
 CHOICES = ("selective", "uniform")
 KERNELS = (LIBRARY, FUSED)
+PAGES = (0, 16, 64, 256)  # positions of a page
 MOST_FUSED = 64  # tokens at a time, of all sequences: kernels.decode keeps all of a sequence's in registers
 
 
@@ -347,6 +343,9 @@ def _generation(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | 
     if plan.pipeline > model.layers:
         found.append(f"pipeline must be at most layers {model.layers} (found {plan.pipeline})")
     found += [_kernels(plan), _weights(plan, model)]
+    if plan.page not in PAGES:
+        near = min(PAGES, key=lambda size: abs(size - plan.page))
+        found.append(f"page must be one of {', '.join(map(str, PAGES))} (found {plan.page}; nearest {near})")
     if not 0 <= plan.prompt_chunk < workload.prompt_length:
         most = f"0, or fewer than prompt_length {workload.prompt_length}"
         nearest = 0 if plan.prompt_chunk < 0 else workload.prompt_length - 1

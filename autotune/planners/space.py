@@ -63,6 +63,8 @@ def axis_values(question: Question) -> dict[str, Values]:
         "sequence_parallel": (False, True) if train else (False,),
         # Reading a prompt in parts takes longer and less memory: a long one may not fit otherwise.
         "prompt_chunk": (0, *(n for n in PARTS if 2 * n <= workload.prompt_length)) if not train else (0,),
+        # Pages pay where prompts differ, which a search does not weigh up.
+        "page": (DEFAULTS["page"],),
         # What changes results the recipe must ask for (spec.changes).
         "weights": (DEFAULTS["weights"],),
         "kernels": (LIBRARY, FUSED) if not train and question.profile.device.kind == "cuda" else (LIBRARY,),

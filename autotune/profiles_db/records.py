@@ -185,6 +185,7 @@ def workload_from(raw: Mapping[str, Any]) -> Workload:
     parts = dict(raw)
     if parts.get("draft"):
         parts["draft"] = model_from(parts["draft"])
+    parts["prompt_lengths"] = tuple(parts.get("prompt_lengths", ()))
     parts["acceptance"] = tuple(acceptance_from(one) for one in parts.get("acceptance", ()))
     workload: Workload = record(Workload, parts)
     return workload

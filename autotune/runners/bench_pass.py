@@ -24,6 +24,7 @@ from autotune.planners.costs.works import works
 from autotune.planners.decoding.strategies import tree_of
 from autotune.planners.lower.body import Body
 from autotune.planners.lower.generate import inference_body
+from autotune.planners.lower.pages import NOWHERE, pages_of
 from autotune.planners.lower.shape import Shape
 from autotune.profiles_db.cores import all_cores, own_cores
 from autotune.runners.at_once import at_once
@@ -38,6 +39,7 @@ from autotune.runners.decoding.sequences import Sequences
 from autotune.runners.decoding.settle import settle
 from autotune.runners.ops import Env, KVCache
 from autotune.runners.ops.attention_cache import Lengths
+from autotune.runners.ops.paged import PagedCache
 from autotune.runners.rope import tables
 from autotune.runners.rounded import random_weight
 from autotune.runners.sampling import drawn, likeliest
@@ -49,7 +51,7 @@ from autotune.spec.machine import Sample
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.program import COMPUTE
-from autotune.spec.work import Memory, Work
+from autotune.spec.work import PAGES, Memory, Work
 from autotune.spec.workload import Workload
 
 COLD_BYTES = 256 * 2**20  # of weights that follow one another, so that none is left in a cache when it comes again
@@ -83,11 +85,11 @@ def layers_of(model: ModelSpec, piece: PassPiece, device: torch.device) -> list[
     many = min(COPIES[1], max(COPIES[0], -(-COLD_BYTES // max(1, size))))
     if device.type == "cpu":  # as many as follow one another there
         many = min(many, model.layers)
-    cache = KVCache.empty(model, many, shape.batch, shape.keys, tensor_size=shape.tensor, dtype=dtype, device=device)
+    cache = _cache(model, many, shape, device)
     lengths, start = None, shape.keys - shape.queries
     if start and (device.type == "cuda" or shape.masked):
         tree = tree_of(piece.round) if piece.round and shape.masked else None
-        lengths = Lengths.empty(shape.batch, shape.queries, shape.keys, device, tree)
+        lengths = Lengths.empty(shape.batch, shape.queries, cache.max_len, device, tree)
         lengths.move(torch.full((shape.batch,), start, device=device))
     env = Env(
         model,
@@ -110,6 +112,18 @@ def layers_of(model: ModelSpec, piece: PassPiece, device: torch.device) -> list[
             weights |= {c.name: torch.zeros(c.shape, device=device) for c in block.constants()}
         made.append(replace(env, layer=layer, weights=weights))
     return made
+
+
+def _cache(model: ModelSpec, layers: int, shape: Shape, device: torch.device) -> KVCache:
+    """As many positions as the pass sees; pages in the order in which a pool hands them out."""
+    kind: dict[str, Any] = {"tensor_size": shape.tensor, "dtype": DTYPES[shape.dtype], "device": device}
+    if not shape.page:
+        return KVCache.empty(model, layers, shape.batch, shape.keys, **kind)
+    each = pages_of(shape.keys, shape.page)
+    pages = NOWHERE + shape.batch * each
+    cache = PagedCache.of_pages(model, layers, pages, shape.page, (shape.batch, each), **kind)
+    cache.assign((shape.keys,) * shape.batch)
+    return cache
 
 
 def run_part(calls: tuple[Call, ...], env: Env, values: Values) -> None:
@@ -154,6 +168,16 @@ def _append(env: Env, group: Any, reads: tuple[Tensor, ...]) -> tuple[object, ..
         env.cache.append_at(env.layer, keys, values, env.lengths.places)
     else:
         env.cache.append(env.layer, keys, values, env.start)
+    return ()
+
+
+def _gather(env: Env, group: Any, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
+    """What attention does next where its keys and values lie in pages that no kernel of it knows of."""
+    assert env.cache is not None
+    if env.lengths is not None and env.start == 0:
+        env.cache.flat(env.layer)
+    else:
+        env.cache.view(env.layer, 0, env.start + env.sequence)
     return ()
 
 
@@ -241,7 +265,11 @@ def stages(body: Body, calls: tuple[Call, ...], piece: PassPiece) -> list[tuple[
         if instruction.op == "attention":
             copies = Call(_append, call.reads, (), (), call.reads, COMPUTE, "append")
             each = Memory("append", 2 * body.sizes[call.reads[1]], shape.dtype)  # keys are as large as values
-            found.append(((*calls[:many], copies), (each, each)))
+            before = (*calls[:many], copies)
+            found.append((before, (each, each)))
+            for work in [work for work in made if isinstance(work, Memory) and work.op == PAGES]:
+                made.remove(work)
+                found.append(((*before, Call(_gather, call.reads, (), (), call.reads, COMPUTE, PAGES)), (work,)))
         found.append((calls[: many + 1], tuple(made) if len(made) == 1 and not call.collective else ()))
     if block.kind == "head":
         for name, run in CHOICES.items():  # each adds to what came before it
@@ -295,7 +323,7 @@ def _stamped(
                 if stays:
                     at, within, seconds = at + 1, 0.0, seconds - within
                 else:
-                    within = seconds
+                    within += seconds
                 if number >= WARM:
                     for work in added:
                         spent[work].append(seconds / len(added))

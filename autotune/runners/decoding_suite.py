@@ -150,7 +150,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     print("| batch | prompt | plan | predicted tokens/s | measured | error | a round, expected / found | round |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for prompt in map(int, asked.prompts.split(",")) if asked.prompts else (base.prompt_length,):
-        lengths = replace(base, prompt_length=prompt)
+        lengths = replace(base, prompt_length=prompt, prompt_lengths=())
         every = list(plans_of(recipe, replace(lengths, batch=1), 1))
         known = acceptances(world, recipe, lengths, every, device)
         for batch in map(int, asked.batches.split(",")):

@@ -20,7 +20,8 @@ from torch import Tensor
 from autotune.planners.decoding.strategies import STRATEGIES, scored, tree_of
 from autotune.planners.feasible import why_not
 from autotune.planners.lower.expand import expand
-from autotune.planners.lower.generate import lower_generation, news, prompt_parts, room, text_columns
+from autotune.planners.lower.generate import lower_generation, news, prompt_parts, text_columns
+from autotune.planners.lower.pages import beyond, pool_pages, room
 from autotune.planners.lower.shape import Shape, generation_shape
 from autotune.planners.lower.stage import cut_of, stage_blocks
 from autotune.runners.body import Watch
@@ -138,11 +139,12 @@ class Generator:
         mesh = Mesh.build(plan, programs, rank, device)
         blocks = stage_blocks(model, cut_of(plan, model))[mesh.pipeline]
         each, most = workload.batch // plan.data, room(plan, workload)
-        scorer = Scorer.build(model, blocks, load, (each, most), plan, workload.precision, device, mesh)
+        paged = {"page": plan.page, "pages": pool_pages(plan, workload)} if plan.page else {}
+        scorer = Scorer.build(model, blocks, load, (each, most), plan, workload.precision, device, mesh, **paged)
         sequences = Sequences.empty(each, text_columns(plan, workload), workload.new_tokens, device)
         s, last = mesh.pipeline, mesh.pipeline == plan.pipeline - 1
-        kv = scorer.cache.k, scorer.cache.v
-        values: dict[str, Any] = {f"w.{s}": scorer.weights, f"kv.{s}": kv, "out": sequences.text}
+        held = {f"w.{s}": scorer.weights, f"kv.{s}": scorer.cache.held}
+        values: dict[str, Any] = {**held, "out": sequences.text}
         if last and plan.prompt_chunk:
             values["h"] = torch.zeros((each, model.hidden), dtype=dtype, device=device)
         if s == 0:
@@ -157,7 +159,7 @@ class Generator:
             assert load_draft is not None
             own = numbers["draft" if plan.commit == REJECTION else ""]
             proposer = Draft.build(plan, workload, load_draft, device, own)
-            values |= {"dw": proposer.scorer.weights, "dkv": (proposer.scorer.cache.k, proposer.scorer.cache.v)}
+            values |= {"dw": proposer.scorer.weights, "dkv": proposer.scorer.cache.held}
         else:
             proposer = PROPOSERS[PLAIN if drafts else plan.decoding](plan, model, each, device)
         ends = torch.zeros(each, dtype=torch.int64, device=device)
@@ -250,6 +252,8 @@ class Generator:
         each = self.workload.batch // self.plan.data
         here = slice(self.mesh.data * each, (self.mesh.data + 1) * each)
         own = torch.tensor(lengths[here])
+        more = beyond(self.plan, self.workload)
+        self.scorer.cache.assign([length + more for length in lengths[here]])
         self.sequences.begin(tokens[here], own)
         self.ends.copy_(torch.arange(each) * expected[1] + own - 1)
         for purpose, numbers in self.chooser.numbers.items() if self.workload.temperature else ():
@@ -362,14 +366,15 @@ class Generator:
 
     def move(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """The keys and values of kept branches to where those of a text's tokens stand: one after another."""
-        kv = values[instruction.reads[1]]
+        kv, cache = values[instruction.reads[1]], self.scorer.cache
         nodes = values["n"][:, 2 + self.plan.speculate :]
-        texts, most = self.sequences, self.scorer.cache.max_len
+        texts, most = self.sequences, cache.max_len
         begin = torch.arange(len(nodes), device=nodes.device)[:, None] * most + texts.before[:, None]
         after = begin + torch.arange(1, nodes.shape[1] + 1, device=nodes.device)
-        for part in kv:
+        to, where = cache.rows(after.flatten()), cache.rows((begin + nodes).flatten())
+        for part in (cache.k, cache.v):
             rows = part.view(len(part), -1, *part.shape[3:])
-            rows.index_copy_(1, after.flatten(), rows.index_select(1, (begin + nodes).flatten()))
+            rows.index_copy_(1, to, rows.index_select(1, where))
         return (kv,)
 
     def propose(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:

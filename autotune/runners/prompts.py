@@ -30,9 +30,9 @@ class Prompts(NamedTuple):
 
 
 def prompt_tokens(model: ModelSpec, workload: Workload, prompts: Sequence[str] = (), apart: bool = False) -> Prompts:
-    """The prompts as bytes; without any, real text from the workload's corpus that the default training does not read;
-    `apart`: from other files than those, or the second half of the workload's own, which other prompts are not cut from
-    as long as they are few.
+    """The prompts as bytes; without any, real text from the workload's corpus that the default training does not read,
+    as long as the workload says; `apart`: from other files than those, or the second half of the workload's own, which
+    other prompts are not cut from as long as they are few.
 
     Raises UsageError (see tokens.encode, corpus.open_corpus).
     """
@@ -44,4 +44,4 @@ def prompt_tokens(model: ModelSpec, workload: Workload, prompts: Sequence[str] =
     corpus = open_corpus(workload.data, model.vocab, PROFILED if apart else HELD_OUT)
     halfway = windows(corpus, workload.prompt_length) // 2 // workload.batch if apart and workload.data else 0
     tokens = batch(corpus, halfway, workload.batch, workload.prompt_length, 0, workload.batch)[0]
-    return Prompts(tokens, (workload.prompt_length,) * workload.batch)
+    return Prompts(tokens, workload.prompt_lengths or (workload.prompt_length,) * workload.batch)

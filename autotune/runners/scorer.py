@@ -15,11 +15,13 @@ from torch import Tensor
 
 from autotune.planners.decoding.trees import Tree
 from autotune.planners.lower.generate import inference_body
+from autotune.planners.lower.pages import pages_of
 from autotune.planners.lower.shape import Shape
 from autotune.runners.body import ALONE, Call, Groups, Values, Watch, compile_body, run_body
 from autotune.runners.mesh import Mesh, staged
 from autotune.runners.ops import Env, KVCache
 from autotune.runners.ops.attention_cache import Lengths
+from autotune.runners.ops.paged import PagedCache
 from autotune.runners.rope import tables
 from autotune.runners.rounded import Rounded
 from autotune.runners.state import DTYPES, Loader, StageState
@@ -74,9 +76,11 @@ class Scorer:
         precision: str,
         device: torch.device,
         mesh: Mesh | None = None,
+        page: int = 0,
+        pages: int = 0,
     ) -> Scorer:
         """These blocks of a model, with a cache for `room`, (sequences, positions); shared by the tensor ranks of
-        `mesh`, or whole without it."""
+        `mesh`, or whole without it. `pages`: the cache is a pool of so many, of `page` positions each."""
         size = plan.tensor if mesh else 1
         reduce = mesh.all_reduce if mesh else None
         where: dict[str, Any] = {"precision": precision, "tensor_size": size, "device": device}
@@ -91,7 +95,12 @@ class Scorer:
         rounded = Rounded.build(blocks, load, **where, reduce=reduce)
         layers = sum(block.kind == "layer" for block in blocks)
         dtype = DTYPES[precision]
-        cache = KVCache.empty(model, layers, *room, tensor_size=size, dtype=dtype, device=device)
+        kind: dict[str, Any] = {"tensor_size": size, "dtype": dtype, "device": device}
+        if pages:
+            table = room[0], pages_of(room[1], page)
+            cache: KVCache = PagedCache.of_pages(model, layers, pages, page, table, **kind)
+        else:
+            cache = KVCache.empty(model, layers, *room, **kind)
         # A pass is captured, unless the messages inside it go through the host.
         captures = device.type == "cuda" and (plan.tensor == 1 or not staged(device))
         scorer = cls(model, state, rounded, cache, tables(model, room[1], device), plan.attention, captures)

@@ -65,6 +65,7 @@ class Plan:
     window: int = 0  # of "lookahead": places after the newest token whose tokens are guessed again and again
     commit: str = MATCH  # what is kept: match (what the target itself chooses) | rejection (speculative sampling)
     weights: str = EXACT  # of a generation's layers: exact, as the precision says | int8, rounded (spec.int8_graph)
+    page: int = 0  # of a generation's cache, positions of a page; 0: none, all sequences have room for the longest
 
     @property
     def world(self) -> int:

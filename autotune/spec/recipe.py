@@ -24,7 +24,7 @@ from autotune.spec.model import ModelSpec
 from autotune.spec.prediction import Question
 from autotune.spec.recipe_layers import from_environment, from_flags, merge, parse_toml, read_toml
 from autotune.spec.recipe_problems import problems
-from autotune.spec.recipe_schema import AXES, SCHEMA_ID, ModelSection, RecipeFile, json_schema
+from autotune.spec.recipe_schema import AXES, SCHEMA_ID, GenerateSection, ModelSection, RecipeFile, json_schema
 from autotune.spec.workload import Acceptance, Workload
 
 __all__ = ["AXES", "SCHEMA_ID", "Recipe", "from_merged", "json_schema", "load_recipe"]
@@ -140,6 +140,7 @@ class Recipe:
             kind="generate",
             precision=section.precision,
             prompt_length=section.prompt_length,
+            prompt_lengths=self._lengths(section),
             new_tokens=section.new_tokens,
             batch=section.batch,
             temperature=section.temperature,
@@ -148,6 +149,15 @@ class Recipe:
             draft=self._draft,
             acceptance=tuple(Acceptance(key, tuple(rates)) for key, rates in sorted(section.acceptance.items())),
         )
+
+    def _lengths(self, section: GenerateSection) -> tuple[int, ...]:
+        """The length of each prompt, as far as the recipe tells: its own list, or texts, a token a byte."""
+        if section.prompt_lengths is not None:
+            return tuple(section.prompt_lengths)
+        texts = section.prompt if isinstance(section.prompt, list) else []
+        lengths = tuple(len(text.encode("utf-8", "surrogateescape")) for text in texts)
+        told = len(lengths) == section.batch and all(1 <= n <= section.prompt_length for n in lengths)
+        return lengths if told else ()
 
     def axes(self) -> dict[str, tuple[object, ...]]:
         """Axis name to the values that `[search]` allows; an absent axis is not restricted."""
@@ -291,6 +301,7 @@ def _meaning(
     ):
         if isinstance(value, str) and value and (dotted != "machine.use" or is_path(value)):
             yield from _file_problem(at, dotted, value, folder, is_folder)
+    yield from _lengths_problems(at, section("workload"))
     warmup, decay = (section("workload").get(key) for key in ("warmup_steps", "decay_steps"))
     if type(warmup) is int and type(decay) is int and 0 < decay <= warmup:
         expected = f"more than warmup_steps = {warmup}, from where it falls, or 0"
@@ -304,6 +315,21 @@ def _meaning(
             if isinstance(item, str) and item not in known:
                 near = nearest_name(item, known)
                 yield at(f"search.{axis}", repr(item), "one of " + ", ".join(sorted(known)), near)
+
+
+def _lengths_problems(at: Any, workload: Mapping[str, Any]) -> Iterator[Problem]:
+    """What is wrong with the lengths of prompts, beside their shape."""
+    lengths, key = workload.get("prompt_lengths"), "workload.prompt_lengths"
+    if not isinstance(lengths, list) or not all(type(n) is int for n in lengths):
+        return
+    if workload.get("prompt"):
+        yield at(key, "lengths beside texts", "either prompt or prompt_lengths: texts have lengths", "prompt")
+    batch, most = workload.get("batch", 1), workload.get("prompt_length")
+    if type(batch) is int and len(lengths) != batch:
+        yield at(key, f"{len(lengths)} lengths", f"one of each of the {batch} prompts of the batch", str(batch))
+    longer = [n for n in lengths if type(most) is int and n > most]
+    if longer:
+        yield at(key, str(longer[0]), f"at most {most} (prompt_length): the cache has no room for more", str(most))
 
 
 def _file_problem(at: Any, key: str, value: str, folder: Path, is_folder: bool) -> Iterator[Problem]:

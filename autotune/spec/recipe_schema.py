@@ -37,6 +37,7 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "decoding": ("plain", "ngram", "jacobi", "lookahead", "draft"),
     "commit": ("match", "rejection"),
     "weights": ("exact", "int8"),
+    "page": (0, 16, 64, 256),
     "attention": ("sdpa", "flash", "cudnn", "efficient", "math"),
 }
 
@@ -94,6 +95,10 @@ class GenerateSection(Section):
 
     kind: Literal["generate"]
     prompt_length: int = Field(ge=1, description="tokens of the longest prompt")
+    prompt_lengths: list[Annotated[int, Field(ge=1)]] | None = Field(
+        default=None,
+        description="tokens of each prompt, `batch` of them, where no text says; absent: prompt_length each",
+    )
     new_tokens: int = Field(ge=1, description="tokens generated after the prompt")
     batch: int = Field(default=1, ge=1, description="sequences generated together, over all replicas")
     precision: Literal["bf16", "fp32", "fp64"] = Field(

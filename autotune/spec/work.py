@@ -41,6 +41,7 @@ class Matmul:
         return float(self.batch * ((self.m * self.k + self.m * self.n) * width + weight))
 
 
+PAGES = "pages"  # what a `Memory` is called that puts pages of a cache side by side
 MASKED = "masked"  # the backend of attention whose queries do not see all that come before them
 
 

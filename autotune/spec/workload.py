@@ -51,6 +51,7 @@ class Workload:
     global_batch: int = 0  # sequences of one optimizer step, over all replicas
     precision: str = "bf16"  # bf16 (fp32 master weights), fp32, or fp64 (tests)
     prompt_length: int = 0  # tokens
+    prompt_lengths: tuple[int, ...] = ()  # tokens of each prompt in order, where they are known; (): as the longest
     new_tokens: int = 0  # tokens generated after the prompt
     batch: int = 1  # sequences generated together, over all replicas
     temperature: float = 0.0  # of the logits that a new token is drawn from; 0: the likeliest token

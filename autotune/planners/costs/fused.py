@@ -30,4 +30,5 @@ def fused_work(block: Block, body: Body, instruction: Instruction, shape: Shape)
     weights = sum(local_size(w, shape.tensor) * weight_bytes(w, shape.width) for w in own)
     cache = sum(_cache(node, shape) for node in nodes) * shape.width
     passed = sum(body.sizes[name] for name in instruction.reads + instruction.writes)
-    return Memory(f"{instruction.op} x{shape.tokens}", weights + cache + passed, shape.dtype)
+    paged = f" pages of {shape.page}" if shape.page and any(node.op == "attention" for node in nodes) else ""
+    return Memory(f"{instruction.op} x{shape.tokens}{paged}", weights + cache + passed, shape.dtype)

@@ -13,12 +13,13 @@ from typing import NamedTuple
 from autotune.planners.costs.fused import fused_work
 from autotune.planners.lower.body import Body, lower_block
 from autotune.planners.lower.fuse import JOIN
+from autotune.planners.lower.pages import gathered_bytes
 from autotune.planners.lower.shape import Shape
 from autotune.spec.graph import Block, Node, blocks
 from autotune.spec.model import ModelSpec
 from autotune.spec.opset import NO_NODE
 from autotune.spec.program import CONTEXT, RING, TENSOR, Instruction, Program
-from autotune.spec.work import BYTES, MASKED, Attention, Collective, Launch, Matmul, Memory, Work
+from autotune.spec.work import BYTES, MASKED, PAGES, Attention, Collective, Launch, Matmul, Memory, Work
 
 Rule = Callable[[Node, Shape], tuple[Work, ...]]
 
@@ -70,6 +71,10 @@ def _attention(form: str) -> Rule:
         width, narrow = node.attr("head_dim"), node.attr("v_dim")
         backend = MASKED if shape.masked else shape.attention
         core = Attention(shape.batch, shape.queries, keys, heads, kv, width, shape.dtype, backend, form)
+        if form == "fwd" and shape.page and shape.keys > shape.queries:
+            # Read and written once more, side by side, by those that take no table.
+            moved = 2 * gathered_bytes(shape.batch, shape.keys, shape.page, kv, width, shape.dtype)
+            return core, Memory(PAGES, moved, shape.dtype)
         if narrow == width:
             return (core,)
         # Values are padded to the keys' width and the result cut; backward, also its gradient and itself.

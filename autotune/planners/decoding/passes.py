@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from autotune.planners.decoding.strategies import STRATEGIES
 from autotune.planners.feasible import MOST_FUSED
-from autotune.planners.lower.generate import pass_lengths, room
+from autotune.planners.lower.generate import pass_lengths
+from autotune.planners.lower.pages import room
 from autotune.planners.lower.shape import Shape, generation_shape
 from autotune.planners.lower.stage import canonical
 from autotune.spec.graph import Block, blocks

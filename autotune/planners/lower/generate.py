@@ -20,12 +20,13 @@ from autotune.planners.decoding.strategies import STRATEGIES, scored, tree_of
 from autotune.planners.lower.body import Body, lower_block
 from autotune.planners.lower.call import Site
 from autotune.planners.lower.fuse import nodes_of
+from autotune.planners.lower.pages import NUMBER_BYTES, cache_positions, gathered_bytes, pages_of, room, table_bytes
 from autotune.planners.lower.shape import Shape, generation_shape
 from autotune.planners.lower.stage import Cut, canonical_stages, cut_of, local_bytes, stage_blocks
 from autotune.planners.lower.workspace import widened
 from autotune.planners.passes.communicate import communicate
 from autotune.planners.simulate import memory
-from autotune.spec.graph import Block, kv_bytes_per_token
+from autotune.spec.graph import Block, Node, kv_bytes_per_token
 from autotune.spec.graph import blocks as all_blocks
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import PLAIN, Plan
@@ -81,20 +82,29 @@ def counted_blocks(model: ModelSpec, cut: Cut, stage: int) -> Mapping[Block, int
 
 def cache_bytes(plan: Plan, model: ModelSpec, workload: Workload, layers: int) -> int:
     """Bytes of the keys and values of `layers` layers for one replica's sequences, on one tensor rank."""
-    tokens = workload.batch // plan.data * room(plan, workload)
-    return tokens * layers * 2 * (model.kv_heads // plan.tensor) * model.head_dim * BYTES[workload.precision]
-
-
-def room(plan: Plan, workload: Workload) -> int:
-    """Positions of a sequence's cache: its text, and what a last round may propose beyond it."""
-    return workload.prompt_length + workload.new_tokens + scored(plan) - 1
+    each = layers * 2 * (model.kv_heads // plan.tensor) * model.head_dim * BYTES[workload.precision]
+    return cache_positions(plan, workload) * each + table_bytes(plan, workload)
 
 
 def _inside(block: Block, shape: Shape, site: Site, rank: int, instruction: Instruction) -> int:
     """What an operation of a pass takes inside itself, where that is as large as a weight."""
     if instruction.part < 0:
         return 0
-    return max(widened(node, block_shape(block, shape), site) for node in nodes_of(block, instruction))
+    shape = block_shape(block, shape)
+    return max(widened(node, shape, site) + _gathered(node, shape, site) for node in nodes_of(block, instruction))
+
+
+def _gathered(node: Node, shape: Shape, site: Site) -> int:
+    """Keys and values that attention over pages puts side by side, where no kernel of ours takes the table: on a GPU,
+    where the host does not know how many are filled, of the whole room; and the numbers of the pages."""
+    on_gpu = site.kind == "cuda"
+    if node.op != "attention" or not shape.page or shape.keys == shape.queries or (on_gpu and shape.fused):
+        return 0
+    positions, heads = shape.room if on_gpu else shape.keys, node.attr("kv_heads") // shape.tensor
+    pages = pages_of(positions, shape.page)
+    numbers, copied = shape.batch * pages * NUMBER_BYTES, shape.batch > 1 and pages * shape.page < shape.room
+    whole = gathered_bytes(shape.batch, positions, shape.page, heads, node.attr("head_dim"), shape.dtype)
+    return whole + (numbers if copied else 0)
 
 
 @lru_cache(maxsize=4096)

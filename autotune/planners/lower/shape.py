@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from autotune.planners.decoding.strategies import tree_of
+from autotune.planners.lower.pages import table_columns
 from autotune.spec.plan import FUSED, Plan
 from autotune.spec.work import BYTES
 from autotune.spec.workload import Workload
@@ -25,6 +26,8 @@ class Shape:
     ring: int = 1  # of them those that pass keys and values around
     fused: bool = False  # whether neighbours are joined (lower.fuse): of decoded tokens alone
     masked: bool = False  # whether new tokens see others than those before them: a tree's, their ancestors
+    page: int = 0  # positions of a page of the cache; 0: each sequence's lie one after another
+    room: int = 0  # with pages: positions that the longest sequence's have
     scored: int = 1  # of a sequence's new tokens those that get logits (generation): the last, or all of a round
 
     @property
@@ -71,4 +74,7 @@ def generation_shape(plan: Plan, workload: Workload, queries: int, keys: int) ->
     fused, masked = plan.kernels == FUSED and goes_on, goes_on and not tree_of(plan).chain
     batch, scored = workload.batch // plan.data, queries if goes_on else 1
     how = (False, workload.precision, plan.attention)
-    return Shape(batch, queries, keys, plan.tensor, *how, fused=fused, scored=scored, masked=masked)
+    whole = table_columns(plan, workload) * plan.page if plan.page else 0
+    return Shape(
+        batch, queries, keys, plan.tensor, *how, fused=fused, scored=scored, masked=masked, page=plan.page, room=whole
+    )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from autotune.planners.decoding.passes import draft_shapes
-from autotune.planners.lower.generate import room
+from autotune.planners.lower.pages import room
 from autotune.runners.decoding.seen import Seen
 from autotune.runners.decoding.sequences import Sequences
 from autotune.runners.sampling import distribution, draw, likeliest

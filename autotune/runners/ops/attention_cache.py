@@ -122,7 +122,7 @@ def _flash(env: Env, lengths: Lengths, q: Tensor, window: int) -> Tensor:
     splits the keys among the processors (Flash-Decoding). Its causal mask ends at the last key."""
     assert env.cache is not None
     batch, heads, new, width = q.shape
-    k, v = (part[env.layer].view(-1, part.shape[3], width) for part in (env.cache.k, env.cache.v))
+    k, v = env.cache.flat(env.layer)
     limits = {"window_size_left": window - 1, "window_size_right": 0} if window else {}
     o: Tensor = aten._flash_attention_forward(
         q.transpose(1, 2).reshape(batch * new, heads, width),

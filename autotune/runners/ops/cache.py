@@ -6,6 +6,7 @@ sequences of different lengths read them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,23 @@ class KVCache:
         return cls(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
 
     @property
+    def held(self) -> tuple[Tensor, ...]:
+        """All tensors of it."""
+        return self.k, self.v
+
+    @property
+    def table(self) -> Tensor | None:
+        """Where positions lie, where they do not lie one after another (runners/ops/paged.py)."""
+        return None
+
+    def assign(self, positions: Sequence[int]) -> None:
+        """Makes ready for sequences of so many positions each: here each has room for `max_len`."""
+
+    def rows(self, places: Tensor) -> Tensor:
+        """Where places, counted through all sequences, `max_len` each, lie in a layer."""
+        return places
+
+    @property
     def max_len(self) -> int:
         return self.k.shape[2]
 
@@ -60,10 +78,15 @@ class KVCache:
     def append_at(self, layer: int, k: Tensor, v: Tensor, places: Tensor) -> None:
         """The same at places that only the device knows: int64 [batch * new tokens], positions counted through all
         sequences, `max_len` each."""
+        rows = self.rows(places)
         for part, new in ((self.k[layer], k), (self.v[layer], v)):
-            part.view(-1, *part.shape[2:]).index_copy_(0, places, new.transpose(1, 2).flatten(0, 1))
+            part.view(-1, *part.shape[2:]).index_copy_(0, rows, new.transpose(1, 2).flatten(0, 1))
 
     def view(self, layer: int, start: int, end: int) -> tuple[Tensor, Tensor]:
         """Keys and values of positions `start`..`end`-1 of `layer`: views [batch, kv_heads, end - start, head_dim]."""
         k, v = self.k[layer, :, start:end], self.v[layer, :, start:end]
         return k.transpose(1, 2), v.transpose(1, 2)
+
+    def flat(self, layer: int) -> tuple[Tensor, Tensor]:
+        """All keys and values of `layer`, sequence after sequence: [batch * max_len, kv_heads, head_dim]."""
+        return self.k[layer].flatten(0, 1), self.v[layer].flatten(0, 1)

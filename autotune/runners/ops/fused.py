@@ -69,7 +69,7 @@ def _attention(env: Env, nodes: Nodes, qkv: Tensor) -> tuple[Tensor, ...]:
     room = _room(env.batch, heads, qkv.device)
     lengths, tree = env.lengths, env.lengths.visible is not None
     cache = decode.Cache(env.cache.k[env.layer], env.cache.v[env.layer], lengths.used, lengths.depths, lengths.visible)
-    cache = cache if tree else cache._replace(depths=None)
+    cache = cache._replace(depths=lengths.depths if tree else None, table=env.cache.table)
     return (decode.attend(qkv, heads, env.rope, cache, room, window_of(env, attention, env.sequence), norms),)
 
 
