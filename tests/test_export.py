@@ -21,7 +21,7 @@ from autotune.planners.by_batch import AtBatch, by_batch
 from autotune.planners.decoding.strategies import AXES, LONGEST, STRATEGIES
 from autotune.profiles_db.profile_file import load_profile, shipped
 from autotune.spec.families import load_model
-from autotune.spec.plan import FUSED, PLAIN, REJECTION, Plan
+from autotune.spec.plan import FUSED, INT8, PLAIN, REJECTION, Plan
 from autotune.spec.workload import Acceptance, Workload
 from tests.recipes import ROOT, Autotune
 
@@ -151,7 +151,7 @@ def test_no_axis_is_dropped(engine: str, decoding: str) -> None:
     work = replace(WORK, temperature=0.7)
     plan = PLANS[decoding]
     changes: dict[str, Any] = {"data": 2, "tensor": 2, "pipeline": 2, "micro_batch": 8, "attention": "flash"}
-    changes |= {"kernels": FUSED, "schedule": "gpipe"}
+    changes |= {"kernels": FUSED, "schedule": "gpipe", "weights": INT8, "page": 64}
     changes |= {axis: 2 + getattr(plan, axis) for axis in STRATEGIES[decoding].axes if axis != "commit"}
     changes |= {"commit": REJECTION} if "commit" in STRATEGIES[decoding].axes else {}
     before = ENGINES[engine](Job(plan, work, "m", "d"))
@@ -170,6 +170,8 @@ def test_what_is_lost_is_named_with_what_is_used_instead(engine: str) -> None:
     assert "commit" not in lost_by(engine, draft), "a greedy choice is matched by rejection sampling as well"
     assert "top_k=40" in lost_by(engine, ngram, warm)["top_k"]
     assert "of its own" in lost_by(engine, replace(ngram, kernels=FUSED))["kernels"]
+    assert "made for it" in lost_by(engine, replace(ngram, weights=INT8))["weights"]
+    assert "of its own" in lost_by(engine, replace(ngram, page=64))["page"]
     assert "float32" in lost_by(engine, ngram, replace(WORK, precision="fp64"))["precision"]
     assert "2 tensor ranks" in lost_by(engine, replace(draft, tensor=2))["draft"]
     assert "nothing like it" in lost_by(engine, replace(ngram, schedule="gpipe"))["schedule"]

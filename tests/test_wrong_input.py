@@ -8,6 +8,7 @@ import pickle
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from autotune.cli.main import main
+from autotune.profiles_db.profile_file import dump_profile, load_profile
 from autotune.runners.checkpoint import save_checkpoint, split_parts
 from autotune.runners.reference import init_weights
 from autotune.spec.families import from_config
@@ -440,3 +442,50 @@ def test_what_a_database_or_a_profile_holds_is_text(autotune: Autotune, home: Ho
     said = autotune("plans", "ls")
     assert said.code == 4 and "Traceback" not in said.stderr
     assert not (home.folder / "boom").exists()
+
+
+# --- caches
+
+
+def small_device(home: Home, megabytes: float) -> None:
+    """A machine like this one, of so little memory."""
+    profile = load_profile(home.folder / "two.json")
+    device = replace(profile.device, memory_bytes=int(megabytes * 2**20), context_bytes=0)
+    dump_profile(replace(profile, name="small", device=device), home.folder / "small.json")
+
+
+def test_a_cache_for_which_there_is_no_room(refused: Callable[..., str], checkpoint: Path, home: Home) -> None:
+    """Whether a search looks for a plan or a run has one: exit 3, what takes the room, and prompts that would fit."""
+    talk = TALK.replace('use = "this"', 'use = "small.json"').replace('prompt = "def f("\n', "").replace("= 6", "= 50")
+    home.write("long.toml", talk)
+    small_device(home, 0.15)
+    said = refused(3, "search", "long.toml", "--measure", "0")
+    assert "memory of a device: at most" in said and "kv_cache" in said
+    length = int(said.split("nearest: prompt_length = ")[1].split()[0])
+    assert 1 <= length < 50
+    fitting = home.run("search", home.write("fits.toml", talk.replace("= 50", f"= {length}")), "--measure", "0")
+    assert fitting.code == 0, fitting.stderr
+    longer = talk.replace("= 50", f"= {length + 1}")
+    assert home.run("search", home.write("longer.toml", longer), "--measure", "0").code == 3
+    small_device(home, 0.24)
+    said = refused(3, "run", "long.toml", *TENSOR)
+    assert "on a device, and two workers has" in said and "nearest: prompt_length = " in said
+    small_device(home, 0.01)
+    assert "its weights alone do not fit" in refused(3, "run", "long.toml", *TENSOR)
+
+
+def test_lengths_of_prompts(refused: Callable[..., str], checkpoint: Path, home: Home) -> None:
+    talk = TALK.replace('prompt = "def f("\n', "prompt_lengths = [6, 7]\n")
+    home.write("t.toml", talk)
+    said = refused(2, "run", "t.toml", *TENSOR)
+    assert "t.toml: workload.prompt_lengths: found 7; expected at most 6 (prompt_length): the cache has no room" in said
+    home.write("t.toml", talk.replace("[6, 7]", "[6, 5, 4]"))
+    assert "found 3 lengths; expected one of each of the 2 prompts of the batch (nearest: 2)" in refused(
+        2, "search", "t.toml"
+    )
+    home.write("t.toml", talk.replace("[6, 7]", "[6, 0]"))
+    assert "workload.prompt_lengths" in refused(2, "search", "t.toml")
+    home.write("t.toml", talk.replace("[6, 7]", '[6, 5]\nprompt = "a"'))
+    assert "expected either prompt or prompt_lengths: texts have lengths" in refused(2, "search", "t.toml")
+    home.write("t.toml", TALK.replace("[search]\n", "[search]\npage = 32\n"))
+    assert "search.page: found 32; expected one of 0, 16, 64, 256" in refused(2, "search", "t.toml")

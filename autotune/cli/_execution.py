@@ -148,6 +148,7 @@ def execute(
     In a world that torchrun or Slurm started every process runs its part, and only rank 0 stores and answers: the
     others get None. Raises RunError where workers die, after the run is stored as failed.
     """
+    from autotune.planners.fits import check_room
     from autotune.runners.inputs import check_inputs
     from autotune.runners.job import Job
 
@@ -189,11 +190,13 @@ def execute(
         device=device,
         peak_flops=peak_flops(target.profile, target.workload.precision, plan.world),
     )
+    predicted = predict_target(target)
+    if predicted and target.profile:
+        check_room(target.model, target.workload, target.profile, predicted)
     shared = log_folder(store, joined_name(plan)) if rank is not None else None
     if rank and shared:
         launch_once(job, shared)
         return None
-    predicted = predict_target(target)
     run = store.start_run(
         plan,
         target.model,

@@ -8,14 +8,14 @@ from dataclasses import dataclass, fields
 from autotune.planners.by_batch import AtBatch, plain
 from autotune.planners.decoding.strategies import STRATEGIES
 from autotune.spec.model import ModelSpec
-from autotune.spec.plan import LIBRARY, MATCH, PLAIN, Plan
+from autotune.spec.plan import EXACT, LIBRARY, MATCH, PLAIN, Plan
 from autotune.spec.workload import Workload
 
 DECODINGS = (PLAIN, "ngram", "draft")  # the strategies that serving engines have
 DTYPES: Mapping[str, str] = {"bf16": "bfloat16", "fp32": "float32", "fp64": "float32"}  # fp64: the nearest there is
 
 SAID: tuple[str, ...] = (  # axes of a plan that engines have flags for, or name where they lose them
-    *("data", "tensor", "pipeline", "micro_batch", "attention", "kernels", "prompt_chunk"),
+    *("data", "tensor", "pipeline", "micro_batch", "attention", "kernels", "prompt_chunk", "weights", "page"),
     *("decoding", "speculate", "branches", "match", "window", "commit"),
 )
 
@@ -82,6 +82,11 @@ def lost_by_all(engine: str, job: Job, matches: bool = False) -> list[Lost]:
             found.append(Lost(key, f"{value:g}", f"{engine} takes it from each request: send {key}={value:g}"))
     if plan.kernels != LIBRARY:
         found.append(Lost("kernels", plan.kernels, f"{engine} has kernels of its own, which are used"))
+    if plan.weights != EXACT:
+        how = f"{engine} rounds weights of checkpoints that are made for it: those of the one that is named are used"
+        found.append(Lost("weights", plan.weights, how))
+    if plan.page:
+        found.append(Lost("page", str(plan.page), f"{engine} has pages of a size of its own, which are used"))
     if plan.decoding not in DECODINGS:
         found.append(Lost("decoding", plan.decoding, f"{engine} has no such strategy: plain decoding is used"))
         axes = [axis for axis in STRATEGIES[plan.decoding].axes if axis != "commit"]

@@ -22,6 +22,7 @@ from autotune.planners.trial import Outcome, Trial, Workers
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Prediction, Question
 
+MEMORY = "memory of a device"  # what a reason begins with that no room is left
 BATCH = 16  # plans that are ranked, at least
 TOGETHER = 32  # plans tried between two looks at the clock: fewer leave processes waiting for each other
 FIRST = 2  # before it is known how long one takes, and so whether another process is worth starting
@@ -218,7 +219,7 @@ class Exploration:
 
 
 def too_large(found: int, allowed: int) -> str:
-    return f"memory of a device: at most {allowed / 2**30:.1f} GiB (found {found / 2**30:.1f} GiB)"
+    return f"{MEMORY}: at most {allowed / 2**30:.1f} GiB (found {found / 2**30:.1f} GiB)"
 
 
 def deadline(began: float, seconds: float) -> Callable[[], bool]:

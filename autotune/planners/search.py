@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from autotune.planners.advice import PricedAdvice
 from autotune.planners.alone import Alone
 from autotune.planners.bounds import Bounder
-from autotune.planners.explore import Exploration, deadline, objective, seconds_of
+from autotune.planners.explore import MEMORY, Exploration, deadline, objective, seconds_of
+from autotune.planners.fits import nearest_of
 from autotune.planners.measured import measure_best
 from autotune.planners.predict import Predictor
 from autotune.planners.space import Enumeration
@@ -68,7 +69,9 @@ def search(
             hint="raise [search] budget",
         )
     if best is None:
-        raise InfeasibleError(_nothing_fits(question, space, allowed))
+        full = any(kind.startswith(MEMORY) for kind in space.infeasible)
+        near = nearest_of(question, allowed) if full else ""
+        raise InfeasibleError(_nothing_fits(question, space, allowed), hint=near or None)
     ranking = sorted(state.simulated, key=lambda p: objective(question, p))[:RANKED]
     measured: dict[str, float] = dict(known or {})
     if measure is not None and question.measure_budget > 0 and finished:

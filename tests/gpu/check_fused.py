@@ -1,6 +1,7 @@
 """The kernels that join a decoded token's operations, on a device: right, how fast, and with which tiles.
 
-    python tests/gpu/check_fused.py [--model meta-llama--Llama-3.1-8B] [--tokens 1] [--weights int8] [--sweep]
+    python tests/gpu/check_fused.py [--model meta-llama--Llama-3.1-8B] [--tokens 1] [--weights int8] [--page 64]
+        [--sweep]
 
 Each run of operations of the model's layer and head is computed by its kernel and by the operations one after another,
 in bf16, and compared with the latter in fp64 (fp32 where a library has nothing wider). Times are of a CUDA graph of
@@ -25,6 +26,7 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from autotune.kernels import ahead, decode, matvec, rotary
+from autotune.planners.feasible import PAGES
 from autotune.planners.lower.fuse import JOIN, nodes_of
 from autotune.planners.lower.generate import inference_body
 from autotune.planners.lower.shape import Shape
@@ -32,6 +34,7 @@ from autotune.planners.lower.stage import FORMS
 from autotune.runners import rope
 from autotune.runners.ops import Env, KVCache, fused
 from autotune.runners.ops.attention_cache import Lengths
+from autotune.runners.ops.paged import PagedCache
 from autotune.runners.rounded import random_weight
 from autotune.spec.families import load_model
 from autotune.spec.graph import Block, Node, Weight, blocks
@@ -128,7 +131,18 @@ def products(model: ModelSpec, tokens: int, weights: str, table: Table) -> None:
         del sets
 
 
-def attention(model: ModelSpec, tokens: int, table: Table) -> None:
+def empty_cache(model: ModelSpec, tokens: int, keys: int, page: int) -> KVCache:
+    """Of all layers, for `tokens` sequences of so many keys; in pages that do not lie in order where `page` says so."""
+    kind: dict[str, Any] = {"dtype": torch.bfloat16, "device": torch.device("cuda")}
+    if not page:
+        return KVCache.empty(model, model.layers, tokens, keys, **kind)
+    each = -(-keys // page)
+    cache = PagedCache.of_pages(model, model.layers, 1 + tokens * each, page, (tokens, each), **kind)
+    cache.pages.copy_(1 + torch.randperm(tokens * each).view(tokens, each))
+    return cache
+
+
+def attention(model: ModelSpec, tokens: int, page: int, table: Table) -> None:
     device = torch.device("cuda")
     _, nodes = next(r for r in runs(model, tokens, EXACT) if r[1][-1].op == "attention")
     op = JOIN.join(n.op for n in nodes)
@@ -137,10 +151,10 @@ def attention(model: ModelSpec, tokens: int, table: Table) -> None:
     for keys in (128, 576, 4096, 32768):
         if tokens * keys * layers * model.kv_heads * model.head_dim * 4 > 40 << 30:
             continue
-        cache = KVCache.empty(model, layers, tokens, keys, dtype=torch.bfloat16, device=device)
+        cache = empty_cache(model, tokens, keys, page)
         for part in (cache.k, cache.v):
             part.normal_()
-        lengths = Lengths.empty(tokens, 1, keys, device)
+        lengths = Lengths.empty(tokens, 1, cache.max_len, device)
         lengths.move(torch.full((tokens,), keys - 1, device=device))
         weights = {
             w.name: torch.rand(w.shape, device=device, dtype=torch.bfloat16) + 0.5 for n in nodes for w in n.weights
@@ -185,15 +199,15 @@ def candidates(tokens: int, each: int) -> list[matvec.Tiles | matvec.Blocks]:
     return [matvec.Tiles(rows, warps) for rows, warps in every if 1024 <= rows * each // warps <= 8192]
 
 
-def chain(model: ModelSpec, tokens: int, keys: int, weights: str, sweep: bool) -> None:
+def chain(model: ModelSpec, tokens: int, keys: int, weights: str, page: int, sweep: bool) -> None:
     """All layers one after another, as a token meets them: here one kernel hides what another waits for."""
     device = torch.device("cuda")
     layers, block = model.layers, FORMS[weights](blocks(model)[1])
     mine = [nodes for of, nodes in runs(model, tokens, weights) if of is block or of == block]
     own = [w for nodes in mine for n in nodes for w in n.weights]
     sets = [{w.name: some(w) for w in own} for _ in range(layers)]
-    cache = KVCache.empty(model, layers, tokens, keys, dtype=torch.bfloat16, device=device)
-    lengths = Lengths.empty(tokens, 1, keys, device)
+    cache = empty_cache(model, tokens, keys, page)
+    lengths = Lengths.empty(tokens, 1, cache.max_len, device)
     lengths.move(torch.full((tokens,), keys - 1, device=device))
     env = Env(
         model, tokens, 1, torch.full((1,), keys - 1, device=device), rope.tables(model, keys, device), {},
@@ -275,6 +289,7 @@ def main() -> int:
     parser.add_argument("--model", default="meta-llama--Llama-3.1-8B")
     parser.add_argument("--tokens", type=int, default=1)
     parser.add_argument("--weights", choices=sorted(FORMS), default=EXACT)
+    parser.add_argument("--page", type=int, choices=PAGES, default=0)
     parser.add_argument("--sweep", action="store_true")
     asked = parser.parse_args()
     torch.set_grad_enabled(False)
@@ -282,9 +297,9 @@ def main() -> int:
     model = load_model(MODELS / f"{asked.model}.json")
     table = Table()
     products(model, asked.tokens, asked.weights, table)
-    attention(model, asked.tokens, table)
+    attention(model, asked.tokens, asked.page, table)
     for keys in (576, 8192):
-        chain(model, asked.tokens, keys, asked.weights, asked.sweep)
+        chain(model, asked.tokens, keys, asked.weights, asked.page, asked.sweep)
     return 6 if table.failed else 0
 
 

@@ -1,7 +1,7 @@
 """Captured generation on a device: the reference's tokens, replay after replay, whatever the prompt; one row a plan.
 
     python tests/gpu/check_generation.py [--device cuda|cpu] [--ranks 1] [--only llama,answers] [--precision bf16]
-        [--decoding ngram,draft] [--weights int8]
+        [--decoding ngram,draft] [--weights int8] [--page 16]
 
 `answers` has prompts of different lengths, and draws its tokens. `--decoding`: rounds that propose tokens, in the place
 of the usual plans; the draft is a model of the same weights in fewer layers, and the target itself.
@@ -17,7 +17,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from autotune.planners.feasible import KERNELS
+from autotune.planners.feasible import KERNELS, PAGES
 from autotune.planners.lower.stage import FORMS
 from autotune.runners.job import Job
 from autotune.runners.launch import launch
@@ -58,6 +58,7 @@ def main() -> int:
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="this alone")
     parser.add_argument("--kernels", choices=KERNELS, help="plans with these alone")
     parser.add_argument("--weights", choices=sorted(FORMS), default=EXACT, help="how layers keep them")
+    parser.add_argument("--page", type=int, choices=PAGES, default=0, help="positions of a page of the cache")
     parser.add_argument("--decoding", help="these strategies, in the place of decoding a token at a time")
     asked = parser.parse_args()
     failed, plans = 0, PLANS[asked.ranks]
@@ -78,12 +79,13 @@ def main() -> int:
                 work, prompts = replace(WORK, precision=precision), tuple[str, ...]()
                 if name == "answers":
                     work, prompts = replace(work, temperature=0.8, top_k=50, top_p=0.95), PROMPTS
+                    work = replace(work, prompt_lengths=tuple(map(len, PROMPTS)))
                 if plan.decoding == "draft":
                     work = replace(work, draft=replace(model, layers=2) if name == "answers" else model)
                 if plan.commit == "rejection" and not work.temperature:
                     continue
                 attention = "flash" if asked.device == "cuda" and precision == "bf16" else "math"
-                at = replace(plan, attention=attention, weights=asked.weights)
+                at = replace(plan, attention=attention, weights=asked.weights, page=asked.page)
                 job = Job(at, model, work, 2, 2, check=True, device=asked.device, prompts=prompts)
                 with tempfile.TemporaryDirectory() as folder:
                     ran = launch(job, nproc=plan.world, log_dir=Path(folder), timeout_s=120)
