@@ -206,6 +206,16 @@ def test_prompts_that_take_more_than_the_pool_are_refused() -> None:
     assert len(generator.generate(Prompts(prompts, (3, 3))).answers[0]) == 10
 
 
+def test_a_gpu_puts_pages_side_by_side_for_others_kernels_alone() -> None:
+    """The whole room of every sequence, for the host knows no length there; in fp32 also where ours are asked for."""
+    work, layer = replace(LONG, precision="bf16"), 2 * 8 * 48 * 4 * 8
+    for kernels, precision, bytes_ in (("library", "bf16", 2), (FUSED, "bf16", 0), (FUSED, "fp32", 4)):
+        given = replace(work, precision=precision)
+        plan = Plan(page=16, kernels=kernels)
+        with_, without = (program_sizes(p, LLAMA, given, 1, 40)[0][0].transient for p in (plan, plan.altered(page=0)))
+        assert (with_ - without > layer * bytes_ // 2) == (bytes_ > 0) and with_ - without <= layer * bytes_
+
+
 def test_what_cannot_be_is_refused() -> None:
     reason = why_not(LLAMA, WORK, Plan(page=32))
     assert reason == "page must be one of 0, 16, 64, 256 (found 32; nearest 16)"
@@ -259,6 +269,10 @@ def test_a_recipe_tells_the_lengths(home: Home) -> None:
     ]
     assert off[0] == off[1]  # what a page more takes is what was predicted
     home.write("p.txt", "abc\n" + "z" * 33 + "\n")
+    one = home.run(
+        "run", home.write("one.toml", pages.replace("prompt_length = 6", "prompt_length = 40")), *pins, "--json"
+    )
+    assert max(one.json["predicted"]["peak_bytes"]) < at[2]  # a text of six bytes stands for both prompts
     asked = home.run("run", recipe, *pins, "--prompts", "p.txt", "--check", "--json")
     assert asked.code == 0 and asked.json["equal"] is True, asked.stderr
 

@@ -151,6 +151,7 @@ def execute(
     from autotune.planners.fits import check_room
     from autotune.runners.inputs import check_inputs
     from autotune.runners.job import Job
+    from autotune.runners.tokens import encode
 
     plan, recipe, rank = target.plan, target.recipe, joined()
     if rank is not None and launches > 1:
@@ -174,6 +175,9 @@ def execute(
             runs=True,
             draft_checkpoint=recipe.draft_checkpoint,
         )
+    if prompts and plan.page:  # as many pages as these prompts take
+        lengths = tuple(map(len, encode(prompts, target.model, target.workload)))
+        target = replace(target, workload=replace(target.workload, prompt_lengths=lengths))
     job = Job(
         plan=plan,
         model=target.model,

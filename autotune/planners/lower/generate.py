@@ -98,7 +98,8 @@ def _gathered(node: Node, shape: Shape, site: Site) -> int:
     """Keys and values that attention over pages puts side by side, where no kernel of ours takes the table: on a GPU,
     where the host does not know how many are filled, of the whole room; and the numbers of the pages."""
     on_gpu = site.kind == "cuda"
-    if node.op != "attention" or not shape.page or shape.keys == shape.queries or (on_gpu and shape.fused):
+    ours = on_gpu and shape.fused and shape.width == 2  # kernels.decode takes no wider type
+    if node.op != "attention" or not shape.page or shape.keys == shape.queries or ours:
         return 0
     positions, heads = shape.room if on_gpu else shape.keys, node.attr("kv_heads") // shape.tensor
     pages = pages_of(positions, shape.page)
