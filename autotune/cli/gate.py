@@ -18,7 +18,7 @@ def add(app: typer.Typer) -> None:
 
 
 def gate(
-    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Recipes (TOML), each with its lock.")],
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE", help="Recipes (TOML), each with its lock.")],
     overrides: arguments.Overrides = None,
     predicted: Annotated[
         bool, typer.Option("--predicted", help="Run nothing: compare what is predicted now with the lock, and search.")

@@ -10,6 +10,7 @@ from statistics import median
 from autotune.spec.digest import digest
 from autotune.spec.lock import Launch
 
+EXACT = 1e-9  # of a fraction's own rounding
 MEMORY = 0.01  # of a rank's peak: what an allocator's rounding and a library's workspace may change
 # How far a step's loss may be from the baseline's, as a fraction. The same program on the same batches gives the same
 # loss but for the order of sums, which a new kernel may change; a step's update carries a difference on. A loss is a
@@ -40,7 +41,7 @@ def memory(new: Sequence[Launch], base: Sequence[Launch]) -> Check:
     most, rank = max(changes)
     now, was = sides[0][rank], sides[1][rank]
     said = f"rank {rank}: {now / 2**20:.2f} MiB, baseline {was / 2**20:.2f} MiB ({most:+.2%})"
-    state = WORSE if most > MEMORY else BETTER if most < -MEMORY else OK
+    state = WORSE if most > MEMORY + EXACT else BETTER if most < -MEMORY - EXACT else OK
     return Check("peak memory", state, said)
 
 

@@ -60,7 +60,9 @@ def gate_predicted(
     notes = () if best.finished else ("the budget ended the search: a better plan may have been missed",)
     worse = [check for check in checks if check.state == WORSE]
     kind = REGRESSED if worse else IMPROVED if any(check.state == BETTER for check in checks) else PASS
-    said = "; ".join(f"{check.name}: {check.said}" for check in worse or checks)
+    said = (
+        "; ".join(f"{check.name}: {check.said}" for check in worse) or "no worse than the lock says, and no better plan"
+    )
     hints = {
         REGRESSED: f"find the better plan with `autotune search {path}`, or accept it: `autotune gate {path} "
         "--predicted --update`",
