@@ -11,14 +11,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from autotune.gate.checks import BETTER, OK, WORSE, Check
+from autotune.gate.checks import BETTER, OK, UNKNOWN, WORSE, Check
 from autotune.gate.outcome import CODES, UPDATED, Outcome
 from autotune.gate.rule import IMPROVED, PASS, REGRESSED
 from autotune.gate.subject import Locked, locked, profile_of
 from autotune.planners.explore import objective
 from autotune.planners.predict import predict
-from autotune.planners.search import search
+from autotune.planners.search import limit_bytes, search
 from autotune.profiles_db.profile_file import profile_digest
+from autotune.spec.errors import InfeasibleError
 from autotune.spec.lock import answer, write_lock
 from autotune.spec.prediction import Found, Prediction, Question
 
@@ -54,10 +55,15 @@ def gate_predicted(
         machine = {**lock.machine, "profile": profile_digest(profile)}
         write_lock(found.file, replace(lock, predicted=answer(replace(now, timeline=None)), machine=machine))
         return Outcome(path, UPDATED, CODES[UPDATED], f"the new prediction is in {found.file}", **common)
-    checks = [_time(lock.predicted, now), _memory(lock.predicted, now)]
-    best = search(question, progress=tell)
-    checks.append(better_plan(found, question, now, best, counts))
-    notes = () if best.finished else ("the budget ended the search: a better plan may have been missed",)
+    checks = [_time(lock.predicted, now), _memory(lock.predicted, now), *_fits(question, now)]
+    notes: tuple[str, ...] = ()
+    try:
+        best = search(question, progress=tell)
+    except InfeasibleError as error:  # nothing fits, or the budget ended before anything did
+        checks.append(Check("better plan", UNKNOWN, error.message.splitlines()[0]))
+    else:
+        checks.append(better_plan(found, question, now, best, counts))
+        notes = () if best.finished else ("the budget ended the search: a better plan may have been missed",)
     worse = [check for check in checks if check.state == WORSE]
     kind = REGRESSED if worse else IMPROVED if any(check.state == BETTER for check in checks) else PASS
     said = (
@@ -85,6 +91,13 @@ def _memory(then: Any, now: Prediction) -> Check:
     """Of the rank whose peak is the highest."""
     was = max(then["peak_bytes"], default=0)
     return _change("predicted memory", max(now.peak_bytes), float(was), lambda size: f"{size / 2**20:.2f} MiB")
+
+
+def _fits(question: Question, now: Prediction) -> list[Check]:
+    """A failed check where the locked plan needs more of a device than the recipe's limit allows; else none."""
+    allowed, most = limit_bytes(question), max(now.peak_bytes)
+    said = f"needs {most / 2**20:.2f} MiB of a device, of which {allowed / 2**20:.2f} MiB are allowed"
+    return [Check("memory limit", WORSE, said)] if most > allowed else []
 
 
 def better_plan(found: Locked, question: Question, now: Prediction, best: Found, threshold: float) -> Check:
