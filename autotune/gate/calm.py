@@ -19,7 +19,8 @@ from autotune.profiles_db.cores import all_cores
 from autotune.profiles_db.facts import has_driver
 
 BYTES, REPEATS = 32 << 20, 3  # hashed on each core: about a twentieth of a second
-LEAST_SHARE = 0.8  # of its wall time that a core must give the work
+LEAST_SHARE, LEAST_WORST = 0.9, 0.6  # of wall time that cores must give the work, on average and each
+AGAIN_S = 1.0  # after which a look is taken again: what a launch leaves behind may take its time to end
 MOST_SLOWER = 1.25  # processor seconds, by the least seen
 # Bits of NVML's clock event reasons that mean a device cannot run as fast as it would: hardware slowdown, software and
 # hardware thermal slowdown, power brake. (A software power cap, 0x4, is how a device under full load always runs.)
@@ -33,12 +34,13 @@ _BUFFER: list[bytes] = []
 
 @dataclass(frozen=True)
 class Reading:
-    """One look. `share`: the least that a core gave of its wall time; `seconds`: the most processor time that the work
-    took on one; `devices`: what is wrong with accelerators, in words."""
+    """One look. `share`: what cores gave of their wall time, on average, and `worst` the least of one; `seconds`: the
+    most processor time that the work took on one; `devices`: what is wrong with accelerators, in words."""
 
     share: float
     seconds: float
     devices: str = ""
+    worst: float = 1.0
 
 
 def quota() -> float:
@@ -70,7 +72,8 @@ def read() -> Reading:
         thread.start()
     for thread in threads:
         thread.join()
-    return Reading(min(own / wall for wall, own in found), max(own for _, own in found), devices())
+    shares = [own / wall for wall, own in found]
+    return Reading(sum(shares) / many, max(own for _, own in found), devices(), min(shares))
 
 
 def devices() -> str:
@@ -107,7 +110,9 @@ def disturbance(reading: Reading, least: float) -> str:
     if reading.devices:
         return reading.devices
     if reading.share < LEAST_SHARE:
-        return f"the machine is under load: a core gave {reading.share:.0%} of its time"
+        return f"the machine is under load: its cores gave {reading.share:.0%} of their time"
+    if reading.worst < LEAST_WORST:
+        return f"the machine is under load: a core gave {reading.worst:.0%} of its time"
     if reading.seconds > MOST_SLOWER * least:
         return f"the machine is throttled: the same work took {reading.seconds / least:.2f} times its least seconds"
     return ""
@@ -121,7 +126,12 @@ class Watch:
     readings: tuple[Reading, ...] = ()
 
     def take(self) -> None:
-        self.readings += (self.look(),)
+        """The reading after a launch."""
+        before = self.readings
+        self.readings = (*before, self.look())
+        if self.why(-1):
+            time.sleep(AGAIN_S)
+            self.readings = (*before, self.look())
 
     def settled(self, tries: int = 3, wait_s: float = 2.0) -> str:
         """Takes the first reading, again where somebody is just about to end; what is wrong with the last one."""

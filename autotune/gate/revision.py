@@ -23,7 +23,7 @@ from autotune.gate.checks import tokens_digest
 from autotune.gate.sides import Side
 from autotune.gate.subject import WARMUP, Subject
 from autotune.profiles_db.profile_file import dump_profile
-from autotune.spec.errors import Problem, RunError, UsageError, nearest_name
+from autotune.spec.errors import EnvironmentFault, Problem, RunError, UsageError, nearest_name
 from autotune.spec.lock import Launch, load_lock, lock_path
 from autotune.spec.plan import Plan
 
@@ -131,6 +131,9 @@ def this(found: Subject) -> Revision:
 def command_side(revision: Revision, found: Subject, folder: Path, overrides: Sequence[str]) -> Side:
     """Launches of one revision by its own command, with a database of its own in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
+    if found.profile is None:
+        what = f"this machine ({found.facts.name}) has no profile, which a run of its own needs"
+        raise EnvironmentFault(what, hint="measure it with `autotune profile --quick`")
     profile = folder / "machine.json"
     dump_profile(found.profile, profile)
     words = [sys.executable, "-m", "autotune", "--db", str(folder / "plans.db"), "run", str(revision.recipe)]

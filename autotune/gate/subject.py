@@ -46,7 +46,7 @@ class Subject:
     locked: Locked
     facts: Facts
     job: Job
-    profile: Profile
+    profile: Profile | None  # the newest of the locked machine; None where nothing is stored of it
 
 
 def locked(path: str, overrides: Sequence[str] = ()) -> Locked:
@@ -79,16 +79,13 @@ def profile_of(found: Locked, store: Store) -> Profile:
     Raises EnvironmentFault where there is none of the locked machine, StaleLock where it is another one by now.
     """
     recipe, machine = found.recipe, found.lock.machine
-    wanted = str(machine.get("profile", ""))
-    if recipe.use == THIS:
-        named = store.find_profile(str(machine["fingerprint"]))
-    else:
-        named = resolve(recipe.use, recipe.folder, store.find_profile, recipe.path)
-    candidates = [named, store.refined(named)] if named else []
-    stored = store.find_profile(wanted) if wanted else None
-    for profile in (*([stored] if stored else []), *candidates):
-        if not wanted or profile_digest(profile) == wanted:
-            return profile if wanted else candidates[-1]
+    wanted, newest = str(machine.get("profile", "")), newest_profile(found, store)
+    if not wanted and newest:
+        return newest
+    candidates = [p for p in (store.find_profile(wanted) if wanted else None, _named(found, store), newest) if p]
+    for profile in candidates:
+        if profile_digest(profile) == wanted:
+            return profile
     if not candidates:
         raise EnvironmentFault(
             f"{found.file}: the profile of {machine['name']} ({machine['fingerprint']}) is not in {store.place.shown}",
@@ -96,6 +93,20 @@ def profile_of(found: Locked, store: Store) -> Profile:
         )
     said = f"it rests on profile {wanted[:10]} of {machine['name']}, and there is {profile_digest(candidates[-1])[:10]}"
     raise _stale(found.file, recipe.path, [f"the machine's profile changed: {said} here"])
+
+
+def _named(found: Locked, store: Store) -> Profile | None:
+    """What `[machine] use` names now; of "this" the newest profile of the locked machine."""
+    recipe = found.recipe
+    if recipe.use == THIS:
+        return store.find_profile(str(found.lock.machine["fingerprint"]))
+    return resolve(recipe.use, recipe.folder, store.find_profile, recipe.path)
+
+
+def newest_profile(found: Locked, store: Store) -> Profile | None:
+    """The same with what was measured for it since; None where nothing is stored of the machine."""
+    named = _named(found, store)
+    return store.refined(named) if named else None
 
 
 def subject(found: Locked, store: Store, other_machine: bool = False) -> Subject:
@@ -109,9 +120,8 @@ def subject(found: Locked, store: Store, other_machine: bool = False) -> Subject
             f"({lock.machine['fingerprint']}); this is {facts.name} ({facts.fingerprint})",
             hint="gate it there, search for this machine, or look at the figures with --allow-other-machine",
         )
-    profile = profile_of(found, store)
-    newest = store.find_profile(facts.fingerprint) if recipe.use == THIS and not other_machine else None
-    if reasons := stale(lock, recipe, newest or profile):
+    profile = newest_profile(found, store)
+    if profile and not other_machine and (reasons := stale(lock, recipe, profile)):
         raise _stale(found.file, recipe.path, reasons)
     if device == "cuda" and lock.plan.world > facts.count:
         raise EnvironmentFault(
