@@ -33,11 +33,12 @@ from autotune.gate.subject import Subject, locked, subject
 from autotune.profiles_db.location import locate
 from autotune.profiles_db.store import Store
 from autotune.runners.launch import launch
-from autotune.spec.errors import AutotuneError, UsageError
+from autotune.spec.errors import AutotuneError, RunError, UsageError
 from autotune.spec.lock import Launch
 
 CALIBRATING = 3  # launches with and without
 FIRST_PRODUCTS = 50  # of the first calibration: more follow until they take long enough to be measured
+MOST_PRODUCTS = 1_000_000
 ENOUGH = 0.2  # of a step: what the products of a calibration are to take at least
 
 
@@ -68,11 +69,12 @@ def products_for(launches: Launches, share: float) -> int:
     """How many matrix products a step make it longer by `share`, measured."""
     without = median(medians([launches.side()() for _ in range(CALIBRATING)]))
     many = FIRST_PRODUCTS
-    while True:
+    while many <= MOST_PRODUCTS:
         more = median(medians([launches.side(many)() for _ in range(CALIBRATING)])) - without
         if more >= ENOUGH * without:
             return max(1, round(share * without / (more / many)))
         many *= 4 if more <= ENOUGH * without / 8 else 2
+    raise RunError(f"{MOST_PRODUCTS} matrix products a step make it no longer: the workers are not burdened")
 
 
 def held(pairs: Sequence[tuple[Launch, Launch]], first: int, rule: Rule) -> tuple[str, float]:
