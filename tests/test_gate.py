@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from autotune.cli._acceptance import conditions_of
 from autotune.gate import calm, measured
 from autotune.gate.baseline import MARK
 from autotune.gate.calm import Reading, Watch
@@ -22,8 +23,11 @@ from autotune.gate.revision import pins
 from autotune.gate.subject import locked
 from autotune.profiles_db.profile_file import dump_profile, load_profile, shipped
 from autotune.runners.job import RunResult
+from autotune.spec.digest import digest
 from autotune.spec.lock import Launch, load_lock, write_lock
 from autotune.spec.plan import Plan
+from autotune.spec.recipe import load_recipe
+from autotune.spec.workload import Acceptance
 from tests.commands import Home, Said, two_workers
 from tests.recipes import RECIPE, ROOT, Autotune
 from tests.small import GENERATE, TRAIN
@@ -239,6 +243,28 @@ def test_a_profile_that_is_another_by_now(home: Home, here: Autotune) -> None:
     edited(home.folder / "small.lock.json", lambda raw: raw["machine"].pop("profile"))
     older = here("gate", recipe, "--predicted", "--db", "empty.db")
     assert older.code == 7, "a lock of before there was a digest is compared with what is there"
+
+
+def test_a_predicted_speculation_needs_its_acceptance(home: Home, here: Autotune) -> None:
+    """Without it the plan would seem slower than the lock says, though no code has changed."""
+    axes = 'micro_batch = 2\ndecoding = "ngram"\nspeculate = 2\nmatch = 1\nbranches = 1'
+    recipe = home.write("talk.toml", TALK.replace("micro_batch = 2", axes))
+    with home.store() as store:
+        conditions = conditions_digest(recipe)
+        store.save_acceptance(conditions, load_recipe(recipe).model(), Acceptance("ngram match=1", (0.5, 0.4)), {})
+    assert here("search", recipe, "--measure", "0").code == 0
+    assert here("gate", recipe, "--predicted").code == 0
+    copy = Home.make(home.folder / "elsewhere")
+    with copy.store() as store:
+        store.save_profile(two_workers())
+    other = here("gate", recipe, "--predicted", "--db", str(copy.folder / "plans.db"))
+    assert other.code == 4 and "needs the acceptance of 'ngram match=1'" in other.stderr
+
+
+def conditions_digest(recipe: str) -> str:
+    """What names the conditions of a recipe's acceptances in the plan database."""
+    found = load_recipe(recipe)
+    return digest(conditions_of(found, found.workload_spec()))
 
 
 # --- wrong input: a message and a code, and never a pass

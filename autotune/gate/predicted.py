@@ -15,11 +15,12 @@ from autotune.gate.checks import BETTER, OK, UNKNOWN, WORSE, Check
 from autotune.gate.outcome import CODES, UPDATED, Outcome
 from autotune.gate.rule import IMPROVED, PASS, REGRESSED
 from autotune.gate.subject import Locked, locked, profile_of
+from autotune.planners.decoding.strategies import unknown
 from autotune.planners.explore import objective
 from autotune.planners.predict import predict
 from autotune.planners.search import limit_bytes, search
 from autotune.profiles_db.profile_file import profile_digest
-from autotune.spec.errors import InfeasibleError
+from autotune.spec.errors import EnvironmentFault, InfeasibleError
 from autotune.spec.lock import answer, write_lock
 from autotune.spec.prediction import Found, Prediction, Question
 
@@ -47,6 +48,9 @@ def gate_predicted(
     recipe, lock = found.recipe, found.lock
     profile = profile_of(found, store)
     question = replace(recipe.question(profile), workload=work(recipe, store), measure_budget=0)
+    if lacking := unknown(lock.plan, question.workload):
+        hint = "on a machine without the plan database that has it, say it in [workload] acceptance"
+        raise EnvironmentFault(f"{found.file}: {lacking}", hint=hint)
     now = predict(question.model, question.workload, profile, lock.plan, lock.devices)
     counts = float(found.settings["threshold"]) if threshold is None else threshold
     common: dict[str, Any] = {"mode": PREDICTED, "plan_id": lock.plan.id, "threshold": counts}

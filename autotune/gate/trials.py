@@ -37,7 +37,8 @@ from autotune.spec.errors import AutotuneError, RunError, UsageError
 from autotune.spec.lock import Launch
 
 CALIBRATING = 3  # launches with and without
-FIRST_PRODUCTS = 50  # of the first calibration: more follow until they take long enough to be measured
+# Of the first calibration, by device: more follow until they take long enough to be measured.
+FIRST_PRODUCTS = {"cpu": 50, "cuda": 1000}
 MOST_PRODUCTS = 1_000_000
 ENOUGH = 0.2  # of a step: what the products of a calibration are to take at least
 
@@ -68,7 +69,7 @@ class Launches:
 def products_for(launches: Launches, share: float) -> int:
     """How many matrix products a step make it longer by `share`, measured."""
     without = median(medians([launches.side()() for _ in range(CALIBRATING)]))
-    many = FIRST_PRODUCTS
+    many = FIRST_PRODUCTS[launches.subject.job.device]
     while many <= MOST_PRODUCTS:
         more = median(medians([launches.side(many)() for _ in range(CALIBRATING)])) - without
         if more >= ENOUGH * without:
