@@ -223,9 +223,9 @@ def test_several_objectives_are_refused_as_such(tmp_path: Path) -> None:
 
 def test_the_gate_is_a_section_of_its_own(tmp_path: Path) -> None:
     gate = load(tmp_path, TRAIN + "[gate]\nlaunches = 7\nthreshold = 0.05\n").merged()["gate"]
-    assert gate == {"launches": 7, "threshold": 0.05}
+    assert gate == {"launches": 7, "threshold": 0.05, "retries": 4}
     wrong = refused(tmp_path, TRAIN + "[gate]\nlaunches = 0\ntreshold = 0.05\n")
-    assert "at least 1" in wrong["gate.launches"] and "nearest: threshold" in wrong["gate.treshold"]
+    assert "at least 3" in wrong["gate.launches"] and "nearest: threshold" in wrong["gate.treshold"]
 
 
 def test_missing_sections_and_kinds(tmp_path: Path) -> None:

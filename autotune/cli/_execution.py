@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from autotune.cli import _output as out
-from autotune.cli._target import Target, environment
+from autotune.cli._target import Target
+from autotune.runners.provenance import environment, git_revision
 from autotune.spec.changes import changes
 from autotune.spec.errors import AutotuneError, EnvironmentFault, UsageError
 from autotune.spec.lock import answer
@@ -117,15 +117,6 @@ def joined_name(plan: Plan) -> str:
     keys = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_STEP_ID", "MASTER_PORT")
     parts = [os.environ[key] for key in keys if os.environ.get(key, "none") != "none"]
     return re.sub(r"[^A-Za-z0-9.-]", "-", "-".join(["world", *parts, plan.id]))
-
-
-def git_revision() -> str:
-    """The commit of the folder that the command runs in, with `+` where it has changes; "" outside a repository."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
 
 
 def execute(

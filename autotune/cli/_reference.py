@@ -23,8 +23,8 @@ options of the first listing may stand before or after a command's name.
 | 3 | no plan fits; the message has the binding constraints |
 | 4 | the machine, the plan database or an installed version is not what the command needs |
 | 5 | the run failed: workers died or ran out of memory |
-| 6 | wrong numbers: a checked run differs from the one-process reference |
-| 7 | a regression |
+| 6 | wrong numbers: a checked run differs from the one-process reference, or a gated one from its baseline |
+| 7 | a regression: a gated plan is slower or larger than its baseline, or no longer the best predicted |
 | 8 | a stale lock: the recipe, the model or the machine changed since |
 | 9 | inconclusive |
 | 130 | interrupted |

@@ -72,6 +72,7 @@ def find(recipe: Recipe, store: Store, lock: bool, progress: Callable[[str], Non
     the search with what it has; only where it has nothing yet does KeyboardInterrupt come out, and even then what was
     simulated is kept for the next time.
     """
+    from autotune.profiles_db.profile_file import profile_digest
     from autotune.runners.inputs import check_inputs
 
     profile = machine(recipe, store)
@@ -111,7 +112,8 @@ def find(recipe: Recipe, store: Store, lock: bool, progress: Callable[[str], Non
     if lock and recipe.path != "-":
         file = lock_path(recipe.path)
         launches = measuring.of(found.best.plan) if measuring else ()
-        write_lock(file, replace(lock_of(recipe, found), measured=launches))
+        rests = profile_digest(found.question.profile)
+        write_lock(file, replace(lock_of(recipe, found, profile_digest=rests), measured=launches))
     return Answer(found, name, file)
 
 

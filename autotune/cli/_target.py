@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -199,12 +198,6 @@ def pinned(pins: Sequence[str], devices: int) -> Plan:
             raise UsageError("cannot fill the devices", problems=[problem])
         plan = replace(plan, data=devices // rest)
     return plan
-
-
-def environment() -> dict[str, str]:
-    """Variables that change how workers run: worth keeping with a run."""
-    prefixes = ("OMP_", "MKL_", "CUDA_", "NCCL_", "GLOO_", "TORCH_", "PYTORCH_")
-    return {key: value for key, value in sorted(os.environ.items()) if key.startswith(prefixes)}
 
 
 def axes_of(plan: Plan) -> dict[str, object]:

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from autotune.spec.digest import digest
 from autotune.spec.errors import Problem, UsageError, nearest_name
 from autotune.spec.machine import GRADES, SCHEMA, Device, Host, Interference, Link, Profile, Sample
 from autotune.spec.work import BYTES, KINDS, Attention, Work
@@ -108,6 +109,11 @@ def to_dict(profile: Profile) -> dict[str, Any]:
     for field in fields(Profile):
         out[field.name] = _plain(getattr(profile, field.name))
     return out
+
+
+def profile_digest(profile: Profile) -> str:
+    """What names this content in the plan database and in a lock."""
+    return digest(to_dict(profile))
 
 
 def from_dict(raw: Any, source: str = "<profile>") -> Profile:

@@ -337,6 +337,12 @@ def runs(session: Session, limit: int, plan: str) -> list[RunEntry]:
     return _runs(session, rows)
 
 
+def marked_runs(session: Session, plan: str, mark: str) -> list[RunEntry]:
+    """Finished runs of a plan, by full digest, whose facts say that `mark` is true, newest first."""
+    query = select(t.Run).where(t.Run.plan == plan, t.Run.status == "finished").order_by(t.Run.started.desc())
+    return _runs(session, [row for row in session.scalars(query) if (row.facts or {}).get(mark) is True])
+
+
 def run(session: Session, prefix: str, shown: str) -> RunEntry:
     row = session.get_one(t.Run, resolve(session, t.Run.id, prefix, "run", shown))
     return _runs(session, [row])[0]

@@ -355,6 +355,13 @@ class Store(Database):
                 plan = queries.resolve(session, tables.PlanRow.digest, plan, "plan", self.place.shown)
             return queries.runs(session, limit, plan)
 
+    def marked_runs(self, plan: Plan, mark: str) -> list[RunEntry]:
+        """Finished runs of a plan whose facts say that `mark` is true, newest first."""
+        from autotune.profiles_db import queries
+
+        with self._reading() as session:
+            return queries.marked_runs(session, plan.digest, mark)
+
     def run(self, prefix: str) -> RunEntry:
         """The run whose id begins with `prefix`; UsageError when none or several do."""
         from autotune.profiles_db import queries

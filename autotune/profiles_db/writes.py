@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from autotune.profiles_db import tables as t
-from autotune.profiles_db.profile_file import to_dict
+from autotune.profiles_db.profile_file import profile_digest, to_dict
 from autotune.profiles_db.records import plain, prediction_body
 from autotune.spec.digest import digest
 from autotune.spec.errors import UsageError
@@ -69,7 +69,7 @@ def save_machine(session: Session, fingerprint: str, name: str, facts: Mapping[s
 
 def save_profile(session: Session, profile: Profile) -> str:
     body = to_dict(profile)
-    name = digest(body)
+    name = profile_digest(profile)
     # A profile of no machine at hand, as those of datasheets, may have no fingerprint: its name stands for it.
     machine = profile.fingerprint or f"profile:{profile.name}"
     save_machine(session, machine, profile.device.name, {k: body[k] for k in ("device", "host", "links", "software")})

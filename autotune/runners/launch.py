@@ -30,6 +30,7 @@ from autotune.spec.errors import RunError, UsageError
 from autotune.spec.program import Program
 from autotune.spec.timeline import Span, Timeline
 
+WORKER = "autotune.runners.worker"
 JOBS = "jobs.jsonl"  # of several jobs: one a line
 LOOK_S = 0.05  # between two looks at what workers stream
 GRACE = 20.0  # seconds that workers get to end after a signal
@@ -41,9 +42,18 @@ class Looking(Protocol):
     def look(self) -> None: ...
 
 
-def launch(job: Job, *, nproc: int, log_dir: Path, timeout_s: float = 3600.0, tell: Tell | None = None) -> RunResult:
+def launch(
+    job: Job,
+    *,
+    nproc: int,
+    log_dir: Path,
+    timeout_s: float = 3600.0,
+    tell: Tell | None = None,
+    worker: Sequence[str] = (WORKER,),
+) -> RunResult:
     """Runs a job over `nproc` local workers (or the world that already exists). Raises RunError when one dies.
-    `tell`: gets what workers stream, where they are our own."""
+    `tell`: gets what workers stream, where they are our own. `worker`: the module that they run, and arguments after
+    the job's."""
     here = world_here()
     world = here[1] if here else nproc
     if world != job.plan.world:
@@ -64,7 +74,9 @@ def launch(job: Job, *, nproc: int, log_dir: Path, timeout_s: float = 3600.0, te
         ):
             stale.unlink()
         (log_dir / "job.json").write_text(job.to_json())
-        _elastic(nproc, log_dir, timeout_s, Reader(log_dir, tell) if tell else None)
+        module, *more = worker
+        command = (module, str(log_dir / "job.json"), str(log_dir), *more)
+        _elastic(nproc, log_dir, timeout_s, Reader(log_dir, tell) if tell else None, command)
     else:
         _take_part(job, log_dir, *here)
     return gather(job, log_dir)
@@ -124,18 +136,16 @@ def _take_part(job: Job, log_dir: Path, rank: int, world: int) -> None:
         raise RunError(f"worker {rank} of {world} failed: {said} (traceback in {trace})") from error
 
 
-def _elastic(
-    nproc: int, log_dir: Path, timeout_s: float, reader: Looking | None = None, module: Sequence[str] = ()
-) -> None:
+def _elastic(nproc: int, log_dir: Path, timeout_s: float, reader: Looking | None, module: Sequence[str]) -> None:
     """One elastic launch of `nproc` workers, read along with; ends with all of them gone, whatever happened. `module`:
-    what they run, and its arguments, in the place of the job in the folder."""
+    what they run, and its arguments."""
     cores = len(all_cores())
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // nproc)), "TORCH_CPP_LOG_LEVEL": "ERROR"}
     roots = [str(Path(__file__).resolve().parents[2]), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, roots))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1"]
     command += [f"--nproc-per-node={nproc}", "--max-restarts=0", "--monitor-interval=0.2"]
-    command += ["-m", *(module or ("autotune.runners.worker", str(log_dir / "job.json"), str(log_dir)))]
+    command += ["-m", *module]
     with open(log_dir / "workers.log", "wb") as log:
         process = subprocess.Popen(
             command,

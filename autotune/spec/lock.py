@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import autotune
@@ -31,11 +32,32 @@ SUFFIX = ".lock.json"
 
 @dataclass(frozen=True)
 class Launch:
-    """One process launch of the locked plan: seconds of each measured step, device bytes of each rank."""
+    """One process launch of the locked plan: seconds of each measured step, device bytes of each rank; of a training
+    the loss of each step from the first, of a generation the digest of its answers' tokens."""
 
     step_s: tuple[float, ...]
     peak_bytes: tuple[int, ...] = ()
     run_id: str = ""
+    losses: tuple[float | None, ...] = ()  # None: not a finite number
+    tokens: str = ""
+
+    @property
+    def median_s(self) -> float:
+        """The launch as a sample: its median step."""
+        return median(self.step_s)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form in the file; what is not known is left out."""
+        known: dict[str, Any] = {"losses": list(self.losses)} if self.losses else {}
+        known |= {"tokens": self.tokens} if self.tokens else {}
+        return {"step_s": list(self.step_s), "peak_bytes": list(self.peak_bytes), "run_id": self.run_id} | known
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Launch:
+        """The inverse, of what load_lock has checked."""
+        losses = tuple(raw.get("losses", ()))
+        run, tokens = str(raw.get("run_id", "")), str(raw.get("tokens", ""))
+        return cls(tuple(raw["step_s"]), tuple(raw.get("peak_bytes", ())), run, losses, tokens)
 
 
 @dataclass(frozen=True)
@@ -44,7 +66,7 @@ class Lock:
 
     recipe: Mapping[str, Any]  # file, digest, merged: the whole recipe with its defaults
     model: Mapping[str, Any]  # name, digest
-    machine: Mapping[str, Any]  # name, grade, fingerprint, devices, software
+    machine: Mapping[str, Any]  # name, grade, fingerprint, devices, software, profile: its digest
     plan: Plan
     predicted: Mapping[str, Any]  # step_s, tokens_per_s, peak_bytes, breakdown, grades, prefill_s, decode_s
     bound: Mapping[str, Any]  # step_s, gap (None: unknown), closed
@@ -53,6 +75,7 @@ class Lock:
     measured: tuple[Launch, ...] = ()
     runner_up: Mapping[str, Any] | None = None  # plan, plan_id, step_s, reason
     generated_at: str = ""  # ISO 8601, UTC
+    measured_at: str = ""  # the same of the launches, where a gate measured them
     autotune: str = autotune.__version__
 
     @property
@@ -72,15 +95,12 @@ class Lock:
             "plan_id": self.plan.id,
             "plan_digest": self.plan.digest,
             "predicted": dict(self.predicted),
-            "measured": [
-                {"step_s": list(run.step_s), "peak_bytes": list(run.peak_bytes), "run_id": run.run_id}
-                for run in self.measured
-            ],
+            "measured": [run.to_dict() for run in self.measured],
             "bound": dict(self.bound),
             "space": dict(self.space),
             "evaluated": dict(self.evaluated),
             "runner_up": dict(self.runner_up) if self.runner_up else None,
-        }
+        } | ({"measured_at": self.measured_at} if self.measured_at else {})
 
 
 def lock_path(recipe: str | Path) -> Path:
@@ -120,8 +140,9 @@ def why_lost(winner: Prediction, other: Prediction, measured: Mapping[str, float
     return f"predicted {ratio:.1%} slower{because}"
 
 
-def lock_of(recipe: Recipe, found: Found, now: datetime | None = None) -> Lock:
-    """The lock of a search's answer to `recipe`. `now` is the time it is stamped with."""
+def lock_of(recipe: Recipe, found: Found, now: datetime | None = None, profile_digest: str = "") -> Lock:
+    """The lock of a search's answer to `recipe`. `now` is the time it is stamped with, `profile_digest` names the
+    profile that the answer rests on in the plan database."""
     best, profile = found.best, found.question.profile
     second = found.ranking[1] if len(found.ranking) > 1 else None
     file = Path(recipe.path).name
@@ -134,6 +155,7 @@ def lock_of(recipe: Recipe, found: Found, now: datetime | None = None) -> Lock:
             "fingerprint": profile.fingerprint,
             "devices": found.question.devices,
             "software": dict(profile.software),
+            "profile": profile_digest,
         },
         plan=best.plan,
         predicted=answer(best),
@@ -217,14 +239,12 @@ def load_lock(path: str | Path) -> Lock:
         raise UsageError("cannot read the lock", hint=_AGAIN, problems=[altered])
     return Lock(
         plan=plan,
-        measured=tuple(
-            Launch(tuple(run["step_s"]), tuple(run.get("peak_bytes", ())), str(run.get("run_id", "")))
-            for run in raw["measured"]
-        ),
+        measured=tuple(map(Launch.from_dict, raw["measured"])),
         runner_up=raw.get("runner_up"),
         autotune=str(raw.get("autotune", "")),
         **{key: raw[key] for key in ("recipe", "model", "machine", "predicted", "bound", "space", "evaluated")},
         generated_at=raw["generated_at"],
+        measured_at=str(raw.get("measured_at", "")),
     )
 
 
@@ -254,6 +274,9 @@ def _problems(raw: object, shown: str) -> Iterator[Problem]:
             values = launch.get(key)
             if not isinstance(values, list) or not all(isinstance(value, _NUMBER) for value in values):
                 yield Problem(shown, f"measured.{index}.{key}", repr(values)[:40], f"a list of {of}")
+        losses = launch.get("losses", [])
+        if not isinstance(losses, list) or not all(isinstance(loss, (*_NUMBER, type(None))) for loss in losses):
+            yield Problem(shown, f"measured.{index}.losses", repr(losses)[:40], "a list of losses")
     evaluated = raw.get("evaluated")
     measured = evaluated.get("measured", {}) if isinstance(evaluated, dict) else {}
     if not isinstance(measured, dict) or not all(isinstance(value, _NUMBER) for value in measured.values()):

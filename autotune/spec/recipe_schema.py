@@ -142,8 +142,9 @@ class Budget(Section):
 class GateSection(Section):
     """How `autotune gate` compares."""
 
-    launches: int = Field(default=5, ge=1, description="process launches a side")
-    threshold: float = Field(default=0.03, gt=0, description="change of the median that counts, as a fraction")
+    launches: int = Field(default=5, ge=3, description="process launches a side")
+    threshold: float = Field(default=0.03, gt=0, lt=1, description="change of the median that counts, as a fraction")
+    retries: int = Field(default=4, ge=0, description="times that two launches a side are added while inconclusive")
 
 
 @dataclass(frozen=True)
