@@ -30,6 +30,7 @@ from autotune.spec.graph import Weight
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.workload import Workload
+from tests.fitted import loaded
 
 WIDE = {torch.bfloat16: torch.float32}  # what NumPy knows in the place of what it does not
 
@@ -223,14 +224,18 @@ def answer(
     lengths: tuple[int, ...],
     until: tuple[int, ...] = (),
     noise: float = 0.0,
+    heads: dict[str, torch.Tensor] | None = None,
 ) -> tuple[list[list[int]], list[list[int]]]:
     """The tokens after prompts of these lengths, generated after others, with seed 3; until every answer has the token
-    of `until` that is its own. And how many tokens each round committed. A draft has weights that differ by `noise`."""
+    of `until` that is its own. And how many tokens each round committed. A draft has weights that differ by `noise`;
+    heads have these projections."""
     load = lambda index, weight: shard(  # noqa: E731
         weight, lively_weight(weight, workload.precision), rank % plan.tensor, plan.tensor
     )
 
     def load_draft(index: int, weight: Weight) -> torch.Tensor:
+        if heads is not None:
+            return loaded(heads, weight, DTYPES[workload.precision])
         whole = lively_weight(weight, workload.precision)
         return whole + noise * torch.randn(whole.shape, generator=torch.Generator().manual_seed(index))
 

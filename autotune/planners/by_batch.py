@@ -63,7 +63,7 @@ def by_batch(
 
 def plain(plan: Plan) -> Plan:
     """The plan without anybody who proposes tokens."""
-    return plan.altered(decoding=PLAIN, speculate=0, branches=1, match=0, window=0, commit=MATCH)
+    return plan.altered(decoding=PLAIN, speculate=0, branches=1, match=0, window=0, tree="", commit=MATCH)
 
 
 def _at(predictor: Predictor, plan: Plan, batch: int, allowed: float) -> Prediction | None:

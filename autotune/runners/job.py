@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.runners.saved import Saved
+from autotune.spec.heads import kind_of
 from autotune.spec.model import Experts, LatentAttention, ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.timeline import Timeline
@@ -69,7 +70,9 @@ def _model(raw: dict[str, Any]) -> ModelSpec:
         raw["experts"] = Experts(**raw["experts"])
     if raw["latent"]:
         raw["latent"] = LatentAttention(**raw["latent"])
-    return ModelSpec(**raw)
+    if raw.get("target"):
+        raw["target"] = _model(raw["target"])
+    return kind_of(raw)(**raw)
 
 
 @dataclass(frozen=True)

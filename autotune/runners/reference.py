@@ -158,6 +158,13 @@ def _cast(weights: Weights, dtype: torch.dtype | None) -> dict[Key, Tensor]:
 
 
 @torch.no_grad()
+def head_values(model: ModelSpec, weights: Weights, tokens: Tensor) -> dict[str, Tensor]:
+    """Every value of the head block for int64 tokens [batch, sequence]: `h`, the rows [batch, sequence, hidden] after
+    the final norm, and the logits."""
+    return _forward(model, weights, tokens, None)
+
+
+@torch.no_grad()
 def reference_logits(model: ModelSpec, weights: Weights, tokens: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Logits [batch, sequence, vocab] of int64 tokens [batch, sequence]."""
     return _forward(model, _cast(weights, dtype), tokens, None)["logits"]

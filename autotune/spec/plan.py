@@ -62,6 +62,7 @@ class Plan:
     branches: int = 1  # such rows side by side, each after the newest token
     match: int = 0  # of "ngram": newest tokens that must have come before where a continuation is looked up
     window: int = 0  # of "lookahead": places after the newest token whose tokens are guessed again and again
+    tree: str = ""  # of "heads": parents of the proposed tokens, "0,0,1,1,2" (planners.decoding.trees); "": a row
     commit: str = MATCH  # what is kept: match (what the target itself chooses) | rejection (speculative sampling)
 
     @property

@@ -9,6 +9,7 @@ from autotune.planners.costs import propose
 from autotune.planners.costs.body import NOTHING, BodyCosts, Cost
 from autotune.planners.decoding.strategies import scored
 from autotune.planners.lower.generate import (
+    ENDS,
     ID,
     block_shape,
     counted_blocks,
@@ -97,12 +98,13 @@ class PassCosts:
     def forward(self, stage: int, part: int) -> Cost:
         """The bodies of a stage's blocks; in a prefill the last rows are copied out for the head, which of a prompt in
         parts comes after the last."""
-        total = NOTHING
+        total, whole = NOTHING, True  # whether every token's row is there still
         for block, count in counted_blocks(self.model, cut_of(self.plan, self.model), stage).items():
-            if block.kind == "head" and part < len(self.shapes) - 1:
+            if block.kind in ENDS and part < len(self.shapes) - 1:
                 continue
             total += self.block(block, part).times(count)
-            if block.kind == "head" and self.queries > self.shape.scored:
+            if block.kind in ENDS and whole and self.queries > self.shape.scored:
+                whole = False
                 rows = self.shape.batch * self.model.hidden * self.shape.width
                 total += self.piece(Memory("copy", 2 * rows, self.shape.dtype))
         return total

@@ -126,7 +126,18 @@ def _grouped_wgrad(node: Node, shape: Shape) -> tuple[Work, ...]:
     return tuple(made)
 
 
+def _frozen(node: Node, shape: Shape) -> tuple[Work, ...]:
+    """All that another model's blocks do in a forward that keeps nothing."""
+    found: list[Work] = []
+    for block in node.inner:
+        body = lower_block(block, shape, loss=False, train=False)
+        for instruction in body.forward.ranks[0]:
+            found += works(block, body, instruction, shape)
+    return tuple(found)
+
+
 WORKS: dict[str, Rule] = {
+    "frozen": _frozen,
     "grouped": _grouped("fwd"),
     "grouped.dgrad": _grouped("dgrad"),
     "grouped.wgrad": _grouped_wgrad,
@@ -150,7 +161,13 @@ def _loss_exchange(shape: Shape) -> tuple[tuple[str, int], ...]:
 EXCHANGES: dict[str, Callable[[Shape], tuple[tuple[str, int], ...]]] = {"cross_entropy": _loss_exchange}
 
 # What probes call a memory-bound operation, where it is not its own name.
-PROBE_NAMES = {"rotary.dgrad": "rotary"}
+PROBE_NAMES = {
+    "rotary.dgrad": "rotary",
+    "ahead_entropy": "cross_entropy",
+    "ahead_entropy.dgrad": "cross_entropy_bwd",
+    "activate": "copy",  # as many bytes by as plain a kernel
+    "activate.dgrad": "add",
+}
 
 
 class Around(NamedTuple):

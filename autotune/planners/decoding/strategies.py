@@ -12,14 +12,16 @@ from functools import lru_cache
 from itertools import product
 
 from autotune.planners.decoding.trees import Tree
-from autotune.spec.errors import nearest_name
+from autotune.spec.errors import UsageError, nearest_name
+from autotune.spec.heads import HeadsSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import MATCH, PLAIN, REJECTION, Plan
 from autotune.spec.workload import Workload
 
-AXES = ("speculate", "branches", "match", "window", "commit")  # of a plan, that say how it decodes
+AXES = ("speculate", "branches", "match", "window", "tree", "commit")  # of a plan, that say how it decodes
 COMMITS = (MATCH, REJECTION)
 LONGEST = 16  # newest tokens that a continuation is looked up by, at most
+LARGEST = 512  # nodes of a tree, at most
 
 
 def rows(plan: Plan) -> Tree:
@@ -39,15 +41,28 @@ def lookahead(plan: Plan) -> Tree:
     return Tree(tuple(parents))
 
 
+def planned(plan: Plan) -> Tree:
+    """The plan's own tree, or `speculate` tokens in a row."""
+    return _parsed(plan.tree) if plan.tree else Tree.chain_of(plan.speculate)
+
+
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> Tree:
+    return Tree.parse(text)
+
+
 @dataclass(frozen=True)
 class Strategy:
-    """`axes`: of AXES those that say something about it. `tree`: what a round scores, of which the rows come first and
-    may be kept. `tried`: the values of its axes that a search tries. `nested`: whether fewer tokens are proposed as
-    they would be among more, so that one acceptance tells them all."""
+    """`axes`: of AXES those that say something about it. `tree`: what a round scores, of which those of `kept` come
+    first and may be kept. `tried`: the values of its axes that a search tries. `nested`: whether fewer tokens are
+    proposed as they would be among more, so that one acceptance tells them all. `draft`: whether the model of [draft]
+    proposes, and `rows`: whether that is heads, which read the target's hidden rows."""
 
     axes: tuple[str, ...] = ("speculate",)
     tree: Callable[[Plan], Tree] = rows
-    draft: bool = False  # whether a draft model proposes
+    kept: Callable[[Plan], Tree] = rows
+    draft: bool = False
+    rows: bool = False
     nested: bool = True
     tried: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: {"speculate": (2, 4, 8, 16)})
 
@@ -70,6 +85,11 @@ STRATEGIES: dict[str, Strategy] = {
     ),
     # A smaller model (Leviathan et al., 2211.17192; Chen et al., 2302.01318).
     "draft": Strategy(("speculate", "commit"), draft=True, tried={"speculate": (1, 2, 3, 4, 5, 6, 8)}),
+    # Heads on the target's hidden rows (Stern et al., 1811.03115; Cai et al., 2401.10774): a node of depth k and rank r
+    # is what head k holds the (r + 1)-th likeliest.
+    "heads": Strategy(
+        ("speculate", "tree"), planned, planned, draft=True, rows=True, tried={"speculate": (1, 2, 3, 4, 5, 6, 8)}
+    ),
 }
 
 
@@ -77,6 +97,16 @@ STRATEGIES: dict[str, Strategy] = {
 def tree_of(plan: Plan) -> Tree:
     """The tokens that a round scores: the newest one, and what is proposed."""
     return STRATEGIES[plan.decoding].tree(plan)
+
+
+def kept_nodes(plan: Plan) -> int:
+    """Of a round's tokens after the newest the first ones, that may be kept."""
+    return STRATEGIES[plan.decoding].kept(plan).size
+
+
+def reads_rows(plan: Plan) -> bool:
+    """Whether what proposes reads the target's hidden rows."""
+    return plan.decoding in STRATEGIES and STRATEGIES[plan.decoding].rows
 
 
 def scored(plan: Plan) -> int:
@@ -117,7 +147,9 @@ def refused(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None
     ]
     for axis in strategy.axes:
         value = getattr(plan, axis)
-        if isinstance(value, int) and value < 1:
+        if axis == "tree":
+            found.append(_tree(plan))
+        elif isinstance(value, int) and value < 1:
             found.append(f"{axis} must be at least 1 with decoding {plan.decoding} (found {value}; nearest 1)")
     if plan.match > LONGEST:
         found.append(f"match must be at most {LONGEST} (found {plan.match}; nearest {LONGEST})")
@@ -127,15 +159,43 @@ def refused(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None
         found.append(
             f"commit {REJECTION} needs drawn tokens: [workload] temperature above 0 (found 0; nearest {MATCH})"
         )
-    return found + (_draft(model, workload) if strategy.draft else [])
+    return found + (_draft(plan, model, workload) if strategy.draft else [])
 
 
-def _draft(model: ModelSpec, workload: Workload) -> list[str | None]:
-    """What is wrong with the draft model."""
-    draft = workload.draft
+def _tree(plan: Plan) -> str | None:
+    """What is wrong with a plan's own tree."""
+    if not plan.tree:
+        return None
+    try:
+        tree = Tree.parse(plan.tree)
+    except UsageError as error:
+        problem = error.problems[0]
+        return f"tree {plan.tree!r}: {problem.key} must be {problem.expected} (found {problem.found})"
+    if tree.size > LARGEST:
+        return f"tree must have at most {LARGEST} nodes (found {tree.size})"
+    if tree.depth != plan.speculate:
+        return f"speculate must be the depth of tree (found {plan.speculate}; nearest {tree.depth})"
+    return None
+
+
+def _draft(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:
+    """What is wrong with the model that proposes."""
+    draft, name, heads = workload.draft, plan.decoding, reads_rows(plan)
     if draft is None:
-        return ["decoding draft needs a draft model: a [draft] section in the recipe"]
+        what = "heads" if heads else "a draft model"
+        return [f"decoding {name} needs {what}: a [draft] section in the recipe"]
+    if isinstance(draft, HeadsSpec) != heads:
+        nearest = "draft" if heads else "heads"
+        return [f"decoding {name} cannot use what [draft] names (found {draft.architecture}; nearest {nearest})"]
     found: list[str | None] = []
+    if isinstance(draft, HeadsSpec):
+        if draft.hidden != model.hidden:
+            who = f"{draft.hidden} of {draft.name}"
+            found.append(f"the heads' hidden_size must be the model's {model.hidden} (found {who})")
+        if plan.speculate > draft.count:
+            found.append(f"speculate must be at most the {draft.count} heads (found {plan.speculate})")
+        if not _tree(plan) and (ranks := max(tree_of(plan).ranks, default=0)) >= draft.vocab:
+            found.append(f"tree has more siblings than the vocabulary of {draft.vocab} (found {ranks + 1})")
     if draft.vocab != model.vocab:
         found.append(f"the draft's vocabulary must be the model's {model.vocab} (found {draft.vocab} of {draft.name})")
     if draft.latent:

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
 
+from autotune.planners.decoding.strategies import reads_rows
 from autotune.planners.lower.body import PROGRAMS, Body, lower_block
 from autotune.planners.lower.join import joined_body, together
 from autotune.planners.lower.shape import Shape
 from autotune.planners.lower.workspace import Site, workspace
 from autotune.planners.simulate import memory
 from autotune.spec.graph import Block, Node, Weight, blocks
+from autotune.spec.heads_graph import normed
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.program import Program
@@ -21,10 +23,12 @@ from autotune.spec.program import Program
 @dataclass(frozen=True)
 class Cut:
     """Where the list of layers is cut: how many each stage has. `ends`: the outer stages hold embedding and head;
-    else every rank holds rows of both (see lower.vocabulary), and the last stage ends with the final norm."""
+    else every rank holds rows of both (see lower.vocabulary), and the last stage ends with the final norm. `apart`:
+    the final norm is a block by itself, because others than the output projection read what it gives."""
 
     layers: tuple[int, ...]
     ends: bool = True
+    apart: bool = False
 
     @property
     def stages(self) -> int:
@@ -62,13 +66,13 @@ def partition(layers: int, stages: int) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=1024)
-def _cut(layers: int, stages: int, given: str, ends: bool) -> Cut:
-    return Cut(tuple(map(int, given.split(","))) if given else partition(layers, stages), ends)
+def _cut(layers: int, stages: int, given: str, ends: bool, apart: bool) -> Cut:
+    return Cut(tuple(map(int, given.split(","))) if given else partition(layers, stages), ends, apart)
 
 
 def cut_of(plan: Plan, model: ModelSpec) -> Cut:
     """The cut of a plan: its own `layers`, or the even one."""
-    return _cut(model.layers, plan.stages, plan.layers, plan.vocabulary == "ends")
+    return _cut(model.layers, plan.stages, plan.layers, plan.vocabulary == "ends", reads_rows(plan))
 
 
 @lru_cache(maxsize=256)
@@ -82,9 +86,10 @@ def stage_blocks(model: ModelSpec, cut: Cut) -> tuple[tuple[Block, ...], ...]:
         at += count
     if cut.ends:
         held[0] = (embed, *held[0])
-        held[-1] = (*held[-1], head)
+        last = (normed(head), replace(head, nodes=head.nodes[1:])) if cut.apart else (head,)
+        held[-1] = (*held[-1], *last)
     else:
-        held[-1] = (*held[-1], Block("norm", head.index, head.nodes[:1]))
+        held[-1] = (*held[-1], normed(head))
     return tuple(held)
 
 
