@@ -13,6 +13,7 @@ from autotune.planners.lower.generate import inference_body
 from autotune.planners.lower.join import joined_body
 from autotune.planners.simulate import memory
 from autotune.profiles_db.cores import all_cores, own_cores, share_of
+from autotune.runners import reference
 from autotune.runners.body import COLLECTIVES
 from autotune.runners.checkpoint import shard
 from autotune.runners.generation import Generator
@@ -27,6 +28,7 @@ from autotune.runners.standing import Standing
 from autotune.runners.state import DTYPES
 from autotune.runners.training import Trainer
 from autotune.spec.graph import Weight
+from autotune.spec.heads import HeadsSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.workload import Workload
@@ -53,7 +55,10 @@ def train(
         weight, init_weight(weight, 0, DTYPES[workload.precision]), trainer_tensor, plan.tensor
     )
     trainer_tensor = rank % plan.tensor
-    trainer = Trainer.build(plan, model, workload, rank, torch.device("cpu"), load)
+    whole = lambda index, weight: init_weight(weight, 0, DTYPES[workload.precision])  # noqa: E731
+    frozen = whole if isinstance(model, HeadsSpec) else None
+    load = reference.begun(model, load, whole) if frozen else load
+    trainer = Trainer.build(plan, model, workload, rank, torch.device("cpu"), load, frozen)
     tokens, targets = random_batch(workload, model.vocab)
     each = workload.global_batch // plan.data
     mine = slice(trainer.mesh.data * each, (trainer.mesh.data + 1) * each)

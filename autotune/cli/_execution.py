@@ -56,6 +56,7 @@ def job_for(recipe: Recipe, plan: Plan, question: Question, device: str, steps: 
         seed=question.seed,
         checkpoint=recipe.checkpoint,
         draft_checkpoint=recipe.draft_checkpoint,
+        target_checkpoint=recipe.target_checkpoint,
         prompts=recipe.prompts,
         device=device,
         trace=trace,
@@ -171,6 +172,7 @@ def execute(
             prompts,
             runs=True,
             draft_checkpoint=recipe.draft_checkpoint,
+            target_checkpoint=recipe.target_checkpoint,
         )
     job = Job(
         plan=plan,
@@ -182,6 +184,7 @@ def execute(
         seed=recipe.seed if recipe else 0,
         checkpoint=recipe.checkpoint if recipe else "",
         draft_checkpoint=recipe.draft_checkpoint if recipe else "",
+        target_checkpoint=recipe.target_checkpoint if recipe else "",
         saved=saved,
         prompts=tuple(prompts),
         stops=recipe.stops if recipe else (),

@@ -237,7 +237,8 @@ class Enumeration:
         first = {axis: self._given(axis)[0] for axis in ("group", "limit", "order")}
         for chunks in given.get("chunks", schedule.chunks):
             chunked = plan.altered(chunks=chunks, **first)
-            refused = chunked.stages > self.question.model.layers or schedule.refuse(pipe := pipe_of(chunked, items))
+            deep = chunked.stages > max(1, self.question.model.layers)
+            refused = deep or schedule.refuse(pipe := pipe_of(chunked, items))
             if refused or unsharded(self.question.model, plan.tensor, ends=False):
                 yield chunked  # refused as it is: its inner choices would be, and some of them have no price
                 continue

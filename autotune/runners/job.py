@@ -29,6 +29,7 @@ class Job:
     seed: int = 0
     checkpoint: str = ""  # a folder of safetensors; "": seeded random weights
     draft_checkpoint: str = ""  # the same of the workload's draft model
+    target_checkpoint: str = ""  # the same of the frozen model that decoding heads are trained for
     saved: Saved | None = None  # training: the checkpoint that is written after the timed steps
     prompts: tuple[str, ...] = ()
     apart: bool = False  # without prompts they are cut from another part of the corpus than usual

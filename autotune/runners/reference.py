@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from autotune.runners import reference_parts as parts
 from autotune.runners import rope
 from autotune.spec.graph import Block, Node, Weight, blocks
+from autotune.spec.heads import HeadsSpec
+from autotune.spec.heads_graph import TARGET
 from autotune.spec.model import ModelSpec
 
 Key = tuple[int, str]  # (block index, weight name)
@@ -37,7 +39,7 @@ def init_weight(
     parts = []
     for name, rows in weight.parts:
         shape = (rows, *weight.shape[1:])
-        if weight.init == "normal":
+        if weight.init in ("normal", TARGET):
             key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
             generator = torch.Generator(device).manual_seed(int.from_bytes(key[:8], "little") >> 1)
             parts.append(torch.randn(shape, generator=generator, device=device).mul_(INIT_STD))
@@ -46,8 +48,33 @@ def init_weight(
     return torch.cat(parts).to(dtype)
 
 
+def begun(
+    model: ModelSpec, load: Callable[[int, Weight], Tensor], of_target: Callable[[int, Weight], Tensor]
+) -> Callable[[int, Weight], Tensor]:
+    """A loader of heads whose output projections begin as their target's."""
+    assert isinstance(model, HeadsSpec) and model.target
+    head = blocks(model.target)[-1]
+    product = next(node.weights[0] for node in head.nodes if node.op == "linear")
+    return lambda index, weight: of_target(head.index, product) if weight.init == TARGET else load(index, weight)
+
+
+def of_target(key: Key) -> Key:
+    """Where a weight of the frozen target of heads is among theirs."""
+    return -1 - key[0], key[1]
+
+
+def with_target(model: ModelSpec, weights: Weights, target: Weights, begin: bool) -> dict[Key, Tensor]:
+    """The weights of heads with those of their target beside them. `begin`: as they are when training starts."""
+    found = dict(weights)
+    if begin:
+        load = begun(model, lambda index, weight: weights[index, weight.name], lambda i, w: target[i, w.name].clone())
+        found = {(block.index, w.name): load(block.index, w) for block in blocks(model) for w in block.tensors()}
+    return found | {of_target(key): tensor for key, tensor in target.items()}
+
+
 def init_weights(model: ModelSpec, seed: int, dtype: torch.dtype = torch.float32) -> dict[Key, Tensor]:
-    """Every weight and constant of `model`, whole; tied ones are one tensor under two keys."""
+    """Every weight and constant of `model`, whole; tied ones are one tensor under two keys. Of heads that are to be
+    trained those of their target too, see `of_target`."""
     made: dict[object, Tensor] = {}
     weights: dict[Key, Tensor] = {}
     for block in blocks(model):
@@ -55,6 +82,8 @@ def init_weights(model: ModelSpec, seed: int, dtype: torch.dtype = torch.float32
             if weight.parts not in made:
                 made[weight.parts] = init_weight(weight, seed, dtype)
             weights[block.index, weight.name] = made[weight.parts]
+    if isinstance(model, HeadsSpec) and model.target:
+        return with_target(model, weights, init_weights(model.target, seed, dtype), begin=True)
     return weights
 
 
@@ -104,6 +133,8 @@ def _run(block: Block, values: dict[str, Tensor], weights: Weights, tables: tupl
             return  # no targets: the logits are what is wanted
         own = [weights[block.index, weight.name] for weight in node.weights]
         out: tuple[Tensor, ...]
+        if node.op == "frozen":
+            continue  # its rows are there
         if node.op == "embedding":
             out = (F.embedding(reads[0], own[0]),)
         elif node.op == "rmsnorm":
@@ -134,14 +165,17 @@ def _run(block: Block, values: dict[str, Tensor], weights: Weights, tables: tupl
 
 def _trained(model: ModelSpec, weights: Weights) -> dict[Key, Tensor]:
     """All but the constants, which no gradient reaches."""
-    fixed = {(block.index, constant.name) for block in blocks(model) for constant in block.constants()}
-    return {key: tensor for key, tensor in weights.items() if key not in fixed}
+    changed = {(block.index, weight.name) for block in blocks(model) for weight in block.weights()}
+    return {key: tensor for key, tensor in weights.items() if key in changed}
 
 
 def _forward(model: ModelSpec, weights: Weights, tokens: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
     """Every value of the head block: at least logits [batch, sequence, vocab], and the loss if there are targets."""
     tables = rope.tables(model, tokens.shape[1], tokens.device)
     values = {"tokens": tokens}
+    if isinstance(model, HeadsSpec) and model.target:
+        own = {of_target(key): tensor for key, tensor in weights.items() if key[0] < 0}
+        values["y"] = head_values(model.target, own, tokens)["h"]
     for block in blocks(model):
         _run(block, values, weights, tables)
         if block.kind != "head":

@@ -23,10 +23,11 @@ from autotune.planners.decoding.strategies import STRATEGIES
 from autotune.profiles_db.cores import all_cores, own_cores, use_threads
 from autotune.runners.checkpoint import kept, open_checkpoint, shard
 from autotune.runners.job import Job
-from autotune.runners.reference import init_weight
+from autotune.runners.reference import begun, init_weight
 from autotune.runners.seats import backend_for, exchange, seat_here
 from autotune.runners.state import DTYPES, Loader
 from autotune.spec.graph import Weight, blocks
+from autotune.spec.heads import HeadsSpec
 from autotune.spec.model import ModelSpec
 
 TIMEOUT = timedelta(seconds=600)
@@ -82,6 +83,12 @@ def draft_loader(job: Job, device: torch.device) -> Loader | None:
     return _weights(job, draft, job.draft_checkpoint, 0, 1, device)
 
 
+def target_loader(job: Job, device: torch.device) -> Loader | None:
+    """The same of the whole frozen model that heads are trained for."""
+    target = job.model.target if isinstance(job.model, HeadsSpec) else None
+    return _weights(job, target, job.target_checkpoint, 0, 1, device) if target else None
+
+
 def _weights(job: Job, model: ModelSpec, folder: str, tensor: int, tensors: int, device: torch.device) -> Loader:
     dtype = DTYPES[job.workload.precision]
     if not folder:
@@ -105,7 +112,10 @@ def part(job: Job, rank: int, device: torch.device, folder: Path) -> None:
     if job.workload.kind == "train":
         from autotune.runners.train_run import train_run
 
-        report = train_run(job, rank, device, load, folder)
+        of_target = target_loader(job, device)
+        if of_target and not job.checkpoint:
+            load = begun(job.model, load, of_target)
+        report = train_run(job, rank, device, load, folder, of_target)
     else:
         from autotune.runners.generate_run import generate_run
 

@@ -76,6 +76,11 @@ def training_blocks(model: HeadsSpec, target: tuple[Block, ...]) -> tuple[Block,
     return Block("embed", 0, (frozen,)), Block("head", 1, tuple(nodes))
 
 
+def frozen_blocks(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
+    """Those of another model that these blocks run as they are; none of most models."""
+    return tuple(inner for block in blocks for node in block.nodes for inner in node.inner)
+
+
 @lru_cache(maxsize=64)
 def head_blocks(model: HeadsSpec) -> tuple[Block, ...]:
     """A block a head, from a hidden row to its logits; equal but for their tensors."""

@@ -61,6 +61,10 @@ class DraftSection(ModelSection):
     """A smaller model that may propose tokens to the one of `[model]`; named as that is."""
 
 
+class TargetSection(ModelSection):
+    """The model whose hidden rows the decoding heads of `[model]` are trained on; named as that is."""
+
+
 class MachineSection(Section):
     """Which machine the plan is for."""
 
@@ -258,7 +262,8 @@ class RecipeFile(Section):
         default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", description="absent: the file's own name"
     )
     model: ModelSection
-    draft: DraftSection | None = Field(default=None, description="a smaller model that may propose tokens")
+    draft: DraftSection | None = Field(default=None, description="a smaller model, or heads, that may propose tokens")
+    target: TargetSection | None = Field(default=None, description="the frozen model that heads are trained for")
     machine: MachineSection = Field(default_factory=MachineSection)
     workload: Annotated[TrainSection | GenerateSection, Field(discriminator="kind")]
     objective: ObjectiveSection = Field(default_factory=ObjectiveSection)
@@ -269,6 +274,7 @@ class RecipeFile(Section):
 SECTIONS: dict[str, Sequence[type[BaseModel]]] = {
     "model": (ModelSection,),
     "draft": (DraftSection,),
+    "target": (TargetSection,),
     "machine": (MachineSection,),
     "workload": (TrainSection, GenerateSection),
     "objective": (ObjectiveSection,),

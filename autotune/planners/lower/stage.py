@@ -105,7 +105,8 @@ def canonical(block: Block) -> Block:
         return replace(weight, parts=())
 
     def plain(node: Node) -> Node:
-        return replace(node, weights=tuple(map(bare, node.weights)), constants=tuple(map(bare, node.constants)))
+        weights, constants = tuple(map(bare, node.weights)), tuple(map(bare, node.constants))
+        return replace(node, weights=weights, constants=constants, inner=tuple(map(canonical, node.inner)))
 
     made = replace(block, index=0, nodes=tuple(map(plain, block.nodes)))
     return _ONE.setdefault(made, made)
