@@ -16,6 +16,8 @@ from autotune.profiles_db.cores import all_cores, own_cores, share_of
 from autotune.runners import reference
 from autotune.runners.body import COLLECTIVES
 from autotune.runners.checkpoint import shard
+from autotune.runners.decoding.heads import Heads
+from autotune.runners.decoding.ranked import ranks_of
 from autotune.runners.generation import Generator
 from autotune.runners.interpreter import Trace
 from autotune.runners.job import Job
@@ -255,6 +257,22 @@ def answer(
     found = generator.generate(Prompts(whole, lengths), ended=ended if until else None)
     assert found.taken is not None
     return found.answers, found.taken.tolist()
+
+
+def ranked(
+    rank: int, world: int, plan: Plan, model: ModelSpec, workload: Workload, heads: dict[str, torch.Tensor]
+) -> tuple[list[list[int]], list[str]]:
+    """What each round of heads committed after whole prompts, and the ranks of what came."""
+    load = lambda index, weight: lively_weight(weight, workload.precision)  # noqa: E731
+    own = lambda index, weight: loaded(heads, weight, DTYPES[workload.precision])  # noqa: E731
+    device = torch.device("cpu")
+    generator = Generator.build(plan, model, workload, rank, device, load, seed=3, load_draft=own)
+    whole = random_prompts(workload, model.vocab)
+    found = generator.generate(Prompts(whole, (workload.prompt_length,) * workload.batch))
+    texts = [([*row.tolist(), *answer], len(row)) for row, answer in zip(whole, found.answers, strict=True)]
+    assert isinstance(generator.proposer, Heads) and found.taken is not None
+    ranks = ranks_of(generator.proposer, plan, model, workload, load, texts, device)
+    return [[count for count in row if count] for row in found.taken.tolist()], list(ranks)
 
 
 def bind(rank: int, world: int) -> tuple[tuple[int, ...], int]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SEQUENCES = {"cpu": 16, "cuda": 256}  # at least, whose rounds are counted: texts differ
 AT_ONCE = 16  # at most
+SHOWN = 8  # ranks that are printed
 
 
 def conditions_of(recipe: Recipe, workload: Workload) -> dict[str, Any]:
@@ -56,7 +57,8 @@ def measure_acceptance(path: str, overrides: Sequence[str]) -> None:
     """Generates with every strategy that the recipe has weights for, and stores how often its proposals were kept."""
     from autotune.cli._execution import TIMEOUT_S, log_folder
     from autotune.cli._session import opened, read_recipe
-    from autotune.planners.decoding.strategies import STRATEGIES, acceptance_key
+    from autotune.planners.decoding.ranks import table
+    from autotune.planners.decoding.strategies import STRATEGIES, acceptance_key, reads_rows
     from autotune.planners.feasible import why_not
     from autotune.profiles_db.facts import machine_facts
     from autotune.runners.inputs import check_inputs
@@ -98,6 +100,7 @@ def measure_acceptance(path: str, overrides: Sequence[str]) -> None:
             device=device,
             trace=False,
             apart=True,
+            ranks=reads_rows(plan),
         )
         for plan in possible
     ]
@@ -106,11 +109,16 @@ def measure_acceptance(path: str, overrides: Sequence[str]) -> None:
         def keep(number: int, result: RunResult) -> None:
             key = acceptance_key(possible[number])
             assert result.rounds is not None  # every plan here proposes
-            measured = Acceptance(key, result.rounds.rates, "measured", result.rounds.taken)
+            measured = Acceptance(key, result.rounds.rates, "measured", result.rounds.taken, result.rounds.ranks)
             store.save_acceptance(digest(conditions), model, measured, conditions)
-            found.append({"key": key, "rates": list(measured.rates), "tokens_a_round": result.rounds.mean})
+            by_rank = table(measured.ranks, len(measured.rates)) if measured.ranks else ()
+            told = {"ranks": [list(row) for row in by_rank]} if by_rank else {}
+            found.append({"key": key, "rates": list(measured.rates), "tokens_a_round": result.rounds.mean, **told})
             rates = " ".join(f"{rate:.2f}" for rate in measured.rates)
             out.data(f"{key:<40} {result.rounds.mean:.2f} tokens a round; kept, by position: {rates}")
+            for head, row in enumerate(by_rank, 1):
+                shown = " ".join(f"{share:.2f}" for share in row[:SHOWN])
+                out.data(f"  head {head}, right by rank: {shown}")
 
         out.say(
             f"{counted(len(jobs), 'strategy', 'strategies')}, {asked.batch} texts of {asked.new_tokens} tokens each"

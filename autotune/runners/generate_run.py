@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from autotune.runners.decoding.heads import Heads
+from autotune.runners.decoding.ranked import ranks_of
 from autotune.runners.generation import Generated, Generator
 from autotune.runners.interpreter import Trace
 from autotune.runners.job import Job, RankReport
@@ -43,6 +45,14 @@ def generate_run(
     answers = [cut(row, job.stops) for part in ran[-1] for row in part.answers] if rank == 0 else []
     plain = job.plan.decoding == PLAIN
     text = job.model.vocab <= 256 or bool(job.prompts)
+    ranks: list[str] = []
+    if job.ranks and isinstance(generator.proposer, Heads):
+        texts = [
+            ([*prompt[:length], *answer], length)
+            for part, made in zip(rounds, ran[-1], strict=True)
+            for prompt, length, answer in zip(part.tokens.tolist(), part.lengths, made.answers, strict=True)
+        ]
+        ranks = list(ranks_of(generator.proposer, job.plan, job.model, job.round, load, texts, device))
     return RankReport(
         rank,
         [sum(part.prefill_s + sum(part.token_s) for part in step) for step in ran],
@@ -61,6 +71,7 @@ def generate_run(
         ),
         taken=[] if plain else counts(ran[-1]),
         round_s=0.0 if plain else statistics.median([s for part in every for s in part.token_s] or [0.0]),
+        ranks=ranks,
         host={"threads": torch.get_num_threads(), "torch": torch.__version__, "device": str(device)},
     )
 

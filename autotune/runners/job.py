@@ -33,6 +33,7 @@ class Job:
     saved: Saved | None = None  # training: the checkpoint that is written after the timed steps
     prompts: tuple[str, ...] = ()
     apart: bool = False  # without prompts they are cut from another part of the corpus than usual
+    ranks: bool = False  # whether it is told how likely heads held what came
     stops: tuple[str, ...] = ()  # texts that end an answer
     stream: bool = False  # whether the first timed generation's answers are written as they grow
     device: str = "cpu"  # cpu | cuda
@@ -84,6 +85,7 @@ class Rounds:
     taken: tuple[tuple[int, ...], ...]
     seconds: float
     most: int  # tokens that a round can commit
+    ranks: tuple[str, ...] = ()  # see Acceptance
 
     @property
     def mean(self) -> float:
@@ -138,6 +140,7 @@ class RankReport:
     decode_s: float = 0.0
     taken: list[list[int]] = field(default_factory=list)  # of each sequence the tokens that its rounds committed
     round_s: float = 0.0
+    ranks: list[str] = field(default_factory=list)
     host: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:

@@ -250,7 +250,7 @@ def _rounds(job: Job, reports: list[RankReport]) -> Rounds | None:
     if not reports[0].taken:
         return None
     taken = tuple(map(tuple, reports[0].taken))
-    return Rounds(taken, max(r.round_s for r in reports), 1 + job.plan.speculate)
+    return Rounds(taken, max(r.round_s for r in reports), 1 + job.plan.speculate, tuple(reports[0].ranks))
 
 
 def measured_timeline(job: Job, reports: list[RankReport]) -> Timeline:

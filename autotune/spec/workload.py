@@ -25,18 +25,21 @@ def kept(taken: Sequence[Sequence[int]], most: int) -> tuple[float, ...]:
 class Acceptance:
     """How often proposed tokens are kept: `rates[j]` is the share of the rounds that kept j tokens in a row, and
     proposed another, that kept this one too (Leviathan et al., 2211.17192, by position). `traces` are what the rounds
-    of each sequence that told it committed, in order: texts differ, and a batch waits for its slowest."""
+    of each sequence that told it committed, in order: texts differ, and a batch waits for its slowest. `ranks`: of
+    heads, of each text how likely they held what came (planners.decoding.ranks)."""
 
     key: str  # what proposes them: planners.decoding.strategies.acceptance_key
     rates: tuple[float, ...]
     source: str = "recipe"  # "recipe": somebody's word | "measured"
     traces: tuple[tuple[int, ...], ...] = ()
+    ranks: tuple[str, ...] = ()
 
 
 def acceptance_from(raw: Mapping[str, Any]) -> Acceptance:
     """From its `asdict` form."""
     traces = tuple(map(tuple, raw.get("traces", ())))
-    return Acceptance(raw["key"], tuple(raw["rates"]), raw.get("source", "recipe"), traces)
+    ranks = tuple(raw.get("ranks", ()))
+    return Acceptance(raw["key"], tuple(raw["rates"]), raw.get("source", "recipe"), traces, ranks)
 
 
 LEAST_RATE = 0.1  # of the learning rate, which is what a decay ends at (GPT-3, 2005.14165, appendix B)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
 
+from autotune.planners.decoding.ranks import trees as ranked_trees
 from autotune.planners.decoding.trees import Tree
 from autotune.spec.errors import UsageError, nearest_name
 from autotune.spec.heads import HeadsSpec
@@ -22,6 +23,7 @@ AXES = ("speculate", "branches", "match", "window", "tree", "commit")  # of a pl
 COMMITS = (MATCH, REJECTION)
 LONGEST = 16  # newest tokens that a continuation is looked up by, at most
 LARGEST = 512  # nodes of a tree, at most
+Given = Mapping[str, tuple[object, ...]]  # the values of axes that somebody wants
 
 
 def rows(plan: Plan) -> Tree:
@@ -56,7 +58,9 @@ class Strategy:
     """`axes`: of AXES those that say something about it. `tree`: what a round scores, of which those of `kept` come
     first and may be kept. `tried`: the values of its axes that a search tries. `nested`: whether fewer tokens are
     proposed as they would be among more, so that one acceptance tells them all. `draft`: whether the model of [draft]
-    proposes, and `rows`: whether that is heads, which read the target's hidden rows."""
+    proposes, and `rows`: whether that is heads, which read the target's hidden rows. `choices`: of its axes together
+    what a search tries, or what of it is given; all combinations without it. `told`: axes of which one acceptance tells
+    every value."""
 
     axes: tuple[str, ...] = ("speculate",)
     tree: Callable[[Plan], Tree] = rows
@@ -65,6 +69,23 @@ class Strategy:
     rows: bool = False
     nested: bool = True
     tried: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: {"speculate": (2, 4, 8, 16)})
+    choices: Callable[[Workload, Given], Iterator[dict[str, object]]] | None = None
+    told: tuple[str, ...] = ()
+
+
+def of_heads(workload: Workload, given: Given) -> Iterator[dict[str, object]]:
+    """Rows of as many tokens as there are heads or fewer, and where ranks are known the trees that follow from them."""
+    heads = workload.draft.count if isinstance(workload.draft, HeadsSpec) else 1
+    deep = given.get("speculate", tuple(range(1, heads + 1)))
+    for text in map(str, given.get("tree", ("",))):
+        # What cannot be read is refused with the plan.
+        depth = (Tree.parse(text).depth,) if text and not _tree(Plan(tree=text, speculate=-1), False) else deep
+        yield from ({"speculate": count, "tree": text} for count in (depth if "speculate" not in given else deep))
+    if "tree" not in given:
+        ranks = next((one.ranks for one in workload.acceptance if one.key == "heads" and one.ranks), ())
+        depths = [count for count in deep if isinstance(count, int) and count <= heads]
+        for tree in ranked_trees(ranks, heads, depths) if ranks else ():
+            yield {"speculate": tree.depth, "tree": tree.text}
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -88,7 +109,7 @@ STRATEGIES: dict[str, Strategy] = {
     # Heads on the target's hidden rows (Stern et al., 1811.03115; Cai et al., 2401.10774): a node of depth k and rank r
     # is what head k holds the (r + 1)-th likeliest.
     "heads": Strategy(
-        ("speculate", "tree"), planned, planned, draft=True, rows=True, tried={"speculate": (1, 2, 3, 4, 5, 6, 8)}
+        ("speculate", "tree"), planned, planned, draft=True, rows=True, choices=of_heads, told=("speculate", "tree")
     ),
 }
 
@@ -114,13 +135,17 @@ def scored(plan: Plan) -> int:
     return 1 + tree_of(plan).size
 
 
-def variants(name: str, workload: Workload, given: Mapping[str, tuple[object, ...]]) -> Iterator[dict[str, object]]:
+def variants(name: str, workload: Workload, given: Given) -> Iterator[dict[str, object]]:
     """Every choice of a strategy's axes: those that are given, or those that a search tries. What is given of an axis
     that says nothing about it is for other strategies."""
     strategy, usual = STRATEGIES[name], Plan()
     tried: dict[str, tuple[object, ...]] = {axis: (getattr(usual, axis),) for axis in AXES} | dict(strategy.tried)
     if "commit" in strategy.axes and workload.temperature:
         tried["commit"] = COMMITS
+    if strategy.choices is not None:
+        plain: dict[str, object] = {axis: getattr(usual, axis) for axis in AXES}
+        yield from ({"decoding": name, **plain, **choice} for choice in strategy.choices(workload, given))
+        return
     values = {axis: given.get(axis, some) if axis in strategy.axes else some for axis, some in tried.items()}
     for choice in product(*values.values()):
         yield {"decoding": name, **dict(zip(values, choice, strict=True))}
@@ -130,7 +155,8 @@ def acceptance_key(plan: Plan) -> str:
     """What an acceptance is of: all that says how tokens are proposed, `ngram match=2`, but how many where fewer are
     proposed as they would be among more."""
     strategy, plain = STRATEGIES[plan.decoding], Plan()
-    names = [axis for axis in strategy.axes if axis != "speculate" or not strategy.nested]
+    told = strategy.told or (("speculate",) if strategy.nested else ())
+    names = [axis for axis in strategy.axes if axis not in told]
     axes = [axis for axis in names if getattr(plan, axis) != getattr(plain, axis)]
     return " ".join([plan.decoding, *(f"{axis}={getattr(plan, axis)}" for axis in axes)])
 
@@ -148,7 +174,7 @@ def refused(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None
     for axis in strategy.axes:
         value = getattr(plan, axis)
         if axis == "tree":
-            found.append(_tree(plan))
+            found.append(_tree(plan, True))
         elif isinstance(value, int) and value < 1:
             found.append(f"{axis} must be at least 1 with decoding {plan.decoding} (found {value}; nearest 1)")
     if plan.match > LONGEST:
@@ -162,8 +188,8 @@ def refused(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None
     return found + (_draft(plan, model, workload) if strategy.draft else [])
 
 
-def _tree(plan: Plan) -> str | None:
-    """What is wrong with a plan's own tree."""
+def _tree(plan: Plan, deep: bool) -> str | None:
+    """What is wrong with a plan's own tree, and where `deep` with how deep the plan takes it to be."""
     if not plan.tree:
         return None
     try:
@@ -173,7 +199,7 @@ def _tree(plan: Plan) -> str | None:
         return f"tree {plan.tree!r}: {problem.key} must be {problem.expected} (found {problem.found})"
     if tree.size > LARGEST:
         return f"tree must have at most {LARGEST} nodes (found {tree.size})"
-    if tree.depth != plan.speculate:
+    if deep and tree.depth != plan.speculate:
         return f"speculate must be the depth of tree (found {plan.speculate}; nearest {tree.depth})"
     return None
 
@@ -194,7 +220,7 @@ def _draft(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]
             found.append(f"the heads' hidden_size must be the model's {model.hidden} (found {who})")
         if plan.speculate > draft.count:
             found.append(f"speculate must be at most the {draft.count} heads (found {plan.speculate})")
-        if not _tree(plan) and (ranks := max(tree_of(plan).ranks, default=0)) >= draft.vocab:
+        if not _tree(plan, False) and (ranks := max(tree_of(plan).ranks, default=0)) >= draft.vocab:
             found.append(f"tree has more siblings than the vocabulary of {draft.vocab} (found {ranks + 1})")
     if draft.vocab != model.vocab:
         found.append(f"the draft's vocabulary must be the model's {model.vocab} (found {draft.vocab} of {draft.name})")
@@ -210,9 +236,12 @@ def unknown(plan: Plan, workload: Workload) -> str | None:
     if workload.kind == "train" or plan.decoding == PLAIN:
         return None
     key = acceptance_key(plan)
-    known = max((len(one.rates) for one in workload.acceptance if one.key == key), default=0)
-    if known >= plan.speculate:
-        return None
-    tokens = f"of {plan.speculate} tokens, known of {known}" if known else "which is not known"
+    of_key = [one for one in workload.acceptance if one.key == key]
+    known = max((len(one.rates) for one in of_key), default=0)
     how = "`autotune profile --acceptance RECIPE` measures it"
+    if known >= plan.speculate:
+        if tree_of(plan).chain or STRATEGIES[plan.decoding].told == () or any(one.ranks for one in of_key):
+            return None
+        return f"a tree needs the acceptance of {key!r} by rank (found by position alone; {how})"
+    tokens = f"of {plan.speculate} tokens, known of {known}" if known else "which is not known"
     return f"decoding {plan.decoding} needs the acceptance of {key!r} (found {tokens}; {how})"

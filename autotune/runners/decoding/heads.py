@@ -88,8 +88,10 @@ class Heads:
 
     def likeliest(self, row: Tensor) -> Tensor:
         """int64 [batch, sum of ranks]: each head's likeliest tokens, the first head's first."""
-        found = []
-        for (calls, env), many in zip(self.bodies, self.ranks, strict=True):
-            logits = run_body(calls, env, {"x": row}, ALONE)["logits"]
-            found.append(logits.topk(many, dim=1).indices)
+        found = [self.logits(head, row).topk(many, dim=1).indices for head, many in enumerate(self.ranks)]
         return torch.cat(found, dim=1)
+
+    def logits(self, head: int, row: Tensor) -> Tensor:
+        """[batch, vocabulary] of rows [batch, hidden]."""
+        calls, env = self.bodies[head]
+        return run_body(calls, env, {"x": row}, ALONE)["logits"]
