@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from autotune.cli import _output as out
 from autotune.spec.digest import digest
 from autotune.spec.errors import UsageError
-from autotune.spec.plan import PLAIN, Plan
+from autotune.spec.plan import MATCH, PLAIN, Plan
 from autotune.spec.words import counted
 
 if TYPE_CHECKING:
@@ -27,14 +27,17 @@ def conditions_of(recipe: Recipe, workload: Workload) -> dict[str, Any]:
     """What tells an acceptance from another of the same strategy: models and their weights, and how tokens are chosen.
     How long prompts and answers are changes it less, and is left out: the newest is kept."""
     from autotune.runners.headers import weights_digest
+    from autotune.spec.workload import Workload
 
-    draft = workload.draft
+    draft, usual = workload.draft, Workload()
+    enough = [workload.typical_epsilon, workload.typical_delta]
     return {
         "model": recipe.model().digest,
         "weights": weights_digest(recipe.checkpoint) if recipe.checkpoint else f"seed {recipe.seed}",
         "draft": draft.digest if draft else "",
         "draft_weights": weights_digest(recipe.draft_checkpoint) if recipe.draft_checkpoint else f"seed {recipe.seed}",
         "choice": [workload.temperature, workload.top_k, workload.top_p],
+        **({"typical": enough} if enough != [usual.typical_epsilon, usual.typical_delta] else {}),
         "precision": workload.precision,
     }
 
@@ -100,7 +103,7 @@ def measure_acceptance(path: str, overrides: Sequence[str]) -> None:
             device=device,
             trace=False,
             apart=True,
-            ranks=reads_rows(plan),
+            ranks=reads_rows(plan) and plan.commit == MATCH,
         )
         for plan in possible
     ]

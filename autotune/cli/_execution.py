@@ -295,6 +295,8 @@ def report_of(run: str, target: Target, predicted: Prediction | None, results: S
         "error": error,
         "equal": first.equal,
         "max_difference": first.max_difference,
+        "changes": target.plan.changes,
+        "drift": dict(first.drift) or None,
         "tokens": [list(row) for row in first.tokens],
         "texts": list(first.texts),
         "ends": list(first.ends),

@@ -52,10 +52,17 @@ def reasons(infeasible: Mapping[str, int]) -> Iterator[str]:
         yield f"  {count:>7} infeasible: {reason}"
 
 
+def changed(how: str) -> Iterator[str]:
+    """The label of a plan that changes results; nothing of others."""
+    if how:
+        yield f"results    NOT those of plain decoding: {how}"
+
+
 def found_lines(found: Found) -> Iterator[str]:
     """A search's answer for people."""
     best, space, work = found.best, found.space, found.question.workload
     yield f"plan       {best.plan.id}  {best.plan.describe()}"
+    yield from changed(best.plan.changes)
     yield f"predicted  {predicted_line(best, work)}"
     yield f"           on {found.question.profile.name}; its time rests on prices that are {rests_on(best.grades)}"
     if best.plan.id in found.measured:
@@ -96,6 +103,7 @@ def found_json(found: Found, lock: str | None) -> dict[str, Any]:
     return {
         "plan": best.plan.to_dict(),
         "plan_id": best.plan.id,
+        "changes": best.plan.changes,
         "predicted": answer(best),
         "measured": {"step_s": found.measured.get(best.plan.id)},
         "bound": {"step_s": found.bound.step_s, "gap": found.bound.gap, "closed": found.finished},
@@ -127,6 +135,7 @@ def prediction_lines(prediction: Prediction, workload: Workload) -> Iterator[str
     """A prediction in full: where the time goes, what each rank holds, how long it idles."""
     whole = sum(prediction.breakdown.values()) or 1.0
     yield f"plan       {prediction.plan.id}  {prediction.plan.describe()}"
+    yield from changed(prediction.plan.changes)
     yield f"predicted  {predicted_line(prediction, workload)}"
     yield f"           from times that are {rests_on(prediction.grades)}"
     if prediction.timeline:
@@ -157,6 +166,7 @@ def run_lines(report: Mapping[str, Any], workload: Workload) -> Iterator[str]:
     """A run's figures beside the prediction's. `report` is the content of `run --json`."""
     measured, predicted, error = report["measured"], report["predicted"], report["error"]
     yield f"plan       {report['plan_id']}"
+    yield from changed(report["changes"])
     rows = [("", "predicted", "measured", "error")]
 
     def row(name: str, key: str, form: Any, found: float | None, said: float | None) -> None:
@@ -187,6 +197,10 @@ def run_lines(report: Mapping[str, Any], workload: Workload) -> Iterator[str]:
     if losses:
         yield f"loss       {losses[0]:.4f} to {losses[-1]:.4f} in {len(losses)} steps"
     if report.get("equal") is not None:
+        if drift := report.get("drift"):
+            some = f"{drift['differing']:g} of {drift['answers']:g} answers differ, the first other token after"
+            told = f"mean log-probability {drift['log_p']:.3f}, plain {drift['plain_log_p']:.3f}"
+            yield f"drift      {percent(drift['equal'])} of tokens are plain's; {some} {drift['first']:g}; {told}"
         verdict = "equal to" if report["equal"] else "NOT equal to"
         yield f"check      {verdict} the one-process reference, largest difference {report['max_difference']:.3g}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -41,7 +42,8 @@ def generate_run(
     if job.trace and job.workload.new_tokens > 1:
         generator.generate(rounds[0], {middle: trace})
     every = [part for step in ran for part in step]
-    equal, margin = judge(job, rounds, ran[-1]) if job.check and rank == 0 else (None, None)
+    judged = judge(job, rounds, ran[-1]) if job.check and rank == 0 else (None, None, None)
+    equal, margin, drifted = judged
     answers = [cut(row, job.stops) for part in ran[-1] for row in part.answers] if rank == 0 else []
     plain = job.plan.decoding == PLAIN
     text = job.model.vocab <= 256 or bool(job.prompts)
@@ -72,6 +74,7 @@ def generate_run(
         taken=[] if plain else counts(ran[-1]),
         round_s=0.0 if plain else statistics.median([s for part in every for s in part.token_s] or [0.0]),
         ranks=ranks,
+        drift=asdict(drifted) if drifted else {},
         host={"threads": torch.get_num_threads(), "torch": torch.__version__, "device": str(device)},
     )
 

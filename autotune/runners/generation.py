@@ -34,6 +34,7 @@ from autotune.runners.decoding.propose import DRAFTERS, PROPOSERS
 from autotune.runners.decoding.seen import Proposer, Seen
 from autotune.runners.decoding.sequences import SPARE, Sequences
 from autotune.runners.decoding.settle import settle
+from autotune.runners.decoding.typical import Typical
 from autotune.runners.interpreter import Interpreter, Operation, Started, Trace
 from autotune.runners.mesh import Mesh, barrier
 from autotune.runners.passes import check_passes
@@ -45,7 +46,7 @@ from autotune.runners.tokens import check_generation
 from autotune.spec.errors import InfeasibleError, Problem, UsageError
 from autotune.spec.graph import Block
 from autotune.spec.model import ModelSpec
-from autotune.spec.plan import PLAIN, REJECTION, Plan
+from autotune.spec.plan import PLAIN, REJECTION, TYPICAL, Plan
 from autotune.spec.program import Instruction
 from autotune.spec.workload import Workload
 
@@ -102,6 +103,7 @@ class Generator:
     choices: Tensor  # int64 [batch, scored]: what the target chose after each token of the last round
     proposer: Proposer
     levels: Levels
+    typical: Typical | None = None
     seed: int = 0
     prefill: _Program = field(init=False)
     decode: _Program = field(init=False)
@@ -165,7 +167,8 @@ class Generator:
         levels = Levels.of(tree_of(plan), device, kept_nodes(plan))
         choices = torch.zeros((each, new), dtype=torch.int64, device=device)
         chooser = Chooser(workload, mesh, plan.tensor, sequences, numbers)
-        shared_state = (mesh, scorer, values, sequences, ends, chooser, choices, proposer, levels)
+        typical = Typical.of(tree_of(plan), workload, device) if plan.commit == TYPICAL else None
+        shared_state = (mesh, scorer, values, sequences, ends, chooser, choices, proposer, levels, typical)
         generator = cls(plan, model, workload, *shared_state, seed)
         parts = prompt_parts(plan, workload), sizes[1:]
         generator.prefill, generator.decode = (
@@ -337,7 +340,11 @@ class Generator:
             news = self._took(first, begun, self._rejected(values["logits"], slate))
         else:
             choices = self.chooser.tokens(values["logits"], None if first else self._depths)
-            if slate is None or tree_of(self.plan).chain:
+            if slate is not None and self.typical:
+                self.choices.copy_(choices)
+                kept = self.typical.commit(slate, choices, self.chooser.whole(values["logits"]))
+                news = self._took(first, begun, kept)
+            elif slate is None or tree_of(self.plan).chain:
                 news = self._took(first, begun, None, choices, slate)
             else:
                 self.choices.copy_(choices)

@@ -117,6 +117,7 @@ class RunResult:
     prefill_s: float = 0.0
     decode_s: float = 0.0
     rounds: Rounds | None = None
+    drift: Mapping[str, float] = field(default_factory=dict)  # see runners.drift
     host: Mapping[str, Any] = field(default_factory=dict)
     log_dir: str = ""
 
@@ -141,6 +142,7 @@ class RankReport:
     taken: list[list[int]] = field(default_factory=list)  # of each sequence the tokens that its rounds committed
     round_s: float = 0.0
     ranks: list[str] = field(default_factory=list)
+    drift: dict[str, float] = field(default_factory=dict)  # see runners.drift
     host: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:

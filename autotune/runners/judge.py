@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from autotune.planners.decoding.strategies import tree_of
 from autotune.runners.check import BOUNDS
 from autotune.runners.checkpoint import open_checkpoint
-from autotune.runners.decoding.reference import speculative
+from autotune.runners.decoding.reference import speculative, typical
+from autotune.runners.drift import Drift, drift
 from autotune.runners.generation import Generated
 from autotune.runners.job import Job
 from autotune.runners.prompts import Prompts
-from autotune.runners.reference import Key, init_weights, reference_generate, reference_logits
+from autotune.runners.reference import (
+    Key,
+    converted,
+    head_values,
+    heads_logits,
+    init_weights,
+    reference_generate,
+    reference_logits,
+)
 from autotune.runners.sampling import distribution, drawn, draws, shares
 from autotune.runners.state import DTYPES
+from autotune.spec.heads import HeadsSpec
 from autotune.spec.model import ModelSpec
-from autotune.spec.plan import REJECTION
+from autotune.spec.plan import REJECTION, TYPICAL
+from autotune.spec.workload import Workload
 
 
-def judge(job: Job, rounds: list[Prompts], made: list[Generated]) -> tuple[bool, float]:
-    """Whether these are the reference's tokens, and how far off the worst first divergence is (0: none).
+def judge(job: Job, rounds: list[Prompts], made: list[Generated]) -> tuple[bool, float, Drift | None]:
+    """Whether these are the reference's tokens, and how far off the worst first divergence is (0: none); and of a plan
+    that changes results how its answers differ from plain decoding's.
 
     A choice may differ where the reference itself is undecided. Greedy: its own logit for our token is as good as for
     its own, within the bound of the precision, relative to its largest. Drawn: the draw is as close to our token's
-    share of [0, 1). Committed by rejection: the numbers are as close to deciding otherwise.
+    share of [0, 1). Committed by rejection or as typical: what decided was as close to deciding otherwise.
     """
     dtype = torch.float64 if job.workload.precision != "bf16" else torch.float32
     weights = _whole(job.model, job.checkpoint, job)
@@ -35,7 +49,11 @@ def judge(job: Job, rounds: list[Prompts], made: list[Generated]) -> tuple[bool,
         worst = max(
             _off_speculative(job, weights, prompts, part, dtype) for prompts, part in zip(rounds, made, strict=True)
         )
-        return worst <= BOUNDS[job.workload.precision], worst
+        return worst <= BOUNDS[job.workload.precision], worst, None
+    if job.plan.commit == TYPICAL:
+        parts = list(zip(rounds, made, strict=True))
+        worst = max(_off_typical(job, weights, prompts, part, dtype) for prompts, part in parts)
+        return worst <= BOUNDS[job.workload.precision], worst, _drift(job, weights, parts, dtype)
     for prompts, part in zip(rounds, made, strict=True):
         tokens, many = part.tokens, torch.tensor(part.many)
         numbers = draws(job.seed, prompts.first, *tokens.shape)
@@ -54,7 +72,7 @@ def judge(job: Job, rounds: list[Prompts], made: list[Generated]) -> tuple[bool,
                     prefix = torch.cat((prompt[row], expected[row, :at]))[None]
                     logits = reference_logits(job.model, weights, prefix, dtype)[:, -1]
                     worst = max(worst, _off(logits, ours[row, at], own[row, at], job))
-    return worst <= BOUNDS[job.workload.precision], worst
+    return worst <= BOUNDS[job.workload.precision], worst, None
 
 
 def _whole(model: ModelSpec, checkpoint: str, job: Job) -> Mapping[Key, Tensor]:
@@ -96,3 +114,86 @@ def _off(logits: Tensor, token: Tensor, draw: Tensor, job: Job) -> float:
         return float(logits.max() - logits[0, token]) / float(logits.abs().max())
     begin, end = shares(logits, token[None], job.workload)
     return max(0.0, float(begin - draw), float(draw - end))
+
+
+def _off_typical(
+    job: Job, weights: Mapping[Key, Tensor], prompts: Prompts, part: Generated, dtype: torch.dtype
+) -> float:
+    """The same of typical acceptance in one process."""
+    model, work, heads, worst = job.model, job.workload, job.workload.draft, 0.0
+    assert isinstance(heads, HeadsSpec)
+    own, numbers = _whole(heads, job.draft_checkpoint, job), draws(job.seed, prompts.first, *part.tokens.shape)
+    for row, ours in enumerate(part.answers):
+        prompt = prompts.tokens[row, : prompts.lengths[row]].tolist()
+        oracle = Oracle(model, converted(weights, dtype), heads, converted(own, dtype), work, numbers[row], len(prompt))
+        expected, slack = typical(
+            oracle.chances,
+            oracle.choose,
+            oracle.ranked,
+            prompt,
+            part.tokens.shape[1],
+            tree_of(job.plan).parents,
+            work.typical_epsilon,
+            work.typical_delta,
+        )
+        differ = [near for token, other, near in zip(ours, expected, slack, strict=False) if token != other]
+        worst = max([worst, *differ[:1]])
+    return worst
+
+
+class Oracle(NamedTuple):
+    """What the emulation of typical acceptance asks of a model and its heads, by the reference, of one prompt of
+    `before` tokens; `numbers` [new tokens] are what is drawn by."""
+
+    model: ModelSpec
+    weights: Mapping[Key, Tensor]
+    heads: HeadsSpec
+    own: Mapping[Key, Tensor]
+    work: Workload
+    numbers: Tensor
+    before: int
+
+    def chances(self, tokens: Tensor) -> Tensor:
+        return (reference_logits(self.model, self.weights, tokens[None])[0] / (self.work.temperature or 1.0)).softmax(
+            -1
+        )
+
+    def choose(self, text: Sequence[int]) -> tuple[int, float]:
+        logits = reference_logits(self.model, self.weights, torch.tensor(text)[None])[:, -1]
+        if not self.work.temperature:
+            top = logits[0].topk(2)
+            return int(top.indices[0]), float(top.values[0] - top.values[1]) / float(logits.abs().max())
+        number = self.numbers[min(len(text) - self.before, len(self.numbers) - 1)][None]
+        token = drawn(logits, number, self.work)
+        begin, end = shares(logits, token, self.work)
+        return int(token), float(min(number - begin, end - number))
+
+    def ranked(self, text: Sequence[int]) -> list[list[tuple[int, float]]]:
+        row = head_values(self.model, self.weights, torch.tensor(text[:-1])[None])["h"][:, -1:]
+        found = []
+        for logits in heads_logits(self.heads, self.own, row):
+            best = logits[0, 0].sort(descending=True, stable=True)
+            gaps = (best.values[:-1] - best.values[1:]) / best.values.abs().max()
+            found.append(list(zip(best.indices.tolist(), [*gaps.tolist(), 1.0], strict=True)))
+        return found
+
+
+def _drift(
+    job: Job, weights: Mapping[Key, Tensor], parts: Sequence[tuple[Prompts, Generated]], dtype: torch.dtype
+) -> Drift:
+    """How the answers differ from plain decoding's, greedy or drawn by the same numbers."""
+    given, ours, plain = list[list[int]](), list[list[int]](), list[list[int]]()
+    for prompts, part in parts:
+        numbers = draws(job.seed, prompts.first, *part.tokens.shape)
+        for row, answer in enumerate(part.answers):
+            own = numbers[row : row + 1]
+
+            def choose(logits: Tensor, step: int, own: Tensor = own) -> Tensor:
+                return drawn(logits, own[:, step], job.workload) if job.workload.temperature else logits.argmax(-1)
+
+            prompt = prompts.tokens[row : row + 1, : prompts.lengths[row]]
+            made = reference_generate(job.model, weights, prompt, len(answer), dtype, choose)
+            given.append(prompt[0].tolist())
+            ours.append(answer)
+            plain.append(made[0].tolist())
+    return drift(job.model, weights, given, ours, plain, dtype)

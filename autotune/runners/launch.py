@@ -240,6 +240,7 @@ def gather(job: Job, log_dir: Path) -> RunResult:
         max(r.prefill_s for r in reports),
         max(r.decode_s for r in reports),
         _rounds(job, reports),
+        first.drift,
         first.host,
         str(log_dir),
     )

@@ -185,7 +185,7 @@ def _forward(model: ModelSpec, weights: Weights, tokens: Tensor, targets: Tensor
     return values
 
 
-def _cast(weights: Weights, dtype: torch.dtype | None) -> dict[Key, Tensor]:
+def converted(weights: Weights, dtype: torch.dtype | None) -> dict[Key, Tensor]:
     """`weights` in `dtype` (None: as they are), shared tensors converted once."""
     made = {id(tensor): tensor if dtype is None else tensor.to(dtype) for tensor in weights.values()}
     return {key: made[id(tensor)] for key, tensor in weights.items()}
@@ -199,9 +199,21 @@ def head_values(model: ModelSpec, weights: Weights, tokens: Tensor) -> dict[str,
 
 
 @torch.no_grad()
+def heads_logits(model: HeadsSpec, weights: Weights, rows: Tensor) -> list[Tensor]:
+    """Of each head its logits [batch, sequence, vocabulary] for hidden rows [batch, sequence, hidden]; `weights` by
+    (head, name)."""
+    found, none = [], torch.zeros(0)
+    for block in blocks(model):
+        values = {"x": rows}
+        _run(block, values, weights, (none, none))
+        found.append(values["logits"])
+    return found
+
+
+@torch.no_grad()
 def reference_logits(model: ModelSpec, weights: Weights, tokens: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Logits [batch, sequence, vocab] of int64 tokens [batch, sequence]."""
-    return _forward(model, _cast(weights, dtype), tokens, None)["logits"]
+    return _forward(model, converted(weights, dtype), tokens, None)["logits"]
 
 
 @torch.no_grad()
@@ -209,7 +221,7 @@ def reference_loss(
     model: ModelSpec, weights: Weights, tokens: Tensor, targets: Tensor, dtype: torch.dtype | None = None
 ) -> Tensor:
     """Mean negative log-likelihood over all tokens; tokens and targets int64 [batch, sequence]."""
-    return _forward(model, _cast(weights, dtype), tokens, targets)["loss"]
+    return _forward(model, converted(weights, dtype), tokens, targets)["loss"]
 
 
 def reference_gradients(
@@ -219,7 +231,7 @@ def reference_gradients(
 
     One sequence after another, so that plain attention's scores and the logits of a whole batch need not fit at once.
     """
-    cast = _cast(weights, dtype)
+    cast = converted(weights, dtype)
     trained = _trained(model, cast)
     leaves = {id(tensor): tensor.detach().requires_grad_() for tensor in trained.values()}
     own = {key: leaves.get(id(tensor), tensor) for key, tensor in cast.items()}
@@ -244,7 +256,7 @@ def reference_generate(
 ) -> Tensor:
     """Continuation int64 [batch, new_tokens] of prompt [batch, length]: the whole prefix again each time. `choose`: the
     tokens [batch] for logits [batch, vocabulary] of a step; greedy."""
-    weights, tokens = _cast(weights, dtype), prompt
+    weights, tokens = converted(weights, dtype), prompt
     for step in range(new_tokens):
         chosen = choose(reference_logits(model, weights, tokens)[:, -1], step)
         tokens = torch.cat((tokens, chosen[:, None]), dim=1)

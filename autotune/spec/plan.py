@@ -13,7 +13,9 @@ from autotune.spec.errors import UsageError, nearest_name
 
 LIBRARY, FUSED = "library", "fused"  # whose kernels decode a token
 PLAIN = "plain"  # decoding a token at a time
-MATCH, REJECTION = "match", "rejection"  # how proposed tokens are committed
+MATCH, REJECTION, TYPICAL = "match", "rejection", "typical"  # how proposed tokens are committed
+# Values of axes that change results, and how: a plan that has one says so wherever it is shown.
+CHANGING = {("commit", TYPICAL): "tokens are kept that are likely enough, not only those that the model would choose"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Plan:
     match: int = 0  # of "ngram": newest tokens that must have come before where a continuation is looked up
     window: int = 0  # of "lookahead": places after the newest token whose tokens are guessed again and again
     tree: str = ""  # of "heads": parents of the proposed tokens, "0,0,1,1,2" (planners.decoding.trees); "": a row
-    commit: str = MATCH  # what is kept: match (what the target itself chooses) | rejection (speculative sampling)
+    # What is kept: match (what the target itself chooses) | rejection (speculative sampling) | typical (likely enough).
+    commit: str = MATCH
 
     @property
     def world(self) -> int:
@@ -118,7 +121,12 @@ class Plan:
             if f.name not in ("data", "context", "tensor", "pipeline", "micro_batch")
             and getattr(self, f.name) != f.default
         ]
-        return " ".join([mesh, *rest])
+        return " ".join([mesh, *rest, *(["(changes results)"] if self.changes else [])])
+
+    @property
+    def changes(self) -> str:
+        """How results differ from those of plans without an axis that changes them; "" where they do not."""
+        return "; ".join(how for (axis, value), how in CHANGING.items() if getattr(self, axis) == value)
 
 
 def _short(value: object) -> object:

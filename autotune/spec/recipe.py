@@ -101,7 +101,7 @@ class Recipe:
             return load_model(file)
         raw = dict(section.model_extra or {})
         # Its content names it, not the file's or recipe's name: a model's digest covers its name.
-        shape = f"{raw.get('hidden_size', '')}x{raw.get('num_hidden_layers', '')}"
+        shape = f"{raw.get('hidden_size', '')}x{raw.get('num_hidden_layers', raw.get('num_heads', ''))}"
         return from_config(raw, f"{self.path}: {name}", str(raw.get("name") or f"inline-{shape}"), inline=True)
 
     def _config_file(self, section: ModelSection) -> Path | None:
@@ -158,6 +158,8 @@ class Recipe:
             temperature=section.temperature,
             top_k=section.top_k,
             top_p=section.top_p,
+            typical_epsilon=section.typical_epsilon,
+            typical_delta=section.typical_delta,
             draft=self._draft,
             acceptance=tuple(Acceptance(key, tuple(rates)) for key, rates in sorted(section.acceptance.items())),
         )

@@ -35,7 +35,7 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "gather_each": ("step", "unit"),
     "weight_gradients": ("apart", "joined"),
     "decoding": ("plain", "ngram", "jacobi", "lookahead", "draft", "heads"),
-    "commit": ("match", "rejection"),
+    "commit": ("match", "rejection", "typical"),
     "attention": ("sdpa", "flash", "cudnn", "efficient", "math"),
 }
 
@@ -111,6 +111,12 @@ class GenerateSection(Section):
     stop: str | list[str] = Field(default="", description="text that ends an answer, or several; not part of it")
     acceptance: dict[str, list[Annotated[float, Field(ge=0, le=1)]]] = Field(
         default_factory=dict, description="of a strategy, how often each of its tokens is kept, as `profile` prints it"
+    )
+    typical_epsilon: float = Field(
+        default=0.09, gt=0, le=1, description="of commit typical: a probability that is always enough"
+    )
+    typical_delta: float = Field(
+        default=0.3, gt=0, description="of commit typical: what is enough, as a share of exp(-entropy)"
     )
     steps: int = Field(default=3, ge=1, description="whole generations that `autotune run` measures")
 

@@ -59,6 +59,10 @@ class Workload:
     temperature: float = 0.0  # of the logits that a new token is drawn from; 0: the likeliest token
     top_k: int = 0  # it is one of the so many likeliest; 0: of all
     top_p: float = 1.0  # and of the fewest that together are so likely
+    # With commit typical (Medusa 2401.10774, 2.3.1) a proposed token is kept whose probability is above the smaller of
+    # epsilon and delta exp(-entropy); the authors' own values, delta being the root of epsilon.
+    typical_epsilon: float = 0.09
+    typical_delta: float = 0.3
     draft: ModelSpec | None = None  # a smaller model at hand, which may propose tokens
     acceptance: tuple[Acceptance, ...] = ()  # of what proposes tokens, in such text
     data: str = ""  # a text or .npy token file, absolute; "": the Python standard library's own source as bytes

@@ -22,7 +22,7 @@ from autotune.planners.lower.shape import Shape, generation_shape
 from autotune.planners.lower.stage import cut_of
 from autotune.spec.graph import Block
 from autotune.spec.model import ModelSpec
-from autotune.spec.plan import PLAIN, Plan
+from autotune.spec.plan import PLAIN, TYPICAL, Plan
 from autotune.spec.program import Instruction
 from autotune.spec.work import Collective, Launch, Memory, Work
 from autotune.spec.workload import Workload
@@ -112,7 +112,12 @@ class PassCosts:
     def commit(self, stage: int) -> Cost:
         """A token after each that was scored, and which of those that were proposed are kept."""
         choice = self.choice(self.sizes[stage].output, self.plan.tensor)
-        return choice if self.first or self.plan.decoding == PLAIN else choice + propose.commit(self)
+        if self.first or self.plan.decoding == PLAIN:
+            return choice
+        if self.plan.commit == TYPICAL:  # of every row its distribution, as for a draw
+            whole = self.sizes[stage].output * self.plan.tensor
+            choice += self.piece(Memory("sample", whole, self.shape.dtype)) + self._gathered(whole, self.plan.tensor)
+        return choice + propose.commit(self)
 
     def choice(self, logits: int, tensor: int) -> Cost:
         """The largest logit of each row of so many bytes, over this rank's vocabulary and then over the tensor ranks;

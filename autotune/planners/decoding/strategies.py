@@ -16,11 +16,12 @@ from autotune.planners.decoding.trees import Tree
 from autotune.spec.errors import UsageError, nearest_name
 from autotune.spec.heads import HeadsSpec
 from autotune.spec.model import ModelSpec
-from autotune.spec.plan import MATCH, PLAIN, REJECTION, Plan
+from autotune.spec.plan import MATCH, PLAIN, REJECTION, TYPICAL, Plan
 from autotune.spec.workload import Workload
 
 AXES = ("speculate", "branches", "match", "window", "tree", "commit")  # of a plan, that say how it decodes
-COMMITS = (MATCH, REJECTION)
+COMMITS = (MATCH, REJECTION)  # that a search tries where tokens are drawn
+RULES = (MATCH, REJECTION, TYPICAL)
 LONGEST = 16  # newest tokens that a continuation is looked up by, at most
 LARGEST = 512  # nodes of a tree, at most
 Given = Mapping[str, tuple[object, ...]]  # the values of axes that somebody wants
@@ -65,6 +66,7 @@ class Strategy:
     axes: tuple[str, ...] = ("speculate",)
     tree: Callable[[Plan], Tree] = rows
     kept: Callable[[Plan], Tree] = rows
+    commits: tuple[str, ...] = (MATCH, REJECTION)  # where `commit` is one of its axes
     draft: bool = False
     rows: bool = False
     nested: bool = True
@@ -74,13 +76,16 @@ class Strategy:
 
 
 def of_heads(workload: Workload, given: Given) -> Iterator[dict[str, object]]:
-    """Rows of as many tokens as there are heads or fewer, and where ranks are known the trees that follow from them."""
+    """Rows of as many tokens as there are heads or fewer, and where ranks are known the trees that follow from them.
+    What changes answers comes of the recipe's own word alone."""
     heads = workload.draft.count if isinstance(workload.draft, HeadsSpec) else 1
     deep = given.get("speculate", tuple(range(1, heads + 1)))
     for text in map(str, given.get("tree", ("",))):
         # What cannot be read is refused with the plan.
         depth = (Tree.parse(text).depth,) if text and not _tree(Plan(tree=text, speculate=-1), False) else deep
-        yield from ({"speculate": count, "tree": text} for count in (depth if "speculate" not in given else deep))
+        wide = depth if "speculate" not in given else deep
+        for count, rule in product(wide, given.get("commit", (MATCH,))):
+            yield {"speculate": count, "tree": text, "commit": rule}
     if "tree" not in given:
         ranks = next((one.ranks for one in workload.acceptance if one.key == "heads" and one.ranks), ())
         depths = [count for count in deep if isinstance(count, int) and count <= heads]
@@ -109,7 +114,14 @@ STRATEGIES: dict[str, Strategy] = {
     # Heads on the target's hidden rows (Stern et al., 1811.03115; Cai et al., 2401.10774): a node of depth k and rank r
     # is what head k holds the (r + 1)-th likeliest.
     "heads": Strategy(
-        ("speculate", "tree"), planned, planned, draft=True, rows=True, choices=of_heads, told=("speculate", "tree")
+        ("speculate", "tree", "commit"),
+        planned,
+        planned,
+        commits=(MATCH, TYPICAL),
+        draft=True,
+        rows=True,
+        choices=of_heads,
+        told=("speculate", "tree"),
     ),
 }
 
@@ -155,7 +167,10 @@ def acceptance_key(plan: Plan) -> str:
     """What an acceptance is of: all that says how tokens are proposed, `ngram match=2`, but how many where fewer are
     proposed as they would be among more."""
     strategy, plain = STRATEGIES[plan.decoding], Plan()
-    told = strategy.told or (("speculate",) if strategy.nested else ())
+    if plan.commit == TYPICAL:  # what follows depends on all that was proposed
+        told: tuple[str, ...] = ()
+    else:
+        told = strategy.told or (("speculate",) if strategy.nested else ())
     names = [axis for axis in strategy.axes if axis not in told]
     axes = [axis for axis in names if getattr(plan, axis) != getattr(plain, axis)]
     return " ".join([plan.decoding, *(f"{axis}={getattr(plan, axis)}" for axis in axes)])
@@ -179,8 +194,11 @@ def refused(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None
             found.append(f"{axis} must be at least 1 with decoding {plan.decoding} (found {value}; nearest 1)")
     if plan.match > LONGEST:
         found.append(f"match must be at most {LONGEST} (found {plan.match}; nearest {LONGEST})")
-    if plan.commit not in COMMITS:
-        found.append(f"commit {plan.commit!r} is unknown (nearest {nearest_name(plan.commit, COMMITS) or MATCH})")
+    if plan.commit not in RULES:
+        found.append(f"commit {plan.commit!r} is unknown (nearest {nearest_name(plan.commit, RULES) or MATCH})")
+    elif "commit" in strategy.axes and plan.commit not in strategy.commits:
+        rules = " or ".join(strategy.commits)
+        found.append(f"commit must be {rules} with decoding {plan.decoding} (found {plan.commit}; nearest {MATCH})")
     elif plan.commit == REJECTION and not workload.temperature:
         found.append(
             f"commit {REJECTION} needs drawn tokens: [workload] temperature above 0 (found 0; nearest {MATCH})"
@@ -240,7 +258,8 @@ def unknown(plan: Plan, workload: Workload) -> str | None:
     known = max((len(one.rates) for one in of_key), default=0)
     how = "`autotune profile --acceptance RECIPE` measures it"
     if known >= plan.speculate:
-        if tree_of(plan).chain or STRATEGIES[plan.decoding].told == () or any(one.ranks for one in of_key):
+        enough = plan.commit == TYPICAL or tree_of(plan).chain or not STRATEGIES[plan.decoding].told
+        if enough or any(one.ranks for one in of_key):
             return None
         return f"a tree needs the acceptance of {key!r} by rank (found by position alone; {how})"
     tokens = f"of {plan.speculate} tokens, known of {known}" if known else "which is not known"
