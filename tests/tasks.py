@@ -20,7 +20,7 @@ from autotune.runners.decoding.heads import Heads
 from autotune.runners.decoding.ranked import ranks_of
 from autotune.runners.generation import Generator
 from autotune.runners.interpreter import Trace
-from autotune.runners.job import Job
+from autotune.runners.job import Job, RunResult
 from autotune.runners.memory import peak_during
 from autotune.runners.ops import Env
 from autotune.runners.overhead import TINY
@@ -294,3 +294,10 @@ def standing(rank: int, world: int, jobs: list[Job], folder: Path) -> list[tuple
     torch.set_grad_enabled(False)
     here = Standing(rank, world, torch.device("cpu"), folder)
     return [here.run(job, str(number), 100.0).losses for number, job in enumerate(jobs)]
+
+
+def results(rank: int, world: int, jobs: list[Job], folder: Path) -> list[RunResult]:
+    """The results of jobs that run one after another in this world."""
+    torch.set_grad_enabled(False)
+    here = Standing(rank, world, torch.device("cpu"), folder)
+    return [here.run(job, str(number), 200.0) for number, job in enumerate(jobs)]
