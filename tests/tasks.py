@@ -59,7 +59,7 @@ def train(
     trainer_tensor = rank % plan.tensor
     whole = lambda index, weight: init_weight(weight, 0, DTYPES[workload.precision])  # noqa: E731
     frozen = whole if isinstance(model, HeadsSpec) else None
-    load = reference.begun(model, load, whole) if frozen else load
+    load = reference.begun(model.target, load, whole) if isinstance(model, HeadsSpec) and model.target else load
     trainer = Trainer.build(plan, model, workload, rank, torch.device("cpu"), load, frozen)
     tokens, targets = random_batch(workload, model.vocab)
     each = workload.global_batch // plan.data
@@ -273,6 +273,27 @@ def ranked(
     assert isinstance(generator.proposer, Heads) and found.taken is not None
     ranks = ranks_of(generator.proposer, plan, model, workload, load, texts, device)
     return [[count for count in row if count] for row in found.taken.tolist()], list(ranks)
+
+
+def verified(
+    rank: int, world: int, plan: Plan, model: ModelSpec, workload: Workload, heads: dict[str, torch.Tensor]
+) -> list[tuple[list[list[int]], list[list[int]], torch.Tensor]]:
+    """Of each round the texts, what was scored after them (the newest token first), and its logits."""
+    load = lambda index, weight: lively_weight(weight, workload.precision)  # noqa: E731
+    own = lambda index, weight: loaded(heads, weight, DTYPES[workload.precision])  # noqa: E731
+    generator = Generator.build(plan, model, workload, rank, torch.device("cpu"), load, seed=3, load_draft=own)
+    found: list[tuple[list[list[int]], list[list[int]], torch.Tensor]] = []
+
+    def look(instruction: Any, values: Any) -> None:
+        texts, filled = generator.sequences.text.tolist(), generator.sequences.filled.tolist()
+        before = [row[:count] for row, count in zip(texts, filled, strict=True)]
+        slate = values[instruction.reads[2]]
+        found.append((before, slate.tolist(), values["logits"].view(*slate.shape, -1).clone()))
+
+    generator.decode.interpreter.hooks = {"COMMIT": look}
+    whole = random_prompts(workload, model.vocab)
+    generator.generate(Prompts(whole, (workload.prompt_length,) * workload.batch))
+    return found
 
 
 def bind(rank: int, world: int) -> tuple[tuple[int, ...], int]:

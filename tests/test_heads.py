@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from autotune.spec.heads import HeadsSpec
 from autotune.spec.plan import Plan
 from tests.equal import assert_equal
 from tests.pool import Pool
+from tests.recipes import RECIPE, Autotune
 from tests.tasks import random_batch
 from tests.test_equality import LLAMA, QWEN, WORK
 
@@ -144,3 +146,56 @@ def test_a_config_says_what_heads_are() -> None:
     with pytest.raises(UsageError) as failed:
         from_config({**said, "num_head": 4, "loss_decay": -1, "num_heads": 0}, "c.json", inline=True)
     assert {problem.key for problem in failed.value.problems} == {"num_head", "loss_decay", "num_heads"}
+
+
+TRAIN = f"""
+[model]
+architectures = ["MedusaHeads"]
+hidden_size = 64
+vocab_size = 256
+num_heads = 3
+[target]
+{RECIPE.split("[model]")[1].split("[machine]")[0]}
+[machine]
+use = "h100-sxm"
+devices = 2
+[workload]
+kind = "train"
+sequence_length = 64
+global_batch = 8
+"""
+
+
+def test_a_recipe_of_heads_is_searched_like_any(autotune: Autotune, tmp_path: Path) -> None:
+    (tmp_path / "heads.toml").write_text(TRAIN)
+    found = autotune("search", str(tmp_path / "heads.toml"), "--no-lock", "--json").json
+    assert found["plan"]["data"] == 2 and found["plan"]["tensor"] == 1 and found["bound"]["closed"]
+    assert any("tensor must be 1 for decoding heads" in reason for reason in found["space"]["infeasible"])
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        (("hidden_size = 64\nvocab", "hidden_size = 60\nvocab"), 3, "hidden_size must be the target's 64 (found 60"),
+        (("[target]", "[draft]"), 2, "none: nothing is drafted when training"),
+        (("MedusaHeads", "MedusaHead"), 2, "nearest: MedusaHeads"),
+        (("num_heads = 3", "num_head = 3"), 2, "num_heads"),
+    ],
+)
+def test_wrong_recipes_of_heads_are_refused(
+    autotune: Autotune, tmp_path: Path, change: tuple[str, str], code: int, said: str
+) -> None:
+    assert change[0] in TRAIN
+    (tmp_path / "heads.toml").write_text(TRAIN.replace(*change))
+    ran = autotune("search", str(tmp_path / "heads.toml"), "--no-lock")
+    assert ran.code == code and said in ran.stderr, ran.stderr
+
+
+def test_a_target_is_for_heads_alone(autotune: Autotune, tmp_path: Path) -> None:
+    whole = RECIPE + "[target]\n" + RECIPE.split("[model]")[1].split("[machine]")[0]
+    (tmp_path / "model.toml").write_text(whole)
+    ran = autotune("search", str(tmp_path / "model.toml"), "--no-lock")
+    assert ran.code == 2 and "decoding heads as [model]" in ran.stderr, ran.stderr
+    (tmp_path / "heads.toml").write_text(TRAIN)
+    ran = autotune("export", str(tmp_path / "heads.toml"), "--to", "megatron", "--pin", "data=2")
+    assert ran.code == 2 and "no engine trains decoding heads" in ran.stderr, ran.stderr

@@ -19,10 +19,13 @@ from autotune.planners.predict_generation import rates, rounds
 from autotune.planners.search import search
 from autotune.profiles_db.profile_file import load_profile, shipped
 from autotune.runners.decoding.ranked import rank_of
+from autotune.runners.judge import Oracle
+from autotune.runners.reference import reference_logits
+from autotune.spec.graph import blocks
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Question
 from autotune.spec.workload import Acceptance
-from tests.fitted import fitted, heads_of
+from tests.fitted import fitted, heads_of, loaded
 from tests.pool import Pool
 from tests.tasks import random_prompts
 from tests.test_answers import LENGTHS, expected
@@ -68,6 +71,51 @@ def test_rounds_of_any_tree_are_replayed_from_one_measurement(pool: Pool) -> Non
             kept += sum(said) - len(said)
     assert kept > 20, "some of what is proposed is kept"
     assert any(digit in text for text in ranks for digit in "123"), "and some of it as a second choice"
+
+
+def test_logits_of_a_tree_are_those_of_each_path_as_a_text(pool: Pool) -> None:
+    """Every node of every round: what the masked pass says after it is what its path says, run by itself."""
+    tree = Tree.parse(TREES[1])
+    plan = Plan(decoding="heads", speculate=tree.depth, tree=tree.text, attention="math")
+    (rounds,) = pool.run("verified", 1, plan=plan, model=MODELS["llama"], workload=LONG, heads=known_heads())
+    weights, compared = lively(MODELS["llama"], "fp64"), 0
+    assert len(rounds) > 8
+    for texts, slates, logits in rounds[::3]:
+        for row in (0, 5):
+            for node in range(tree.size + 1):
+                path = [slates[row][at] for at in tree.path(node)]
+                alone = reference_logits(MODELS["llama"], weights, torch.tensor([texts[row] + path]))[0, -1]
+                assert torch.allclose(logits[row, node], alone, rtol=0, atol=1e-9)
+                compared += 1
+    assert compared >= 48
+
+
+def blockwise(oracle: Oracle, prompt: list[int], new_tokens: int, heads: int) -> tuple[list[int], list[int]]:
+    """Blockwise parallel decoding as its paper has it (Stern et al., 1811.03115, 3): predict, verify, accept. The
+    answer, and what each iteration after the first token accepted."""
+    text, taken = [*prompt, oracle.choose(prompt)[0]], list[int]()
+    while len(text) - len(prompt) < new_tokens:
+        block = [ranked[0][0] for ranked in oracle.ranked(text)][:heads]
+        accepted = 0
+        while accepted < heads and oracle.choose(text + block[:accepted])[0] == block[accepted]:
+            accepted += 1
+        text += [*block[:accepted], oracle.choose(text + block[:accepted])[0]]
+        taken.append(accepted + 1)
+    return text[len(prompt) :][:new_tokens], taken
+
+
+def test_iterations_are_those_of_blockwise_decoding_in_plain_python(pool: Pool) -> None:
+    plan, model = Plan(decoding="heads", speculate=3, attention="math"), MODELS["llama"]
+    (ran,) = pool.run("answer", 1, plan=plan, model=model, workload=LONG, lengths=LENGTHS, heads=known_heads())
+    whole, weights, heads = random_prompts(LONG, model.vocab), lively(model, "fp64"), heads_of(model)
+    own = {(b.index, w.name): loaded(known_heads(), w, torch.float64) for b in blocks(heads) for w in b.weights()}
+    for row in (0, 3, 6):
+        prompt = whole[row, : LENGTHS[row]].tolist()
+        oracle = Oracle(model, weights, heads, own, LONG, torch.zeros(LONG.new_tokens), len(prompt))
+        answer, taken = blockwise(oracle, prompt, LONG.new_tokens, 3)
+        assert ran[0][row] == answer
+        assert [count for count in ran[1][row] if count] == taken
+        assert len(taken) < LONG.new_tokens
 
 
 def test_a_rank_is_the_place_in_the_order_of_proposals() -> None:

@@ -19,6 +19,7 @@ from autotune.runners.job import Job
 from autotune.runners.prompts import Prompts
 from autotune.runners.reference import (
     Key,
+    beginning,
     converted,
     head_values,
     heads_logits,
@@ -123,6 +124,8 @@ def _off_typical(
     model, work, heads, worst = job.model, job.workload, job.workload.draft, 0.0
     assert isinstance(heads, HeadsSpec)
     own, numbers = _whole(heads, job.draft_checkpoint, job), draws(job.seed, prompts.first, *part.tokens.shape)
+    if not job.draft_checkpoint:
+        own = beginning(heads, own, model, weights)
     for row, ours in enumerate(part.answers):
         prompt = prompts.tokens[row, : prompts.lengths[row]].tolist()
         oracle = Oracle(model, converted(weights, dtype), heads, converted(own, dtype), work, numbers[row], len(prompt))

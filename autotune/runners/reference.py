@@ -49,11 +49,10 @@ def init_weight(
 
 
 def begun(
-    model: ModelSpec, load: Callable[[int, Weight], Tensor], of_target: Callable[[int, Weight], Tensor]
+    target: ModelSpec, load: Callable[[int, Weight], Tensor], of_target: Callable[[int, Weight], Tensor]
 ) -> Callable[[int, Weight], Tensor]:
-    """A loader of heads whose output projections begin as their target's."""
-    assert isinstance(model, HeadsSpec) and model.target
-    head = blocks(model.target)[-1]
+    """A loader of heads that have not been trained: their output projections are as their target's."""
+    head = blocks(target)[-1]
     product = next(node.weights[0] for node in head.nodes if node.op == "linear")
     return lambda index, weight: of_target(head.index, product) if weight.init == TARGET else load(index, weight)
 
@@ -63,12 +62,16 @@ def of_target(key: Key) -> Key:
     return -1 - key[0], key[1]
 
 
-def with_target(model: ModelSpec, weights: Weights, target: Weights, begin: bool) -> dict[Key, Tensor]:
+def beginning(model: ModelSpec, weights: Weights, target: ModelSpec, of_target: Weights) -> dict[Key, Tensor]:
+    """The weights of heads that have not been trained, of random ones and their target's."""
+    load = begun(target, lambda index, w: weights[index, w.name], lambda index, w: of_target[index, w.name].clone())
+    return {(block.index, w.name): load(block.index, w) for block in blocks(model) for w in block.tensors()}
+
+
+def with_target(model: HeadsSpec, weights: Weights, target: Weights, begin: bool) -> dict[Key, Tensor]:
     """The weights of heads with those of their target beside them. `begin`: as they are when training starts."""
-    found = dict(weights)
-    if begin:
-        load = begun(model, lambda index, weight: weights[index, weight.name], lambda i, w: target[i, w.name].clone())
-        found = {(block.index, w.name): load(block.index, w) for block in blocks(model) for w in block.tensors()}
+    assert model.target
+    found = beginning(model, weights, model.target, target) if begin else dict(weights)
     return found | {of_target(key): tensor for key, tensor in target.items()}
 
 

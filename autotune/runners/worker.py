@@ -80,7 +80,10 @@ def draft_loader(job: Job, device: torch.device) -> Loader | None:
     draft = job.workload.draft
     if draft is None or not STRATEGIES[job.plan.decoding].draft:
         return None
-    return _weights(job, draft, job.draft_checkpoint, 0, 1, device)
+    load = _weights(job, draft, job.draft_checkpoint, 0, 1, device)
+    if isinstance(draft, HeadsSpec) and not job.draft_checkpoint:
+        return begun(job.model, load, _weights(job, job.model, job.checkpoint, 0, 1, device))
+    return load
 
 
 def target_loader(job: Job, device: torch.device) -> Loader | None:
@@ -113,8 +116,8 @@ def part(job: Job, rank: int, device: torch.device, folder: Path) -> None:
         from autotune.runners.train_run import train_run
 
         of_target = target_loader(job, device)
-        if of_target and not job.checkpoint:
-            load = begun(job.model, load, of_target)
+        if of_target and not job.checkpoint and isinstance(job.model, HeadsSpec) and job.model.target:
+            load = begun(job.model.target, load, of_target)
         report = train_run(job, rank, device, load, folder, of_target)
     else:
         from autotune.runners.generate_run import generate_run
