@@ -40,6 +40,7 @@ SHAPES = {
     "heads": (
         Plan(decoding="heads", speculate=3),
         Plan(decoding="heads", speculate=2, tree="0,0,1,0,1,2"),
+        Plan(decoding="heads", speculate=3, refine="ngram"),
     ),
 }
 WITH_WEIGHTS = [name for name, strategy in STRATEGIES.items() if strategy.draft]
@@ -157,6 +158,8 @@ def test_a_draft_of_another_vocabulary_is_refused() -> None:
         ({}, {"vocab": 260}, "vocabulary must be the model's 272 (found 260 of heads-of-tiny-llama)"),
         ({"speculate": 4}, {}, "speculate must be at most the 3 heads (found 4)"),
         ({"tree": "0,2"}, {}, 'parent of node 2 must be the number of an earlier node, 0 to 1 (found "2")'),
+        ({"tree": "0,0,1", "refine": "ngram"}, {}, "refine ngram needs tokens in a row (found tree '0,0,1'"),
+        ({"refine": "ngrm"}, {}, "refine 'ngrm' is unknown (nearest ngram)"),
         ({"tree": "0,1,2"}, {}, "speculate must be the depth of tree (found 2; nearest 3)"),
         ({"decoding": "draft"}, {}, "decoding draft cannot use what [draft] names (found MedusaHeads; nearest heads)"),
     ],

@@ -10,6 +10,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from autotune.cli._acceptance import spread
 from autotune.planners.decoding import growth
 from autotune.planners.decoding.ranks import BEYOND, DIGITS, places, replayed, table, trees, word
 from autotune.planners.decoding.strategies import acceptance_key, unknown, variants
@@ -166,14 +167,15 @@ def test_a_search_tries_the_trees_that_ranks_ask_for_and_takes_the_fastest() -> 
     work = replace(WORK, prompt_length=128, new_tokens=128, batch=1, precision="bf16", draft=draft, acceptance=(told,))
     tried = [Plan().altered(**choice) for choice in variants("heads", work, {})]
     assert {plan.tree for plan in tried} > {""} and {plan.speculate for plan in tried} == {1, 2, 3, 4}
-    assert all(why_not(model, work, plan) is None and acceptance_key(plan) == "heads" for plan in tried)
+    assert all(why_not(model, work, plan) is None for plan in tried)
+    assert all((acceptance_key(plan) == "heads") == (plan.refine == "none") for plan in tried)
     axes: dict[str, tuple[object, ...]] = {"decoding": ("plain", "heads"), "attention": ("sdpa",)}
     found = search(Question(model, work, profile, 1, axes=axes, minimize="step_time"))
     best = min((found_.step_s, found_.plan.describe()) for found_ in found.ranking if found_.plan.decoding == "heads")
     assert found.best is not None and found.best.plan.decoding == "heads" and found.best.step_s == best[0]
     assert found.best.plan.tree, "a pass over a few tokens takes as long as one over one: branches pay"
     fixed = list(variants("heads", work, {"tree": ("0,0,1",)}))
-    assert [(choice["speculate"], choice["tree"]) for choice in fixed] == [(2, "0,0,1")]
+    assert [(choice["speculate"], choice["tree"], choice["refine"]) for choice in fixed] == [(2, "0,0,1", "none")]
 
 
 def test_a_tree_is_priced_by_ranks_alone() -> None:
@@ -192,3 +194,17 @@ def test_a_tree_is_priced_by_ranks_alone() -> None:
     mean = sum(23 * len(text) / sum(text) for text in texts) / 4
     assert rounds(plan, by_rank) == pytest.approx(mean)
     assert rounds(plan, replace(by_rank, batch=4)) > mean, "a batch waits for its slowest"
+
+
+def test_a_mean_is_told_with_its_confidence_over_texts() -> None:
+    """Of texts alike nothing is uncertain; of many drawn ones as many means lie within as it says."""
+    assert spread(((2, 2), (2, 2, 2))) == 0.0 == spread(((3, 1),))
+    draw, within = random.Random(5), 0
+    for _ in range(300):
+        texts = []
+        for _ in range(40):
+            easy = draw.choice((0.3, 0.8))  # texts differ
+            texts.append(tuple(1 + (draw.random() < easy) for _ in range(draw.randint(20, 40))))
+        mean = sum(map(sum, texts)) / sum(map(len, texts))
+        within += abs(mean - 1.55) <= spread(texts)
+    assert 0.9 < within / 300 < 0.985

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 from autotune.cli import _output as out
 from autotune.spec.digest import digest
 from autotune.spec.errors import UsageError
-from autotune.spec.plan import MATCH, PLAIN, Plan
+from autotune.spec.plan import PLAIN, Plan
 from autotune.spec.words import counted
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 SEQUENCES = {"cpu": 16, "cuda": 256}  # at least, whose rounds are counted: texts differ
 AT_ONCE = 16  # at most
+NORMAL_95 = 1.96  # standard deviations either side that hold 95 % of a normal distribution
 SHOWN = 8  # ranks that are printed
 
 
@@ -42,6 +44,19 @@ def conditions_of(recipe: Recipe, workload: Workload) -> dict[str, Any]:
     }
 
 
+def spread(traces: Sequence[Sequence[int]]) -> float:
+    """Half of the 95 % confidence interval of the mean of tokens a round, over texts: rounds of one text are not
+    independent. 0 where a single text tells it."""
+    rounds = [trace for trace in traces if trace]
+    if len(rounds) < 2:
+        return 0.0
+    whole = sum(map(len, rounds))
+    mean = sum(map(sum, rounds)) / whole
+    # A ratio of sums over texts: the variance of what each text adds to it (Cochran, Sampling Techniques, 6.4).
+    off = sum((sum(trace) - mean * len(trace)) ** 2 for trace in rounds) / (len(rounds) - 1)
+    return float(NORMAL_95 * sqrt(off * len(rounds)) / whole)
+
+
 def known_workload(recipe: Recipe, store: Store) -> Workload:
     """The recipe's workload with what was measured for it; the recipe's own word counts more."""
     workload = recipe.workload_spec()
@@ -61,7 +76,7 @@ def measure_acceptance(path: str, overrides: Sequence[str]) -> None:
     from autotune.cli._execution import TIMEOUT_S, log_folder
     from autotune.cli._session import opened, read_recipe
     from autotune.planners.decoding.ranks import table
-    from autotune.planners.decoding.strategies import STRATEGIES, acceptance_key, reads_rows
+    from autotune.planners.decoding.strategies import STRATEGIES, acceptance_key, tells_ranks
     from autotune.planners.feasible import why_not
     from autotune.profiles_db.facts import machine_facts
     from autotune.runners.inputs import check_inputs
@@ -103,7 +118,7 @@ def measure_acceptance(path: str, overrides: Sequence[str]) -> None:
             device=device,
             trace=False,
             apart=True,
-            ranks=reads_rows(plan) and plan.commit == MATCH,
+            ranks=tells_ranks(plan),
         )
         for plan in possible
     ]
@@ -116,9 +131,10 @@ def measure_acceptance(path: str, overrides: Sequence[str]) -> None:
             store.save_acceptance(digest(conditions), model, measured, conditions)
             by_rank = table(measured.ranks, len(measured.rates)) if measured.ranks else ()
             told = {"ranks": [list(row) for row in by_rank]} if by_rank else {}
-            found.append({"key": key, "rates": list(measured.rates), "tokens_a_round": result.rounds.mean, **told})
+            mean, off = result.rounds.mean, spread(measured.traces)
+            found.append({"key": key, "rates": list(measured.rates), "tokens_a_round": mean, "off": off, **told})
             rates = " ".join(f"{rate:.2f}" for rate in measured.rates)
-            out.data(f"{key:<40} {result.rounds.mean:.2f} tokens a round; kept, by position: {rates}")
+            out.data(f"{key:<40} {mean:.2f} ± {off:.2f} tokens a round; kept, by position: {rates}")
             for head, row in enumerate(by_rank, 1):
                 shown = " ".join(f"{share:.2f}" for share in row[:SHOWN])
                 out.data(f"  head {head}, right by rank: {shown}")

@@ -16,7 +16,7 @@ DTYPES: Mapping[str, str] = {"bf16": "bfloat16", "fp32": "float32", "fp64": "flo
 
 SAID: tuple[str, ...] = (  # axes of a plan that engines have flags for, or name where they lose them
     *("data", "tensor", "pipeline", "micro_batch", "attention", "kernels", "prompt_chunk"),
-    *("decoding", "speculate", "branches", "match", "window", "tree", "commit"),
+    *("decoding", "speculate", "branches", "match", "window", "tree", "refine", "commit"),
 )
 
 

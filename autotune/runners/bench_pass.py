@@ -79,7 +79,7 @@ def layers_of(model: ModelSpec, piece: PassPiece, device: torch.device) -> list[
     size = dtype.itemsize * sum(map(prod, sides))
     many = min(COPIES[1], max(COPIES[0], -(-COLD_BYTES // max(1, size))))
     if device.type == "cpu":  # as many as follow one another there
-        many = min(many, model.layers)
+        many = min(many, max(1, model.layers))  # heads have none
     cache = KVCache.empty(model, many, shape.batch, shape.keys, tensor_size=shape.tensor, dtype=dtype, device=device)
     lengths, start = None, shape.keys - shape.queries
     if start and (device.type == "cuda" or shape.masked):

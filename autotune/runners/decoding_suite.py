@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from autotune.planners.decoding.chains import expected
-from autotune.planners.decoding.strategies import STRATEGIES, acceptance_key, reads_rows, variants
+from autotune.planners.decoding.strategies import STRATEGIES, acceptance_key, tells_ranks, variants
 from autotune.planners.feasible import why_not
 from autotune.planners.predict import Predictor
 from autotune.planners.predict_generation import rates, rounds
@@ -28,7 +28,7 @@ from autotune.profiles_db.profile_file import load_profile
 from autotune.runners.here import refine_for
 from autotune.runners.job import Job, RunResult
 from autotune.runners.standing import Standing
-from autotune.spec.plan import LIBRARY, MATCH, PLAIN, Plan
+from autotune.spec.plan import LIBRARY, PLAIN, Plan
 from autotune.spec.prediction import Prediction, Question
 from autotune.spec.recipe import Recipe, load_recipe
 from autotune.spec.workload import Acceptance, Workload
@@ -63,7 +63,7 @@ def job_of(recipe: Recipe, plan: Plan, workload: Workload, device: str, steps: i
         device=device,
         trace=False,
         apart=apart,
-        ranks=apart and reads_rows(plan) and plan.commit == MATCH,
+        ranks=apart and tells_ranks(plan),
     )
 
 

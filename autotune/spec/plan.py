@@ -65,6 +65,7 @@ class Plan:
     match: int = 0  # of "ngram": newest tokens that must have come before where a continuation is looked up
     window: int = 0  # of "lookahead": places after the newest token whose tokens are guessed again and again
     tree: str = ""  # of "heads": parents of the proposed tokens, "0,0,1,1,2" (planners.decoding.trees); "": a row
+    refine: str = "none"  # of "heads" in a row: ngram, by pairs of tokens of the text so far | none
     # What is kept: match (what the target itself chooses) | rejection (speculative sampling) | typical (likely enough).
     commit: str = MATCH
 

@@ -35,6 +35,7 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "gather_each": ("step", "unit"),
     "weight_gradients": ("apart", "joined"),
     "decoding": ("plain", "ngram", "jacobi", "lookahead", "draft", "heads"),
+    "refine": ("none", "ngram"),
     "commit": ("match", "rejection", "typical"),
     "attention": ("sdpa", "flash", "cudnn", "efficient", "math"),
 }

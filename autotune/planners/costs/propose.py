@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from autotune.planners.costs.between import commit_work, lookup_work, pool_work
 from autotune.planners.costs.body import NOTHING, Cost
 from autotune.planners.decoding.passes import draft_shapes, heads_shape
-from autotune.planners.decoding.strategies import LONGEST
+from autotune.planners.decoding.strategies import LATTICE, LONGEST, REFINES
 from autotune.planners.lower.generate import ID, drafted, inference_body, text_columns, transient_bytes
 from autotune.planners.lower.shape import Shape
 from autotune.planners.lower.stage import canonical, cut_of, stage_blocks
 from autotune.planners.simulate import memory
 from autotune.spec.graph import blocks
 from autotune.spec.plan import Plan
-from autotune.spec.work import Memory
+from autotune.spec.work import Matmul, Memory
 
 if TYPE_CHECKING:
     from autotune.planners.costs.generate import PassCosts
@@ -83,6 +83,13 @@ def heads(costs: PassCosts, first: bool) -> Cost:
     for block in map(canonical, drafted(plan, model)):
         total += costs.priced(block, shape, "decode")
         total += costs.piece(Memory("pick", batch * model.vocab * costs.shape.width, costs.shape.dtype))
+    if plan.refine != REFINES[0]:
+        # Of each head's tokens and those before them every place of the text is compared, and pairs are counted.
+        columns = text_columns(plan, costs.workload)
+        seen = Memory("lookup", 2 * batch * LATTICE * columns * ID, costs.shape.dtype)
+        product = Matmul(LATTICE, columns, LATTICE, "fp32", "fwd", batch)
+        each = costs.piece(seen, product, Memory("sample", batch * model.vocab * costs.shape.width, costs.shape.dtype))
+        total += each.times(plan.speculate)
     return total
 
 

@@ -19,10 +19,12 @@ from autotune.spec.model import ModelSpec
 from autotune.spec.plan import MATCH, PLAIN, REJECTION, TYPICAL, Plan
 from autotune.spec.workload import Workload
 
-AXES = ("speculate", "branches", "match", "window", "tree", "commit")  # of a plan, that say how it decodes
+AXES = ("speculate", "branches", "match", "window", "tree", "refine", "commit")  # of a plan, that say how it decodes
 COMMITS = (MATCH, REJECTION)  # that a search tries where tokens are drawn
+REFINES = ("none", "ngram")  # what becomes of heads' proposals before they are verified
 RULES = (MATCH, REJECTION, TYPICAL)
 LONGEST = 16  # newest tokens that a continuation is looked up by, at most
+LATTICE = 8  # tokens of each head that refined proposals are chosen among
 LARGEST = 512  # nodes of a tree, at most
 Given = Mapping[str, tuple[object, ...]]  # the values of axes that somebody wants
 
@@ -84,9 +86,10 @@ def of_heads(workload: Workload, given: Given) -> Iterator[dict[str, object]]:
         # What cannot be read is refused with the plan.
         depth = (Tree.parse(text).depth,) if text and not _tree(Plan(tree=text, speculate=-1), False) else deep
         wide = depth if "speculate" not in given else deep
-        for count, rule in product(wide, given.get("commit", (MATCH,))):
-            yield {"speculate": count, "tree": text, "commit": rule}
-    if "tree" not in given:
+        ways = given.get("refine", REFINES if not text else REFINES[:1])
+        for count, way, rule in product(wide, ways, given.get("commit", (MATCH,))):
+            yield {"speculate": count, "tree": text, "refine": way, "commit": rule}
+    if "tree" not in given and REFINES[0] in given.get("refine", REFINES):
         ranks = next((one.ranks for one in workload.acceptance if one.key == "heads" and one.ranks), ())
         depths = [count for count in deep if isinstance(count, int) and count <= heads]
         for tree in ranked_trees(ranks, heads, depths) if ranks else ():
@@ -114,7 +117,7 @@ STRATEGIES: dict[str, Strategy] = {
     # Heads on the target's hidden rows (Stern et al., 1811.03115; Cai et al., 2401.10774): a node of depth k and rank r
     # is what head k holds the (r + 1)-th likeliest.
     "heads": Strategy(
-        ("speculate", "tree", "commit"),
+        ("speculate", "tree", "refine", "commit"),
         planned,
         planned,
         commits=(MATCH, TYPICAL),
@@ -142,6 +145,12 @@ def reads_rows(plan: Plan) -> bool:
     return plan.decoding in STRATEGIES and STRATEGIES[plan.decoding].rows
 
 
+def tells_ranks(plan: Plan) -> bool:
+    """Whether a generation of it tells ranks from which other trees' rounds follow: not where what is committed or
+    proposed is no head's own word."""
+    return reads_rows(plan) and plan.commit == MATCH and plan.refine == REFINES[0]
+
+
 def scored(plan: Plan) -> int:
     """Tokens of a sequence that a round scores: the newest, and those that are proposed after it."""
     return 1 + tree_of(plan).size
@@ -167,7 +176,7 @@ def acceptance_key(plan: Plan) -> str:
     """What an acceptance is of: all that says how tokens are proposed, `ngram match=2`, but how many where fewer are
     proposed as they would be among more."""
     strategy, plain = STRATEGIES[plan.decoding], Plan()
-    if plan.commit == TYPICAL:  # what follows depends on all that was proposed
+    if plan.commit == TYPICAL or plan.refine != REFINES[0]:  # what follows depends on all that was proposed
         told: tuple[str, ...] = ()
     else:
         told = strategy.told or (("speculate",) if strategy.nested else ())
@@ -194,6 +203,10 @@ def refused(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None
             found.append(f"{axis} must be at least 1 with decoding {plan.decoding} (found {value}; nearest 1)")
     if plan.match > LONGEST:
         found.append(f"match must be at most {LONGEST} (found {plan.match}; nearest {LONGEST})")
+    if plan.refine not in REFINES:
+        found.append(f"refine {plan.refine!r} is unknown (nearest {nearest_name(plan.refine, REFINES) or REFINES[0]})")
+    elif plan.refine != REFINES[0] and plan.tree:
+        found.append(f"refine {plan.refine} needs tokens in a row (found tree {plan.tree!r}; nearest '')")
     if plan.commit not in RULES:
         found.append(f"commit {plan.commit!r} is unknown (nearest {nearest_name(plan.commit, RULES) or MATCH})")
     elif "commit" in strategy.axes and plan.commit not in strategy.commits:

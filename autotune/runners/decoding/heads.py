@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from autotune.planners.decoding.passes import heads_shape
-from autotune.planners.decoding.strategies import tree_of
+from autotune.planners.decoding.strategies import LATTICE, tree_of
 from autotune.planners.lower.generate import drafted, inference_body
 from autotune.runners.body import ALONE, Call, compile_body, run_body
+from autotune.runners.decoding.refine import best_path
 from autotune.runners.decoding.seen import Seen
 from autotune.runners.ops import Env
+from autotune.runners.ops.env import wide
 from autotune.runners.rope import tables
 from autotune.runners.state import Loader, StageState
 from autotune.spec.plan import Plan
@@ -36,6 +38,7 @@ class Heads:
     bodies: tuple[tuple[tuple[Call, ...], Env], ...]
     ranks: tuple[int, ...]
     places: Tensor
+    refines: bool = False  # whether the text so far has a say
 
     @classmethod
     def build(cls, plan: Plan, workload: Workload, load: Loader, device: torch.device, numbers: Tensor) -> Heads:
@@ -64,13 +67,26 @@ class Heads:
         for depth, rank in zip(tree.depths[1:], tree.ranks, strict=True):
             ranks[depth - 1] = max(ranks[depth - 1], rank + 1)
         places = [sum(ranks[: depth - 1]) + rank for depth, rank in zip(tree.depths[1:], tree.ranks, strict=True)]
-        return cls(state, bodies, tuple(ranks), torch.tensor(places, device=device))
+        refines = plan.refine == "ngram"
+        return cls(state, bodies, tuple(ranks), torch.tensor(places, device=device), refines)
 
     def held(self) -> dict[str, Any]:
         return {"dw": self.state.weight}
 
     def propose(self, seen: Seen) -> Tensor:
-        return self.likeliest(self.row(seen)).index_select(1, self.places)
+        row = self.row(seen)
+        return self.refined(row, seen) if self.refines else self.likeliest(row).index_select(1, self.places)
+
+    def refined(self, row: Tensor, seen: Seen) -> Tensor:
+        """int64 [batch, heads]: of the likeliest tokens of each head those that go together best."""
+        texts, tokens, chances = seen.sequences, list[Tensor](), list[Tensor]()
+        for head in range(len(self.bodies)):
+            p = self.logits(head, row)
+            best = p.to(wide(p.dtype)).softmax(dim=1).topk(min(LATTICE, p.shape[1]), dim=1)
+            tokens.append(best.indices)
+            chances.append(best.values)
+        lattice = torch.stack(tokens, dim=1), torch.stack(chances, dim=1)
+        return best_path(texts.text, texts.filled, texts.newest(), *lattice)
 
     def row(self, seen: Seen) -> Tensor:
         """[batch, hidden]: of each text the hidden row that the target chose its newest token by."""
