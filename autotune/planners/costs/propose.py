@@ -82,14 +82,15 @@ def heads(costs: PassCosts, first: bool) -> Cost:
     total = costs.piece(Memory("copy", 2 * batch * model.hidden * costs.shape.width, costs.shape.dtype))
     for block in map(canonical, drafted(plan, model)):
         total += costs.priced(block, shape, "decode")
-        total += costs.piece(Memory("pick", batch * model.vocab * costs.shape.width, costs.shape.dtype))
+    logits = plan.speculate * batch * model.vocab * costs.shape.width  # of all heads, put beside one another
+    total += costs.piece(Memory("copy", 2 * logits, costs.shape.dtype), Memory("pick", logits, costs.shape.dtype))
     if plan.refine != REFINES[0]:
         # Of each head's tokens and those before them every place of the text is compared, and pairs are counted.
         columns = text_columns(plan, costs.workload)
         seen = Memory("lookup", 2 * batch * LATTICE * columns * ID, costs.shape.dtype)
         product = Matmul(LATTICE, columns, LATTICE, "fp32", "fwd", batch)
-        each = costs.piece(seen, product, Memory("sample", batch * model.vocab * costs.shape.width, costs.shape.dtype))
-        total += each.times(plan.speculate)
+        total += costs.piece(seen, product).times(plan.speculate)
+        total += costs.piece(Memory("sample", logits, costs.shape.dtype))
     return total
 
 
@@ -110,12 +111,14 @@ def drafting(costs: PassCosts, first: bool) -> int:
 
 
 def ranking(costs: PassCosts, first: bool) -> int:
-    """What a head takes: its input, its body and its logits, which are gone before the next one's are there."""
+    """What the last head takes beside the rows and the logits of those before it, and then all logits twice."""
     model, shape = costs.workload.draft, heads_shape(costs.plan, costs.workload)
     assert model is not None
     (block,) = {canonical(block) for block in drafted(costs.plan, model)}
     peaks = memory(inference_body(block, shape).forward, lambda rank, instruction: 0)[0].get("device", ())
-    return shape.tokens * model.hidden * shape.width + max(peaks, default=0)
+    one = shape.tokens * model.vocab * shape.width
+    rows = shape.tokens * model.hidden * shape.width
+    return rows + max(max(peaks, default=0) + (costs.plan.speculate - 1) * one, 2 * costs.plan.speculate * one)
 
 
 class Proposal(NamedTuple):

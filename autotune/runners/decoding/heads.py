@@ -24,6 +24,7 @@ from autotune.runners.decoding.seen import Seen
 from autotune.runners.ops import Env
 from autotune.runners.ops.env import wide
 from autotune.runners.rope import tables
+from autotune.runners.sampling import likeliest
 from autotune.runners.state import Loader, StageState
 from autotune.spec.plan import Plan
 from autotune.spec.workload import Workload
@@ -31,12 +32,12 @@ from autotune.spec.workload import Workload
 
 @dataclass
 class Heads:
-    """`bodies`: of each head its calls and what they see. `ranks[k]`: how many of head k's tokens the tree has.
-    `places`, int64 [nodes]: of each node but the root where its token is among all those."""
+    """`bodies`: of each head its calls and what they see. `ranks`: how many tokens of a head the tree has, at most.
+    `places`, int64 [nodes]: of each node but the root where its token is among those of all heads."""
 
     state: StageState
     bodies: tuple[tuple[tuple[Call, ...], Env], ...]
-    ranks: tuple[int, ...]
+    ranks: int
     places: Tensor
     refines: bool = False  # whether the text so far has a say
 
@@ -63,12 +64,9 @@ class Heads:
             )
             for block in blocks
         )
-        ranks = [0] * len(blocks)
-        for depth, rank in zip(tree.depths[1:], tree.ranks, strict=True):
-            ranks[depth - 1] = max(ranks[depth - 1], rank + 1)
-        places = [sum(ranks[: depth - 1]) + rank for depth, rank in zip(tree.depths[1:], tree.ranks, strict=True)]
-        refines = plan.refine == "ngram"
-        return cls(state, bodies, tuple(ranks), torch.tensor(places, device=device), refines)
+        ranks = 1 + max(tree.ranks)
+        places = [(depth - 1) * ranks + rank for depth, rank in zip(tree.depths[1:], tree.ranks, strict=True)]
+        return cls(state, bodies, ranks, torch.tensor(places, device=device), plan.refine == "ngram")
 
     def held(self) -> dict[str, Any]:
         return {"dw": self.state.weight}
@@ -79,14 +77,10 @@ class Heads:
 
     def refined(self, row: Tensor, seen: Seen) -> Tensor:
         """int64 [batch, heads]: of the likeliest tokens of each head those that go together best."""
-        texts, tokens, chances = seen.sequences, list[Tensor](), list[Tensor]()
-        for head in range(len(self.bodies)):
-            p = self.logits(head, row)
-            best = p.to(wide(p.dtype)).softmax(dim=1).topk(min(LATTICE, p.shape[1]), dim=1)
-            tokens.append(best.indices)
-            chances.append(best.values)
-        lattice = torch.stack(tokens, dim=1), torch.stack(chances, dim=1)
-        return best_path(texts.text, texts.filled, texts.newest(), *lattice)
+        texts, logits = seen.sequences, self.every(row)
+        p = logits.to(wide(logits.dtype)).softmax(dim=2)
+        best = p.topk(min(LATTICE, p.shape[2]), dim=2)
+        return best_path(texts.text, texts.filled, texts.newest(), best.indices, best.values)
 
     def row(self, seen: Seen) -> Tensor:
         """[batch, hidden]: of each text the hidden row that the target chose its newest token by."""
@@ -103,9 +97,16 @@ class Heads:
         return rows.gather(1, last[:, :, None].expand(-1, -1, rows.shape[2])).squeeze(1)
 
     def likeliest(self, row: Tensor) -> Tensor:
-        """int64 [batch, sum of ranks]: each head's likeliest tokens, the first head's first."""
-        found = [self.logits(head, row).topk(many, dim=1).indices for head, many in enumerate(self.ranks)]
-        return torch.cat(found, dim=1)
+        """int64 [batch, heads * ranks]: each head's likeliest tokens, the first head's first. All heads' are ranked at
+        once: one of them alone would keep a device as long."""
+        logits = self.every(row)
+        if self.ranks > 1:
+            return logits.topk(self.ranks, dim=2).indices.flatten(1)
+        return likeliest(logits.flatten(0, 1))[1].view(len(row), -1)
+
+    def every(self, row: Tensor) -> Tensor:
+        """[batch, heads, vocabulary] of rows [batch, hidden]."""
+        return torch.stack([self.logits(head, row) for head in range(len(self.bodies))], dim=1)
 
     def logits(self, head: int, row: Tensor) -> Tensor:
         """[batch, vocabulary] of rows [batch, hidden]."""
