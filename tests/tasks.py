@@ -13,11 +13,14 @@ from autotune.planners.lower.generate import inference_body
 from autotune.planners.lower.join import joined_body
 from autotune.planners.simulate import memory
 from autotune.profiles_db.cores import all_cores, own_cores, share_of
+from autotune.runners import reference
 from autotune.runners.body import COLLECTIVES
 from autotune.runners.checkpoint import shard
+from autotune.runners.decoding.heads import Heads
+from autotune.runners.decoding.ranked import ranks_of
 from autotune.runners.generation import Generator
 from autotune.runners.interpreter import Trace
-from autotune.runners.job import Job
+from autotune.runners.job import Job, RunResult
 from autotune.runners.memory import peak_during
 from autotune.runners.ops import Env
 from autotune.runners.overhead import TINY
@@ -27,9 +30,11 @@ from autotune.runners.standing import Standing
 from autotune.runners.state import DTYPES
 from autotune.runners.training import Trainer
 from autotune.spec.graph import Weight
+from autotune.spec.heads import HeadsSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.workload import Workload
+from tests.fitted import loaded
 
 WIDE = {torch.bfloat16: torch.float32}  # what NumPy knows in the place of what it does not
 
@@ -52,7 +57,10 @@ def train(
         weight, init_weight(weight, 0, DTYPES[workload.precision]), trainer_tensor, plan.tensor
     )
     trainer_tensor = rank % plan.tensor
-    trainer = Trainer.build(plan, model, workload, rank, torch.device("cpu"), load)
+    whole = lambda index, weight: init_weight(weight, 0, DTYPES[workload.precision])  # noqa: E731
+    frozen = whole if isinstance(model, HeadsSpec) else None
+    load = reference.begun(model.target, load, whole) if isinstance(model, HeadsSpec) and model.target else load
+    trainer = Trainer.build(plan, model, workload, rank, torch.device("cpu"), load, frozen)
     tokens, targets = random_batch(workload, model.vocab)
     each = workload.global_batch // plan.data
     mine = slice(trainer.mesh.data * each, (trainer.mesh.data + 1) * each)
@@ -223,14 +231,18 @@ def answer(
     lengths: tuple[int, ...],
     until: tuple[int, ...] = (),
     noise: float = 0.0,
+    heads: dict[str, torch.Tensor] | None = None,
 ) -> tuple[list[list[int]], list[list[int]]]:
     """The tokens after prompts of these lengths, generated after others, with seed 3; until every answer has the token
-    of `until` that is its own. And how many tokens each round committed. A draft has weights that differ by `noise`."""
+    of `until` that is its own. And how many tokens each round committed. A draft has weights that differ by `noise`;
+    heads have these projections."""
     load = lambda index, weight: shard(  # noqa: E731
         weight, lively_weight(weight, workload.precision), rank % plan.tensor, plan.tensor
     )
 
     def load_draft(index: int, weight: Weight) -> torch.Tensor:
+        if heads is not None:
+            return loaded(heads, weight, DTYPES[workload.precision])
         whole = lively_weight(weight, workload.precision)
         return whole + noise * torch.randn(whole.shape, generator=torch.Generator().manual_seed(index))
 
@@ -245,6 +257,43 @@ def answer(
     found = generator.generate(Prompts(whole, lengths), ended=ended if until else None)
     assert found.taken is not None
     return found.answers, found.taken.tolist()
+
+
+def ranked(
+    rank: int, world: int, plan: Plan, model: ModelSpec, workload: Workload, heads: dict[str, torch.Tensor]
+) -> tuple[list[list[int]], list[str]]:
+    """What each round of heads committed after whole prompts, and the ranks of what came."""
+    load = lambda index, weight: lively_weight(weight, workload.precision)  # noqa: E731
+    own = lambda index, weight: loaded(heads, weight, DTYPES[workload.precision])  # noqa: E731
+    device = torch.device("cpu")
+    generator = Generator.build(plan, model, workload, rank, device, load, seed=3, load_draft=own)
+    whole = random_prompts(workload, model.vocab)
+    found = generator.generate(Prompts(whole, (workload.prompt_length,) * workload.batch))
+    texts = [([*row.tolist(), *answer], len(row)) for row, answer in zip(whole, found.answers, strict=True)]
+    assert isinstance(generator.proposer, Heads) and found.taken is not None
+    ranks = ranks_of(generator.proposer, plan, model, workload, load, texts, device)
+    return [[count for count in row if count] for row in found.taken.tolist()], list(ranks)
+
+
+def verified(
+    rank: int, world: int, plan: Plan, model: ModelSpec, workload: Workload, heads: dict[str, torch.Tensor]
+) -> list[tuple[list[list[int]], list[list[int]], torch.Tensor]]:
+    """Of each round the texts, what was scored after them (the newest token first), and its logits."""
+    load = lambda index, weight: lively_weight(weight, workload.precision)  # noqa: E731
+    own = lambda index, weight: loaded(heads, weight, DTYPES[workload.precision])  # noqa: E731
+    generator = Generator.build(plan, model, workload, rank, torch.device("cpu"), load, seed=3, load_draft=own)
+    found: list[tuple[list[list[int]], list[list[int]], torch.Tensor]] = []
+
+    def look(instruction: Any, values: Any) -> None:
+        texts, filled = generator.sequences.text.tolist(), generator.sequences.filled.tolist()
+        before = [row[:count] for row, count in zip(texts, filled, strict=True)]
+        slate = values[instruction.reads[2]]
+        found.append((before, slate.tolist(), values["logits"].view(*slate.shape, -1).clone()))
+
+    generator.decode.interpreter.hooks = {"COMMIT": look}
+    whole = random_prompts(workload, model.vocab)
+    generator.generate(Prompts(whole, (workload.prompt_length,) * workload.batch))
+    return found
 
 
 def bind(rank: int, world: int) -> tuple[tuple[int, ...], int]:
@@ -266,3 +315,10 @@ def standing(rank: int, world: int, jobs: list[Job], folder: Path) -> list[tuple
     torch.set_grad_enabled(False)
     here = Standing(rank, world, torch.device("cpu"), folder)
     return [here.run(job, str(number), 100.0).losses for number, job in enumerate(jobs)]
+
+
+def results(rank: int, world: int, jobs: list[Job], folder: Path) -> list[RunResult]:
+    """The results of jobs that run one after another in this world."""
+    torch.set_grad_enabled(False)
+    here = Standing(rank, world, torch.device("cpu"), folder)
+    return [here.run(job, str(number), 200.0) for number, job in enumerate(jobs)]

@@ -4,6 +4,7 @@ many tokens at a time as it says."""
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from itertools import groupby
 
 import pytest
@@ -17,12 +18,15 @@ from autotune.planners.lower.generate import lower_generation
 from autotune.planners.predict_generation import rounds as rounds_of
 from autotune.planners.resolve import resolve
 from autotune.planners.validate import validate
-from autotune.runners.decoding.propose import PROPOSERS
-from autotune.spec.plan import PLAIN, Plan
+from autotune.runners.decoding.propose import DRAFTERS, PROPOSERS
+from autotune.spec.model import ModelSpec
+from autotune.spec.plan import FUSED, PLAIN, Plan
 from autotune.spec.workload import Acceptance, Workload
+from tests.fitted import fitted, heads_of
 from tests.pool import Pool
+from tests.tasks import random_prompts
 from tests.test_answers import LENGTHS, SAMPLED, expected
-from tests.test_generation import MODELS, WORK
+from tests.test_generation import MODELS, WORK, lively
 
 # One line a strategy, and one more for each of its axes: a new one joins by being in the table.
 SHAPES = {
@@ -33,7 +37,13 @@ SHAPES = {
     "lookahead": (Plan(decoding="lookahead", speculate=2, branches=3, window=4),),
     "jacobi": (Plan(decoding="jacobi", speculate=4),),
     "draft": (Plan(decoding="draft", speculate=1), Plan(decoding="draft", speculate=3)),
+    "heads": (
+        Plan(decoding="heads", speculate=3),
+        Plan(decoding="heads", speculate=2, tree="0,0,1,0,1,2"),
+        Plan(decoding="heads", speculate=3, refine="ngram"),
+    ),
 }
+WITH_WEIGHTS = [name for name, strategy in STRATEGIES.items() if strategy.draft]
 MESHES = (Plan(), Plan(data=2), Plan(tensor=2), Plan(pipeline=2), Plan(tensor=2, pipeline=2), Plan(pipeline=4))
 CASES = [
     (shape.altered(data=mesh.data, tensor=mesh.tensor, pipeline=mesh.pipeline, attention="math"), work)
@@ -44,22 +54,48 @@ CASES = [
 ]
 
 
+def proposing(plan: Plan, name: str) -> ModelSpec | None:
+    """What proposes to a model: itself, or heads of it."""
+    if plan.decoding not in WITH_WEIGHTS:
+        return None
+    return heads_of(MODELS[name]) if plan.decoding == "heads" else MODELS[name]
+
+
+@lru_cache
+def fitted_to(name: str, work: Workload) -> dict[str, torch.Tensor]:
+    """Projections of three heads that know most of what half of the answers go on with."""
+    model, whole = MODELS[name], random_prompts(work, MODELS[name].vocab)
+    answers = expected(name, work)
+    texts = [whole[row, :length].tolist() + answers[row] for row, length in enumerate(LENGTHS)]
+    return dict(fitted(model, lively(model, "fp64"), [text for text in texts if len(text) > 8], 3))
+
+
 def test_every_strategy_is_tested_and_proposes() -> None:
-    assert {PLAIN, *SHAPES} == set(STRATEGIES) == {*PROPOSERS, "draft"}
+    assert {PLAIN, *SHAPES} == set(STRATEGIES) == {*PROPOSERS, *DRAFTERS}
 
 
 @pytest.mark.parametrize(
     ("plan", "work"), CASES, ids=lambda case: case.describe() if isinstance(case, Plan) else str(case.temperature)
 )
 def test_answers_are_those_of_plain_decoding(pool: Pool, plan: Plan, work: Workload) -> None:
-    name = "window" if plan.speculate == 3 and plan.decoding != "draft" else "llama"
-    given = replace(work, draft=MODELS[name] if plan.decoding == "draft" else None)
-    runs = pool.run("answer", plan.world, plan=plan, model=MODELS[name], workload=given, lengths=LENGTHS, noise=0.02)
+    name = "window" if plan.speculate == 3 and plan.decoding not in WITH_WEIGHTS else "llama"
+    given = replace(work, draft=proposing(plan, name))
+    heads = fitted_to(name, work) if plan.decoding == "heads" else None
+    runs = pool.run(
+        "answer",
+        plan.world,
+        plan=plan,
+        model=MODELS[name],
+        workload=given,
+        lengths=LENGTHS,
+        noise=0.02,
+        heads=heads,
+    )
     for answers, taken in runs:
         assert answers == expected(name, work)
         for row in taken:
             assert sum(row) >= WORK.new_tokens - 1 and max(row) <= 1 + plan.speculate
-    if plan.decoding == "draft":  # some of what it proposes is kept, and not all
+    if plan.decoding in WITH_WEIGHTS:  # some of what it proposes is kept, and not all
         kept = [n - 1 for row in runs[0][1] for n in row if n]
         assert 0 < sum(kept) < plan.speculate * len(kept)
 
@@ -79,7 +115,7 @@ def test_programs_are_sound(shapes: tuple[Plan, ...]) -> None:
     for mesh in MESHES:
         for shape in shapes:
             plan = shape.altered(data=mesh.data, tensor=mesh.tensor, pipeline=mesh.pipeline)
-            work = replace(WORK, draft=MODELS["llama"])
+            work = replace(WORK, draft=proposing(plan, "llama"))
             assert why_not(MODELS["llama"], work, plan) is None
             new = scored(plan)
             for sizes in ((7, 7), (new, 9 + new)):
@@ -113,6 +149,47 @@ def test_a_draft_of_another_vocabulary_is_refused() -> None:
     assert reason is not None and "the model's 272 (found 260 of tiny-llama)" in reason
     reason = why_not(MODELS["llama"], replace(WORK, draft=MODELS["llama"]), plan.altered(commit="rejection"))
     assert reason is not None and "[workload] temperature above 0" in reason
+
+
+@pytest.mark.parametrize(
+    ("axes", "changes", "said"),
+    [
+        ({}, {"hidden": 20}, "the heads' hidden_size must be the model's 16 (found 20 of heads-of-tiny-llama)"),
+        ({}, {"vocab": 260}, "vocabulary must be the model's 272 (found 260 of heads-of-tiny-llama)"),
+        ({"speculate": 4}, {}, "speculate must be at most the 3 heads (found 4)"),
+        ({"tree": "0,2"}, {}, 'parent of node 2 must be the number of an earlier node, 0 to 1 (found "2")'),
+        ({"tree": "0,0,1", "refine": "ngram"}, {}, "refine ngram needs tokens in a row (found tree '0,0,1'"),
+        ({"refine": "ngrm"}, {}, "refine 'ngrm' is unknown (nearest ngram)"),
+        ({"tree": "0,1,2"}, {}, "speculate must be the depth of tree (found 2; nearest 3)"),
+        ({"decoding": "draft"}, {}, "decoding draft cannot use what [draft] names (found MedusaHeads; nearest heads)"),
+    ],
+)
+def test_heads_that_do_not_fit_are_refused(axes: dict[str, object], changes: dict[str, int], said: str) -> None:
+    heads = replace(heads_of(MODELS["llama"]), **changes)  # type: ignore[arg-type]
+    plan = Plan(decoding="heads", speculate=2).altered(**axes)
+    reason = why_not(MODELS["llama"], replace(WORK, draft=heads), plan)
+    assert reason is not None and said in reason
+    reason = why_not(MODELS["llama"], replace(WORK, draft=MODELS["llama"]), Plan(decoding="heads", speculate=2))
+    assert reason is not None and "(found LlamaForCausalLM; nearest draft)" in reason
+
+
+@pytest.mark.parametrize("mesh", [Plan(prompt_chunk=3), Plan(prompt_chunk=2, pipeline=2), Plan(kernels=FUSED)])
+def test_heads_read_the_rows_of_any_pass(pool: Pool, mesh: Plan) -> None:
+    """Of a prompt that is read in parts, and of joined kernels."""
+    plan = mesh.altered(decoding="heads", speculate=2, tree="0,0,1,2", attention="math")
+    work, heads = replace(WORK, draft=heads_of(MODELS["llama"])), fitted_to("llama", WORK)
+    runs = pool.run("answer", plan.world, plan=plan, model=MODELS["llama"], workload=work, lengths=LENGTHS, heads=heads)
+    plain = pool.run(
+        "answer",
+        1,
+        plan=Plan(decoding="heads", speculate=2, tree="0,0,1,2", attention="math"),
+        model=MODELS["llama"],
+        workload=work,
+        lengths=LENGTHS,
+        heads=heads,
+    )
+    for answers, taken in runs:
+        assert answers == expected("llama", WORK) and taken == plain[0][1]
 
 
 def test_lookup_by_hand() -> None:

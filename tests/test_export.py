@@ -34,6 +34,7 @@ PLANS = {
     "jacobi": Plan(micro_batch=4, decoding="jacobi", speculate=4),
     "lookahead": Plan(micro_batch=4, decoding="lookahead", speculate=3, branches=4, window=5),
     "draft": Plan(micro_batch=4, decoding="draft", speculate=3),
+    "heads": Plan(micro_batch=4, decoding="heads", speculate=3, tree="0,0,1,1,3"),
 }
 TABLE = (
     AtBatch(1, 4, 400.0, 200.0),
@@ -152,8 +153,10 @@ def test_no_axis_is_dropped(engine: str, decoding: str) -> None:
     plan = PLANS[decoding]
     changes: dict[str, Any] = {"data": 2, "tensor": 2, "pipeline": 2, "micro_batch": 8, "attention": "flash"}
     changes |= {"kernels": FUSED, "schedule": "gpipe", "weights": INT8, "page": 64}
-    changes |= {axis: 2 + getattr(plan, axis) for axis in STRATEGIES[decoding].axes if axis != "commit"}
-    changes |= {"commit": REJECTION} if "commit" in STRATEGIES[decoding].axes else {}
+    numbers = [axis for axis in STRATEGIES[decoding].axes if isinstance(getattr(plan, axis), int)]
+    changes |= {axis: 2 + getattr(plan, axis) for axis in numbers}
+    changes |= {"tree": "0,1,2"} if "tree" in STRATEGIES[decoding].axes else {}
+    changes |= {"commit": STRATEGIES[decoding].commits[-1]} if "commit" in STRATEGIES[decoding].axes else {}
     before = ENGINES[engine](Job(plan, work, "m", "d"))
     for axis, value in changes.items():
         after = ENGINES[engine](Job(replace(plan, **{axis: value}), work, "m", "d"))

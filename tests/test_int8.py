@@ -29,13 +29,12 @@ from autotune.runners.memory import peak_during
 from autotune.runners.prompts import Prompts
 from autotune.runners.reference import reference_generate
 from autotune.runners.rounded import Rounded, round_rows
-from autotune.spec.changes import CHANGES, changes, unchanged
 from autotune.spec.families import load_model
 from autotune.spec.graph import Weight, blocks, parameters
 from autotune.spec.int8_graph import OP, rounded
 from autotune.spec.machine import Sample
 from autotune.spec.model import Experts
-from autotune.spec.plan import EXACT, FUSED, INT8, Plan
+from autotune.spec.plan import CHANGES, EXACT, FUSED, INT8, Plan
 from autotune.spec.prediction import Question
 from autotune.spec.work import Matmul, Memory
 from tests.commands import Home
@@ -240,12 +239,12 @@ def test_what_cannot_be_is_refused() -> None:
 
 def test_such_plans_are_labelled_and_never_searched_unasked() -> None:
     question = Question(LLAMA, WORK, load_profile(shipped()["h200-sxm"]), 1, {})
+    assert INT8 not in axis_values(question)["weights"]
+    assert axis_values(replace(question, axes={"weights": (INT8,)}))["weights"] == (INT8,)
     for axis, value in CHANGES:
-        assert value not in axis_values(question).get(axis, ())
-        assert axis_values(replace(question, axes={axis: (value,)}))[axis] == (value,)
         plan = Plan().altered(**{axis: value})
-        assert len(changes(plan)) == 1 and unchanged(plan) == Plan()
-    assert changes(Plan()) == () and "rounded to 8 bits" in changes(ROUNDED)[0]
+        assert len(plan.changes) == 1 and plan.unchanged == Plan()
+    assert Plan().changes == () and "rounded to 8 bits" in ROUNDED.changes[0]
 
 
 def test_a_run_says_what_it_changes_and_how_far_it_drifts(home: Home) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from autotune.runners import reference_parts as parts
 from autotune.runners.ops import OPERATIONS, cross_entropy, linear
 from autotune.spec.graph import Node, Weight, blocks
 from autotune.spec.model import ModelSpec
@@ -27,6 +29,7 @@ from tests.operands import (
     random_weights,
     upstream,
 )
+from tests.test_heads import BLOCKWISE, MEDUSA
 
 NODES = [
     (name, node) for name, m in MODELS.items() for b in (blocks(m)[0], blocks(m)[1], blocks(m)[-1]) for node in b.nodes
@@ -72,6 +75,7 @@ def test_an_operation_equals_the_reference_and_needs_only_what_opset_lists(
 
 def test_the_table_matches_the_declarations() -> None:
     every = [node for model in KNOWN.values() for block in blocks(model) for node in block.nodes]
+    every += [node for block in blocks(MEDUSA) for node in block.nodes]  # see test_heads.py
     elsewhere = {"attention_more", "linear_int8"}  # a part of attention: test_context.py; of generations: test_int8.py
     assert set(OPERATIONS) == {node.op for node in every} | elsewhere
     for name, operation in OPERATIONS.items():
@@ -81,6 +85,33 @@ def test_the_table_matches_the_declarations() -> None:
         weighted = any(n.weights for n in every if n.op == name)
         assert (operation.dgrad is not None) == (rule.inputs > 0 and not rule.through), name
         assert (operation.wgrad is not None) == weighted, name
+
+
+HEADS = [node for node in blocks(MEDUSA)[1].nodes if node.op in ("activate", "ahead_entropy")]
+RELU = [node for node in blocks(BLOCKWISE)[1].nodes if node.op == "activate"]
+
+
+@pytest.mark.parametrize("node", HEADS[-4:] + RELU[:1], ids=lambda node: node.name)
+def test_what_heads_are_made_of_equals_autograd(node: Node) -> None:
+    """Values and gradients of an activation and of the loss of tokens ahead, of two sequences of 6 tokens."""
+    loss = node.op == "ahead_entropy"
+    x = random(12, 32 if loss else node.attr("width"), seed=3)
+    targets = torch.arange(12) * 5 % 32
+    more = (targets, *((random(1, seed=5)[0],) if len(node.reads) > 2 else ())) if loss else ()
+    env = replace(make_env(TINY, {}), batch=2, sequence=6, loss_scale=1.0 / 12)
+    leaf = x.clone().requires_grad_()
+    shaped = [leaf.view(2, 6, -1), *(t.view(2, 6) if t.ndim else t for t in more)]
+    (wanted,) = parts.OPERATIONS[node.op](node, shaped, parts.Own((), (), ()))
+    with torch.inference_mode():
+        found, *stats = OPERATIONS[node.op].forward(env, node, x, *more)
+        close(found, wanted.detach().view_as(found))
+        coming = () if loss else (upstream("y", found),)
+        saved = (x.clone(), targets, *stats) if loss else (x,)
+        assert OPERATIONS[node.op].dgrad
+        (made,) = OPERATIONS[node.op].dgrad(env, node, coming, saved)
+    given = None if loss else coming[0].clone().view_as(wanted)
+    (gradient,) = torch.autograd.grad(wanted, leaf, given)
+    close(made, gradient)
 
 
 # Tensor parallelism: two threads stand for two tensor ranks.

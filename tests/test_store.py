@@ -255,7 +255,7 @@ def test_info_names_place_version_sizes_and_journal(store: Store) -> None:
     store.save_plan(Plan())
     info = store.info(check=True)
     assert info.path == str(store.place.path) == info.shown
-    assert info.version == info.supported == 3
+    assert info.version == info.supported == 4
     assert (info.dialect, info.journal_mode, info.notices) == ("sqlite", "wal", ())
     assert info.counts["plans"] == 1 and info.counts["runs"] == 0 and info.size > 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 from autotune.cli import _output as out
@@ -20,22 +21,40 @@ if TYPE_CHECKING:
 
 SEQUENCES = {"cpu": 16, "cuda": 256}  # at least, whose rounds are counted: texts differ
 AT_ONCE = 16  # at most
+NORMAL_95 = 1.96  # standard deviations either side that hold 95 % of a normal distribution
+SHOWN = 8  # ranks that are printed
 
 
 def conditions_of(recipe: Recipe, workload: Workload) -> dict[str, Any]:
     """What tells an acceptance from another of the same strategy: models and their weights, and how tokens are chosen.
     How long prompts and answers are changes it less, and is left out: the newest is kept."""
     from autotune.runners.headers import weights_digest
+    from autotune.spec.workload import Workload
 
-    draft = workload.draft
+    draft, usual = workload.draft, Workload()
+    enough = [workload.typical_epsilon, workload.typical_delta]
     return {
         "model": recipe.model().digest,
         "weights": weights_digest(recipe.checkpoint) if recipe.checkpoint else f"seed {recipe.seed}",
         "draft": draft.digest if draft else "",
         "draft_weights": weights_digest(recipe.draft_checkpoint) if recipe.draft_checkpoint else f"seed {recipe.seed}",
         "choice": [workload.temperature, workload.top_k, workload.top_p],
+        **({"typical": enough} if enough != [usual.typical_epsilon, usual.typical_delta] else {}),
         "precision": workload.precision,
     }
+
+
+def spread(traces: Sequence[Sequence[int]]) -> float:
+    """Half of the 95 % confidence interval of the mean of tokens a round, over texts: rounds of one text are not
+    independent. 0 where a single text tells it."""
+    rounds = [trace for trace in traces if trace]
+    if len(rounds) < 2:
+        return 0.0
+    whole = sum(map(len, rounds))
+    mean = sum(map(sum, rounds)) / whole
+    # A ratio of sums over texts: the variance of what each text adds to it (Cochran, Sampling Techniques, 6.4).
+    off = sum((sum(trace) - mean * len(trace)) ** 2 for trace in rounds) / (len(rounds) - 1)
+    return float(NORMAL_95 * sqrt(off * len(rounds)) / whole)
 
 
 def known_workload(recipe: Recipe, store: Store) -> Workload:
@@ -56,7 +75,8 @@ def measure_acceptance(path: str, overrides: Sequence[str]) -> None:
     """Generates with every strategy that the recipe has weights for, and stores how often its proposals were kept."""
     from autotune.cli._execution import TIMEOUT_S, log_folder
     from autotune.cli._session import opened, read_recipe
-    from autotune.planners.decoding.strategies import STRATEGIES, acceptance_key
+    from autotune.planners.decoding.ranks import table
+    from autotune.planners.decoding.strategies import STRATEGIES, acceptance_key, tells_ranks
     from autotune.planners.feasible import why_not
     from autotune.profiles_db.facts import machine_facts
     from autotune.runners.inputs import check_inputs
@@ -99,6 +119,7 @@ def measure_acceptance(path: str, overrides: Sequence[str]) -> None:
             device=device,
             trace=False,
             apart=True,
+            ranks=tells_ranks(plan),
         )
         for plan in possible
     ]
@@ -107,11 +128,17 @@ def measure_acceptance(path: str, overrides: Sequence[str]) -> None:
         def keep(number: int, result: RunResult) -> None:
             key = acceptance_key(possible[number])
             assert result.rounds is not None  # every plan here proposes
-            measured = Acceptance(key, result.rounds.rates, "measured", result.rounds.taken)
+            measured = Acceptance(key, result.rounds.rates, "measured", result.rounds.taken, result.rounds.ranks)
             store.save_acceptance(digest(conditions), model, measured, conditions)
-            found.append({"key": key, "rates": list(measured.rates), "tokens_a_round": result.rounds.mean})
+            by_rank = table(measured.ranks, len(measured.rates)) if measured.ranks else ()
+            told = {"ranks": [list(row) for row in by_rank]} if by_rank else {}
+            mean, off = result.rounds.mean, spread(measured.traces)
+            found.append({"key": key, "rates": list(measured.rates), "tokens_a_round": mean, "off": off, **told})
             rates = " ".join(f"{rate:.2f}" for rate in measured.rates)
-            out.data(f"{key:<40} {result.rounds.mean:.2f} tokens a round; kept, by position: {rates}")
+            out.data(f"{key:<40} {mean:.2f} ± {off:.2f} tokens a round; kept, by position: {rates}")
+            for head, row in enumerate(by_rank, 1):
+                shown = " ".join(f"{share:.2f}" for share in row[:SHOWN])
+                out.data(f"  head {head}, right by rank: {shown}")
 
         out.say(
             f"{counted(len(jobs), 'strategy', 'strategies')}, {asked.batch} texts of {asked.new_tokens} tokens each"

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from autotune.cli import _output as out
 from autotune.cli._target import Target
 from autotune.runners.provenance import environment, git_revision
-from autotune.spec.changes import changes
 from autotune.spec.errors import AutotuneError, EnvironmentFault, UsageError
 from autotune.spec.lock import answer
 from autotune.spec.words import counted
@@ -57,6 +56,7 @@ def job_for(recipe: Recipe, plan: Plan, question: Question, device: str, steps: 
         seed=question.seed,
         checkpoint=recipe.checkpoint,
         draft_checkpoint=recipe.draft_checkpoint,
+        target_checkpoint=recipe.target_checkpoint,
         prompts=recipe.prompts,
         device=device,
         trace=trace,
@@ -165,6 +165,7 @@ def execute(
             prompts,
             runs=True,
             draft_checkpoint=recipe.draft_checkpoint,
+            target_checkpoint=recipe.target_checkpoint,
         )
     if prompts and plan.page:  # as many pages as these prompts take
         lengths = tuple(map(len, encode(prompts, target.model, target.workload)))
@@ -179,6 +180,7 @@ def execute(
         seed=recipe.seed if recipe else 0,
         checkpoint=recipe.checkpoint if recipe else "",
         draft_checkpoint=recipe.draft_checkpoint if recipe else "",
+        target_checkpoint=recipe.target_checkpoint if recipe else "",
         saved=saved,
         prompts=tuple(prompts),
         stops=recipe.stops if recipe else (),
@@ -291,8 +293,8 @@ def report_of(run: str, target: Target, predicted: Prediction | None, results: S
         "error": error,
         "equal": first.equal,
         "max_difference": first.max_difference,
-        "changes": list(changes(target.plan)),
-        "drift": first.drift._asdict() if first.drift else None,
+        "changes": list(target.plan.changes),
+        "drift": dict(first.drift) or None,
         "tokens": [list(row) for row in first.tokens],
         "texts": list(first.texts),
         "ends": list(first.ends),

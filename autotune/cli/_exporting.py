@@ -91,6 +91,7 @@ def checked_target(target: Target, engine: str) -> Target:
     """The target, of a plan that can run and that the engine's kind does. Raises UsageError and InfeasibleError."""
     from autotune.export.engines import ENGINES, TRAINERS
     from autotune.planners.feasible import why_not
+    from autotune.spec.heads import HeadsSpec
 
     trains = target.workload.kind == "train"
     if engine not in (table := TRAINERS if trains else ENGINES):
@@ -98,6 +99,9 @@ def checked_target(target: Target, engine: str) -> Target:
         known = "one of " + ", ".join(sorted(table))
         problem = Problem("--to", "", f"{engine}, which {other}", known, min(table))
         raise UsageError(f"{target.shown}: this plan {found}", problems=[problem])
+    if isinstance(target.model, HeadsSpec):
+        problem = Problem(target.shown, "model", target.model.architecture, "a model: no engine trains decoding heads")
+        raise UsageError(f"{target.shown}: not expressed by any engine", problems=[problem])
     if reason := why_not(target.model, target.workload, target.plan, target.devices):
         raise InfeasibleError(f"plan {target.plan.describe()}: {reason}")
     return target

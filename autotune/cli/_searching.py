@@ -86,6 +86,7 @@ def find(recipe: Recipe, store: Store, lock: bool, progress: Callable[[str], Non
         recipe.prompts,
         runs=bool(device),
         draft_checkpoint=recipe.draft_checkpoint,
+        target_checkpoint=recipe.target_checkpoint,
     )
     store.save_recipe(recipe.path, recipe.merged())
     if device:  # first of all, so that the search and its predictions are kept under the profile they rest on

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.cli import _output as out
 from autotune.report.units import percent, seconds, signed, size
-from autotune.spec.changes import changes
 from autotune.spec.lock import answer, why_lost
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Found, Prediction
@@ -56,7 +55,7 @@ def reasons(infeasible: Mapping[str, int]) -> Iterator[str]:
 
 def change_lines(plan: Plan) -> Iterator[str]:
     """What of a plan changes results."""
-    return (f"CHANGES    {line}" for line in changes(plan))
+    return (f"CHANGES    {line}" for line in plan.changes)
 
 
 def found_lines(found: Found) -> Iterator[str]:
@@ -104,7 +103,7 @@ def found_json(found: Found, lock: str | None) -> dict[str, Any]:
     return {
         "plan": best.plan.to_dict(),
         "plan_id": best.plan.id,
-        "changes": list(changes(best.plan)),
+        "changes": list(best.plan.changes),
         "predicted": answer(best),
         "measured": {"step_s": found.measured.get(best.plan.id)},
         "bound": {"step_s": found.bound.step_s, "gap": found.bound.gap, "closed": found.finished},
@@ -157,7 +156,7 @@ def prediction_json(prediction: Prediction) -> dict[str, Any]:
     return {
         "plan": prediction.plan.to_dict(),
         "plan_id": prediction.plan.id,
-        "changes": list(changes(prediction.plan)),
+        "changes": list(prediction.plan.changes),
         "predicted": answer(prediction),
         "memory": [dict(rank) for rank in prediction.memory],
         "idle_share": prediction.timeline.idle_share if prediction.timeline else None,
@@ -199,11 +198,13 @@ def run_lines(report: Mapping[str, Any], workload: Workload) -> Iterator[str]:
     if losses:
         yield f"loss       {losses[0]:.4f} to {losses[-1]:.4f} in {len(losses)} steps"
     if report.get("equal") is not None:
+        if drift := report.get("drift"):
+            some = f"{drift['differing']:g} of {drift['answers']:g} answers differ, the first other token after"
+            told = f"mean log-probability {drift['log_p']:.3f}, without {drift['plain_log_p']:.3f}"
+            shared = f"{percent(drift['equal'])} of tokens are as without the change"
+            yield f"drift      {shared}; {some} {drift['first']:g}; {told}"
         verdict = "equal to" if report["equal"] else "NOT equal to"
         yield f"check      {verdict} the one-process reference, largest difference {report['max_difference']:.3g}"
-    if drift := report.get("drift"):
-        where = f"the first differs at token {drift['first']}" if drift["first"] >= 0 else "all answers are the same"
-        yield f"drift      {percent(drift['equal'])} of tokens are as without the change; {where}"
 
 
 def _signed(value: float | None) -> str:
@@ -237,7 +238,7 @@ def plan_entry_json(entry: PlanEntry) -> dict[str, Any]:
     return {
         "plan_id": entry.id,
         "plan": entry.plan.to_dict(),
-        "changes": list(changes(entry.plan)),
+        "changes": list(entry.plan.changes),
         "model": entry.model,
         "workload": entry.workload,
         "devices": entry.devices,

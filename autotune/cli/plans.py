@@ -10,7 +10,6 @@ from autotune.cli import _arguments as arguments
 from autotune.cli import _output as out
 from autotune.cli._session import opened
 from autotune.cli._settings import command, current
-from autotune.spec.changes import changes
 
 group = typer.Typer(help="Stored plans: list, show, compare.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -54,7 +53,7 @@ def show(plan: Annotated[str, typer.Argument(metavar="PLAN", help="A plan's id, 
         content = {
             "plan": found.to_dict(),
             "plan_id": found.id,
-            "changes": list(changes(found)),
+            "changes": list(found.changes),
             "digest": found.digest,
             "db": store.place.shown,
         }

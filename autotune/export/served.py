@@ -16,7 +16,7 @@ DTYPES: Mapping[str, str] = {"bf16": "bfloat16", "fp32": "float32", "fp64": "flo
 
 SAID: tuple[str, ...] = (  # axes of a plan that engines have flags for, or name where they lose them
     *("data", "tensor", "pipeline", "micro_batch", "attention", "kernels", "prompt_chunk", "weights", "page"),
-    *("decoding", "speculate", "branches", "match", "window", "commit"),
+    *("decoding", "speculate", "branches", "match", "window", "tree", "refine", "commit"),
 )
 
 
@@ -89,7 +89,7 @@ def lost_by_all(engine: str, job: Job, matches: bool = False) -> list[Lost]:
         found.append(Lost("page", str(plan.page), f"{engine} has pages of a size of its own, which are used"))
     if plan.decoding not in DECODINGS:
         found.append(Lost("decoding", plan.decoding, f"{engine} has no such strategy: plain decoding is used"))
-        axes = [axis for axis in STRATEGIES[plan.decoding].axes if axis != "commit"]
+        axes = [axis for axis in STRATEGIES[plan.decoding].axes if axis != "commit" or plan.changes]
         return found + [Lost(axis, str(getattr(plan, axis)), f"of decoding {plan.decoding}") for axis in axes]
     if plan.branches > 1:
         found.append(Lost("branches", str(plan.branches), "one row of proposed tokens is used"))

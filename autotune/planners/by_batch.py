@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from autotune.planners.decoding.strategies import STRATEGIES
+from autotune.planners.decoding.strategies import AXES, STRATEGIES
 from autotune.planners.feasible import why_not
 from autotune.planners.predict import Predictor
 from autotune.planners.predict_generation import acceptance_of
 from autotune.spec.machine import Profile
 from autotune.spec.model import ModelSpec
-from autotune.spec.plan import MATCH, PLAIN, Plan
+from autotune.spec.plan import PLAIN, Plan
 from autotune.spec.prediction import Prediction
 from autotune.spec.workload import Workload
 
@@ -63,7 +63,7 @@ def by_batch(
 
 def plain(plan: Plan) -> Plan:
     """The plan without anybody who proposes tokens."""
-    return plan.altered(decoding=PLAIN, speculate=0, branches=1, match=0, window=0, commit=MATCH)
+    return plan.altered(decoding=PLAIN, **{axis: getattr(Plan(), axis) for axis in AXES})
 
 
 def _at(predictor: Predictor, plan: Plan, batch: int, allowed: float) -> Prediction | None:

@@ -17,6 +17,7 @@ from autotune.planners.schedules import OWN, PLACEMENTS, SCHEDULES, Pipe, held, 
 from autotune.planners.schedules.times import parse_times
 from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.spec.errors import nearest_divisor, nearest_name
+from autotune.spec.heads import HeadsSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import EXACT, FUSED, LIBRARY, Plan
 from autotune.spec.workload import Workload
@@ -90,6 +91,31 @@ def _tensor(plan: Plan, model: ModelSpec, workload: Workload, ends: bool) -> lis
     return found
 
 
+def _heads(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:
+    """What is wrong with training decoding heads, or with generating with them alone."""
+    if not isinstance(model, HeadsSpec):
+        return []
+    if workload.kind != "train":
+        return [f"{model.architecture} answer nothing alone: [model] names their target, and [draft] them"]
+    target = model.target
+    if target is None:
+        return [f"{model.architecture} are trained on a model's hidden rows: a [target] section in the recipe"]
+    found: list[str | None] = [
+        f"{axis} must be 1 for decoding heads, which are small and whole on each rank (found {value}; nearest 1)"
+        for axis in ("tensor", "context", "pipeline", "chunks")
+        if (value := getattr(plan, axis)) != 1
+    ]
+    for key, ours, theirs in (
+        ("hidden_size", model.hidden, target.hidden),
+        ("vocab_size", model.vocab, target.vocab),
+    ):
+        if ours != theirs:
+            found.append(f"the heads' {key} must be the target's {theirs} (found {ours} of {model.name})")
+    if model.count >= workload.sequence_length:
+        found.append(f"sequence_length must be more than the {model.count} heads (found {workload.sequence_length})")
+    return found
+
+
 def least_ring(plan: Plan, model: ModelSpec) -> int:
     """The smallest `context_ring` that leaves no more ranks to exchange heads than there are heads for."""
     heads = gcd(model.heads, model.kv_heads) // plan.tensor
@@ -123,6 +149,7 @@ def unfit(plan: Plan, model: ModelSpec, workload: Workload) -> str | None:
     if workload.kind != "train":
         return None
     checks = (
+        *_heads(plan, model, workload),
         *_context(plan, model, workload),
         *_tensor(plan, model, workload, ends=False),
         *_replicas(plan, workload),
@@ -182,7 +209,7 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
         found.append(reason and f"schedule {plan.schedule} needs {reason}")
     if plan.order and plan.schedule != "given":
         found.append(f"order needs schedule given (found {plan.schedule})")
-    if plan.stages > model.layers:
+    if plan.stages > max(1, model.layers):
         found.append(f"pipeline x chunks must be at most layers {model.layers} (found {plan.stages})")
     if plan.recompute not in RECOMPUTE:
         found.append(f"recompute {plan.recompute!r} is unknown (nearest {nearest_name(plan.recompute, RECOMPUTE)})")
@@ -361,6 +388,7 @@ def why_not(model: ModelSpec, workload: Workload, plan: Plan, devices: int | Non
     if devices is not None and plan.world != devices:
         degrees = "data x context x tensor x pipeline" if plan.context > 1 else "data x tensor x pipeline"
         checks.append(f"{degrees} must equal devices {devices} (found {plan.world})")
+    checks += _heads(plan, model, workload)
     checks += _context(plan, model, workload) if workload.kind == "train" else []
     checks += _tensor(plan, model, workload, plan.vocabulary == "ends")
     checks += (_training if workload.kind == "train" else _generation)(plan, model, workload)

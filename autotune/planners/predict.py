@@ -37,7 +37,7 @@ CLASSES = {
     "d": "boundaries",
 }
 CLASSES |= dict.fromkeys("kbyzu", "activations")
-CLASSES |= {"fw": "weights", "fg": "gradients", "te": "gradients"}  # whole ones of shards
+CLASSES |= {"tw": "weights", "fw": "weights", "fg": "gradients", "te": "gradients"}  # whole ones of shards
 
 
 class TooLarge(NamedTuple):

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 from autotune.planners.costs.body import NOTHING, Cost
 from autotune.planners.costs.generate import PassCosts
 from autotune.planners.decoding.chains import distribution
+from autotune.planners.decoding.ranks import replayed as by_rank
 from autotune.planners.decoding.rounds import largest, replayed, slowest
 from autotune.planners.decoding.rounds import rounds as counted
-from autotune.planners.decoding.strategies import acceptance_key, scored
+from autotune.planners.decoding.strategies import acceptance_key, scored, tree_of
+from autotune.planners.decoding.trees import Tree
 from autotune.planners.lower.generate import lower_generation
 from autotune.planners.simulate import resolve, simulate
 from autotune.spec.graph import Block
@@ -73,12 +75,16 @@ def rates(plan: Plan, workload: Workload) -> tuple[float, ...]:
     known = acceptance_of(plan, workload)
     if known is None:
         return ()
-    most = 1 + plan.speculate
-    return kept(_replayed(known, most), most) if known.traces else known.rates[: plan.speculate]
+    most, tree = 1 + plan.speculate, tree_of(plan)
+    told = known.traces or known.ranks
+    return kept(_replayed(known, most, tree), most) if told else known.rates[: plan.speculate]
 
 
 @lru_cache(maxsize=1024)
-def _replayed(known: Acceptance, most: int) -> tuple[tuple[int, ...], ...]:
+def _replayed(known: Acceptance, most: int, tree: Tree) -> tuple[tuple[int, ...], ...]:
+    """The rounds of each text that told the acceptance: by what heads held likely, or with fewer tokens in a row."""
+    if known.ranks:
+        return tuple(by_rank(text, len(known.rates), tree) for text in known.ranks)
     return tuple(replayed(trace, 1 + len(known.rates), most) for trace in known.traces)
 
 
@@ -92,8 +98,8 @@ def rounds(plan: Plan, workload: Workload) -> float:
     left, known = workload.new_tokens - 1, acceptance_of(plan, workload)
     if plan.decoding == PLAIN or left < 1:
         return float(left)
-    if known and known.traces:
-        traces = [trace for trace in _replayed(known, 1 + plan.speculate) if trace]
+    if known and (known.traces or known.ranks):
+        traces = [trace for trace in _replayed(known, 1 + plan.speculate, tree_of(plan)) if trace]
         return max(1.0, largest([left * len(trace) / sum(trace) for trace in traces], workload.batch))
     return slowest(counted(distribution(rates(plan, workload)), left), workload.batch)
 

@@ -65,7 +65,7 @@ def axis_values(question: Question) -> dict[str, Values]:
         "prompt_chunk": (0, *(n for n in PARTS if 2 * n <= workload.prompt_length)) if not train else (0,),
         # Pages pay where prompts differ, which a search does not weigh up.
         "page": (DEFAULTS["page"],),
-        # What changes results the recipe must ask for (spec.changes).
+        # What changes results the recipe must ask for (spec.plan.CHANGES).
         "weights": (DEFAULTS["weights"],),
         "kernels": (LIBRARY, FUSED) if not train and question.profile.device.kind == "cuda" else (LIBRARY,),
     }
@@ -241,7 +241,8 @@ class Enumeration:
         first = {axis: self._given(axis)[0] for axis in ("group", "limit", "order")}
         for chunks in given.get("chunks", schedule.chunks):
             chunked = plan.altered(chunks=chunks, **first)
-            refused = chunked.stages > self.question.model.layers or schedule.refuse(pipe := pipe_of(chunked, items))
+            deep = chunked.stages > max(1, self.question.model.layers)
+            refused = deep or schedule.refuse(pipe := pipe_of(chunked, items))
             if refused or unsharded(self.question.model, plan.tensor, ends=False):
                 yield chunked  # refused as it is: its inner choices would be, and some of them have no price
                 continue

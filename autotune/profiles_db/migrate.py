@@ -76,7 +76,10 @@ ACCEPTANCES = (
         facts {text} NOT NULL, created {text} NOT NULL, PRIMARY KEY (conditions, strategy)){strict}""",
 )
 
-STEPS: tuple[tuple[str, ...], ...] = (FIRST, FILES_AND_RANKS, ACCEPTANCES)
+# Version 4: how likely decoding heads held what came.
+RANKS = ("ALTER TABLE acceptances ADD COLUMN ranks {text}",)
+
+STEPS: tuple[tuple[str, ...], ...] = (FIRST, FILES_AND_RANKS, ACCEPTANCES, RANKS)
 VERSION = len(STEPS)
 
 # Storage words by dialect; "" serves every server that follows the SQL standard.

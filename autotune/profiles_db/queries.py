@@ -104,7 +104,10 @@ def _nearest(session: Session, column: InstrumentedAttribute[str], wanted: str) 
 
 def acceptances(session: Session, conditions: str) -> tuple[Acceptance, ...]:
     rows = session.scalars(select(t.AcceptanceRow).where(t.AcceptanceRow.conditions == conditions))
-    return tuple(Acceptance(row.strategy, tuple(row.rates), "measured", tuple(map(tuple, row.traces))) for row in rows)
+    return tuple(
+        Acceptance(row.strategy, tuple(row.rates), "measured", tuple(map(tuple, row.traces)), tuple(row.ranks or ()))
+        for row in rows
+    )
 
 
 def plan(session: Session, prefix: str, shown: str) -> Plan:

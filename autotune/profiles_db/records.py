@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from autotune.spec.errors import EnvironmentFault
+from autotune.spec.heads import kind_of
 from autotune.spec.model import Experts, LatentAttention, ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Prediction
@@ -177,7 +178,9 @@ def model_from(raw: Mapping[str, Any]) -> ModelSpec:
         parts["latent"] = record(LatentAttention, parts["latent"])
     scaling = parts.get("rope_scaling", ())
     parts["rope_scaling"] = tuple((key, tuple(v) if isinstance(v, list) else v) for key, v in scaling)
-    model: ModelSpec = record(ModelSpec, parts)
+    if parts.get("target"):
+        parts["target"] = model_from(parts["target"])
+    model: ModelSpec = record(kind_of(parts), parts)
     return model
 
 

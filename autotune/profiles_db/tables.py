@@ -253,3 +253,4 @@ class AcceptanceRow(Base):
     traces: Mapped[list[Any]]
     facts: Mapped[dict[str, Any]]
     created: Mapped[str]
+    ranks: Mapped[list[Any] | None]

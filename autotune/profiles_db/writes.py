@@ -98,10 +98,11 @@ def save_acceptance(
     row |= {
         "rates": list(found.rates),
         "traces": [list(trace) for trace in found.traces],
+        "ranks": list(found.ranks),
         "facts": dict(facts),
         "created": now(),
     }
-    put(session, t.AcceptanceRow, [row], ("rates", "traces", "facts", "created"))
+    put(session, t.AcceptanceRow, [row], ("rates", "traces", "ranks", "facts", "created"))
 
 
 def save_workload(session: Session, workload: Workload) -> str:

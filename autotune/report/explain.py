@@ -15,7 +15,6 @@ from autotune.report.compare import critical_path
 from autotune.report.explanation import Explanation, Section, table
 from autotune.report.figures import figures
 from autotune.report.units import percent, seconds, signed, size
-from autotune.spec.changes import changes
 from autotune.spec.machine import Profile
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Found, Prediction
@@ -106,7 +105,7 @@ def _answer(found: Found) -> Section:
 
 def _changes(plan: Plan) -> Section:
     """What of the plan changes results; no lines for most plans."""
-    found = changes(plan)
+    found = plan.changes
     return Section("changes", "What changes results", found, {"changes": list(found)})
 
 

@@ -84,7 +84,7 @@ def layers_of(model: ModelSpec, piece: PassPiece, device: torch.device) -> list[
     size = sum(prod(side) * weight_bytes(weight, dtype.itemsize) for weight, side in own)
     many = min(COPIES[1], max(COPIES[0], -(-COLD_BYTES // max(1, size))))
     if device.type == "cpu":  # as many as follow one another there
-        many = min(many, model.layers)
+        many = min(many, max(1, model.layers))  # heads have none
     cache = _cache(model, many, shape, device)
     lengths, start = None, shape.keys - shape.queries
     if start and (device.type == "cuda" or shape.masked):

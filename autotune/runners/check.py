@@ -19,9 +19,10 @@ from autotune.runners.corpus import open_corpus
 from autotune.runners.data import batch
 from autotune.runners.job import Job
 from autotune.runners.pieces import gathered
-from autotune.runners.reference import init_weights, reference_gradients
+from autotune.runners.reference import init_weights, reference_gradients, with_target
 from autotune.runners.state import DTYPES, Key
 from autotune.runners.training import Batch, Trainer
+from autotune.spec.heads import HeadsSpec
 from autotune.spec.program import Instruction
 
 BOUNDS = {"fp64": 1e-10, "fp32": 2e-4, "bf16": 5e-2}
@@ -64,6 +65,11 @@ def judge(job: Job, loss: float, device: torch.device, whole: Mapping[Key, torch
     weights = init_weights(job.model, job.seed, DTYPES[job.workload.precision])
     if job.checkpoint:
         weights = open_checkpoint(job.checkpoint).whole(job.model, DTYPES[job.workload.precision])
+    if isinstance(job.model, HeadsSpec) and job.model.target:
+        target = init_weights(job.model.target, job.seed, DTYPES[job.workload.precision])
+        if job.target_checkpoint:
+            target = open_checkpoint(job.target_checkpoint).whole(job.model.target, DTYPES[job.workload.precision])
+        weights = with_target(job.model, weights, target, begin=not job.checkpoint)
     corpus = open_corpus(job.workload.data, job.model.vocab)
     size = job.workload.global_batch
     tokens, targets = batch(corpus, 0, size, job.workload.sequence_length, 0, size)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from autotune.planners.decoding.chains import expected
-from autotune.planners.decoding.strategies import STRATEGIES, acceptance_key, variants
+from autotune.planners.decoding.strategies import STRATEGIES, acceptance_key, tells_ranks, variants
 from autotune.planners.feasible import why_not
 from autotune.planners.predict import Predictor
 from autotune.planners.predict_generation import rates, rounds
@@ -63,6 +63,7 @@ def job_of(recipe: Recipe, plan: Plan, workload: Workload, device: str, steps: i
         device=device,
         trace=False,
         apart=apart,
+        ranks=apart and tells_ranks(plan),
     )
 
 
@@ -85,7 +86,7 @@ def acceptances(
             PATIENCE_S,
         )
         assert ran.rounds is not None
-        found.append(Acceptance(key, ran.rounds.rates, "measured", ran.rounds.taken))
+        found.append(Acceptance(key, ran.rounds.rates, "measured", ran.rounds.taken, ran.rounds.ranks))
         print(f"  {key}: {ran.rounds.mean:.2f} tokens a round", file=sys.stderr, flush=True)
     return tuple(found)
 

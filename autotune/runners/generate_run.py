@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from autotune.runners.decoding.heads import Heads
+from autotune.runners.decoding.ranked import ranks_of
 from autotune.runners.generation import Generated, Generator
 from autotune.runners.interpreter import Trace
 from autotune.runners.job import Job, RankReport
-from autotune.runners.judge import drift, judge
+from autotune.runners.judge import drifted, judge
 from autotune.runners.memory import peak_during
 from autotune.runners.prompts import Prompts, prompt_tokens
 from autotune.runners.state import Loader
@@ -41,9 +44,18 @@ def generate_run(
     every = [part for step in ran for part in step]
     checked = job.check and rank == 0
     equal, margin = judge(job, rounds, ran[-1]) if checked else (None, None)
+    changed = drifted(job, rounds, ran[-1]) if checked else None
     answers = [cut(row, job.stops) for part in ran[-1] for row in part.answers] if rank == 0 else []
     plain = job.plan.decoding == PLAIN
     text = job.model.vocab <= 256 or bool(job.prompts)
+    ranks: list[str] = []
+    if job.ranks and isinstance(generator.proposer, Heads):
+        texts = [
+            ([*prompt[:length], *answer], length)
+            for part, made in zip(rounds, ran[-1], strict=True)
+            for prompt, length, answer in zip(part.tokens.tolist(), part.lengths, made.answers, strict=True)
+        ]
+        ranks = list(ranks_of(generator.proposer, job.plan, job.model, job.round, load, texts, device))
     return RankReport(
         rank,
         [sum(part.prefill_s + sum(part.token_s) for part in step) for step in ran],
@@ -56,13 +68,14 @@ def generate_run(
         ends=[why for _, why in answers],
         equal=equal,
         max_difference=margin,
-        drift=drift(job, rounds, ran[-1]) if checked else None,
         prefill_s=statistics.median(part.prefill_s for part in every),
         decode_s=statistics.median(
             [s for part in every for s in (part.token_s if plain else (a_token(part),))] or [0.0]
         ),
         taken=[] if plain else counts(ran[-1]),
         round_s=0.0 if plain else statistics.median([s for part in every for s in part.token_s] or [0.0]),
+        ranks=ranks,
+        drift=asdict(changed) if changed else {},
         host={"threads": torch.get_num_threads(), "torch": torch.__version__, "device": str(device)},
     )
 

@@ -17,10 +17,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from autotune.planners.decoding.strategies import STRATEGIES, scored, tree_of
+from autotune.planners.decoding.strategies import STRATEGIES, kept_nodes, reads_rows, scored, tree_of
 from autotune.planners.feasible import why_not
 from autotune.planners.lower.expand import expand
-from autotune.planners.lower.generate import lower_generation, news, prompt_parts, text_columns
+from autotune.planners.lower.generate import ENDS, lower_generation, news, prompt_parts, text_columns
 from autotune.planners.lower.pages import beyond, pool_pages, room
 from autotune.planners.lower.shape import Shape, generation_shape
 from autotune.planners.lower.stage import cut_of, stage_blocks
@@ -31,10 +31,11 @@ from autotune.runners.decoding.choosing import Chooser
 from autotune.runners.decoding.commit import Levels, match, rejection
 from autotune.runners.decoding.draft import Draft
 from autotune.runners.decoding.pace import Pace
-from autotune.runners.decoding.propose import PROPOSERS
+from autotune.runners.decoding.propose import DRAFTERS, PROPOSERS
 from autotune.runners.decoding.seen import Proposer, Seen
 from autotune.runners.decoding.sequences import SPARE, Sequences
 from autotune.runners.decoding.settle import settle
+from autotune.runners.decoding.typical import Typical
 from autotune.runners.interpreter import Interpreter, Operation, Started, Trace
 from autotune.runners.mesh import Mesh, barrier
 from autotune.runners.passes import check_passes
@@ -46,7 +47,7 @@ from autotune.runners.tokens import check_generation
 from autotune.spec.errors import InfeasibleError, Problem, UsageError
 from autotune.spec.graph import Block
 from autotune.spec.model import ModelSpec
-from autotune.spec.plan import PLAIN, REJECTION, Plan
+from autotune.spec.plan import PLAIN, REJECTION, TYPICAL, Plan
 from autotune.spec.program import Instruction
 from autotune.spec.workload import Workload
 
@@ -103,6 +104,7 @@ class Generator:
     choices: Tensor  # int64 [batch, scored]: what the target chose after each token of the last round
     proposer: Proposer
     levels: Levels
+    typical: Typical | None = None
     seed: int = 0
     prefill: _Program = field(init=False)
     decode: _Program = field(init=False)
@@ -132,7 +134,8 @@ class Generator:
             raise InfeasibleError(f"plan {plan.describe()}: {reason}")
         dtype, prompt, new = DTYPES[workload.precision], workload.prompt_length, scored(plan)
         drafts = STRATEGIES[plan.decoding].draft
-        for reader in (model, workload.draft) if drafts and workload.draft else (model,):
+        alone = drafts and workload.draft and not reads_rows(plan)  # whether another model has passes of its own
+        for reader in (model, workload.draft) if alone and workload.draft else (model,):
             check_passes(reader, workload, plan, device)
         sizes = (prompt, prompt), (new, prompt + new)
         programs = [expand(lower_generation(plan, model, workload, *size), plan) for size in sizes]
@@ -158,15 +161,16 @@ class Generator:
         if drafts and last:
             assert load_draft is not None
             own = numbers["draft" if plan.commit == REJECTION else ""]
-            proposer = Draft.build(plan, workload, load_draft, device, own)
-            values |= {"dw": proposer.scorer.weights, "dkv": proposer.scorer.cache.held}
+            proposer = drafter = DRAFTERS[plan.decoding](plan, workload, load_draft, device, own)
+            values |= drafter.held()
         else:
             proposer = PROPOSERS[PLAIN if drafts else plan.decoding](plan, model, each, device)
         ends = torch.zeros(each, dtype=torch.int64, device=device)
-        levels = Levels.of(tree_of(plan), device, plan.speculate * plan.branches)
+        levels = Levels.of(tree_of(plan), device, kept_nodes(plan))
         choices = torch.zeros((each, new), dtype=torch.int64, device=device)
         chooser = Chooser(workload, mesh, plan.tensor, sequences, numbers)
-        shared_state = (mesh, scorer, values, sequences, ends, chooser, choices, proposer, levels)
+        typical = Typical.of(tree_of(plan), workload, device) if plan.commit == TYPICAL else None
+        shared_state = (mesh, scorer, values, sequences, ends, chooser, choices, proposer, levels, typical)
         generator = cls(plan, model, workload, *shared_state, seed)
         parts = prompt_parts(plan, workload), sizes[1:]
         generator.prefill, generator.decode = (
@@ -295,15 +299,20 @@ class Generator:
         }
 
     def forward(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The stage's blocks one after another: (the cache, the next stage's input or the logits)."""
+        """The stage's blocks one after another: (the cache, the next stage's input or the logits, and the rows that
+        these are of where somebody reads them)."""
         x: Tensor = values[instruction.reads[2]]
+        left: dict[str, Tensor] = {}
         if len(self._now.passes) > 1:
-            return values[instruction.writes[0]], self._part(instruction, x)
-        x = x if instruction.stage else x.reshape(-1)
-        rows = self.ends if self._now.first and self.workload.prompt_length > 1 else None
-        return values[instruction.writes[0]], self.scorer.run(self._now.passes[0], x, rows, self._filled, self.watch)
+            out = self._part(instruction, x, left)
+        else:
+            x = x if instruction.stage else x.reshape(-1)
+            rows = self.ends if self._now.first and self.workload.prompt_length > 1 else None
+            out = self.scorer.run(self._now.passes[0], x, rows, self._filled, self.watch, left)
+        read = (left["norm"],) if "rows" in instruction.writes else ()
+        return values[instruction.writes[0]], out, *read
 
-    def _part(self, instruction: Instruction, x: Tensor) -> Tensor:
+    def _part(self, instruction: Instruction, x: Tensor, left: dict[str, Tensor]) -> Tensor:
         """A part of the prompts through the stage. The last stage keeps what follows the prompts that end in it, and
         after the last part gives the logits of all."""
         now = self._now.passes[instruction.item]
@@ -316,14 +325,15 @@ class Generator:
         filled = (start,) * shape.batch
         if not self._last:
             return self.scorer.run(now, x, None, filled, self.watch)
-        layers, head = (replace(now, steps=steps) for steps in (now.steps[:-1], now.steps[-1:]))
+        ends = sum(step.block.kind in ENDS for step in now.steps)
+        layers, head = (replace(now, steps=steps) for steps in (now.steps[:-ends], now.steps[-ends:]))
         x = self.scorer.run(layers, x, None, filled, self.watch).view(shape.batch, shape.queries, -1)
         place = self.sequences.own - 1 - start  # of each prompt's last token in this part
         ended = x[torch.arange(shape.batch, device=x.device), place.clamp(0, shape.queries - 1)]
         here = ((place >= 0) & (place < shape.queries))[:, None]
         kept: Tensor = self.values["h"]
         kept.copy_(torch.where(here, ended, kept))
-        return kept if "h" in instruction.writes else self.scorer.run(head, kept, None, filled, self.watch)
+        return kept if "h" in instruction.writes else self.scorer.run(head, kept, None, filled, self.watch, left)
 
     def commit(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """Which of the scored tokens are kept, and the token after them."""
@@ -334,7 +344,11 @@ class Generator:
             news = self._took(first, begun, self._rejected(values["logits"], slate))
         else:
             choices = self.chooser.tokens(values["logits"], None if first else self._depths)
-            if slate is None or tree_of(self.plan).chain:
+            if slate is not None and self.typical:
+                self.choices.copy_(choices)
+                kept = self.typical.commit(slate, choices, self.chooser.whole(values["logits"]))
+                news = self._took(first, begun, kept)
+            elif slate is None or tree_of(self.plan).chain:
                 news = self._took(first, begun, None, choices, slate)
             else:
                 self.choices.copy_(choices)
@@ -382,7 +396,8 @@ class Generator:
         scores."""
         first = self._now.first
         slate: Tensor = self.values[instruction.writes[0]]
-        seen = Seen(self.sequences, values["n"], self._depth(first), first, self.choices, slate)
+        said = self._depth(first), first, self.choices, slate, values.get("rows")
+        seen = Seen(self.sequences, values["n"], *said)
         slate[:, 1:].copy_(self.proposer.propose(seen))
         made: dict[str, Any] = {"t": slate, "dkv": values.get("dkv")}
         if "t" in instruction.writes:

@@ -12,11 +12,14 @@ from autotune.planners.decoding.passes import draft_pieces
 from autotune.planners.decoding.strategies import AXES
 from autotune.planners.lower.generate import block_shape, pass_lengths, text_columns
 from autotune.planners.lower.shape import generation_shape, training_shape
-from autotune.planners.lower.stage import canonical_stages, cut_of
+from autotune.planners.lower.stage import canonical, canonical_stages, cut_of
 from autotune.planners.predict import Predictor
 from autotune.planners.refine import refined, unmeasured
 from autotune.profiles_db.profiling import measure, profile_machine
 from autotune.spec.digest import digest
+from autotune.spec.graph import Block, blocks
+from autotune.spec.heads import HeadsSpec
+from autotune.spec.heads_graph import frozen_blocks
 from autotune.spec.machine import Profile
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import PLAIN, Plan
@@ -107,25 +110,34 @@ def _passes(question: Question, plans: Sequence[Plan], progress: Callable[[str],
     return profile
 
 
+def _trained(model: ModelSpec, plan: Plan) -> set[tuple[ModelSpec, Block]]:
+    """The kinds of blocks of a training, each with the model that it is of: in the place of one that runs a frozen
+    model the blocks of that."""
+    own = {block for stage in canonical_stages(model, cut_of(plan, model)) for block in stage}
+    inner = set(map(canonical, frozen_blocks(blocks(model))))
+    target = model.target if isinstance(model, HeadsSpec) and model.target else model
+    return {(model, block) for block in own if not frozen_blocks((block,))} | {(target, block) for block in inner}
+
+
 def _bodies(question: Question, plans: Sequence[Plan], progress: Callable[[str], None]) -> Profile:
     """The question's profile with the operations of the plans' training bodies timed where they stand."""
     profile, predictor = question.profile, Predictor(question.model, question.workload, question.profile)
     from autotune.runners.bench import Piece, time_pieces
 
     cpu = profile.device.kind == "cpu"
-    wanted: dict[int, dict[str, Piece]] = {}
+    wanted: dict[tuple[int, ModelSpec], dict[str, Piece]] = {}
     for plan in plans:
         ranks = predictor.ranks(plan.world) if cpu else 1
         shape = training_shape(plan, question.workload)
-        for block in {b for stage in canonical_stages(question.model, cut_of(plan, question.model)) for b in stage}:
+        for model, block in _trained(question.model, plan):
             mark = f"bodies.{digest([block, shape, plan.recompute, ranks])[:16]}"
             if mark not in profile.sources:
-                wanted.setdefault(ranks, {})[mark] = Piece(block, shape, plan.recompute)
-    for ranks, pieces in wanted.items():
+                wanted.setdefault((ranks, model), {})[mark] = Piece(block, shape, plan.recompute)
+    for (ranks, model), pieces in wanted.items():
         many = counted(len(pieces), "body", "bodies")
         progress(f"timing the operations of {many} of the best plans with {counted(ranks, 'worker')}")
         known, device = predictor.pricer(ranks).seconds, "cpu" if cpu else "cuda"
-        samples = time_pieces(question.model, list(pieces.values()), ranks, device, progress, known)
+        samples = time_pieces(model, list(pieces.values()), ranks, device, progress, known)
         if samples:
             profile = refined(profile, samples)
             profile = replace(profile, sources={**profile.sources, **dict.fromkeys(pieces, IN_PLACE)})

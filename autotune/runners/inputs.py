@@ -9,6 +9,7 @@ from autotune.runners.headers import read_headers
 from autotune.runners.tokens import check_generation, encode
 from autotune.spec.errors import UsageError
 from autotune.spec.graph import blocks
+from autotune.spec.heads import HeadsSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.workload import Workload
 
@@ -21,13 +22,14 @@ def check_inputs(
     prompts: Sequence[str],
     runs: bool,
     draft_checkpoint: str = "",
+    target_checkpoint: str = "",
 ) -> None:
     """Nothing, or a UsageError: a checkpoint that is not this model's, prompts that it cannot continue, data that it
     cannot be trained on.
 
     `recipe` is the file that names them, as the user gave it. `checkpoint` is a folder of safetensors, "" for random
-    weights, `draft_checkpoint` the draft model's; of their files only the headers are read. `runs`: workers are to
-    start, so that the default corpus counts.
+    weights, `draft_checkpoint` the draft model's, `target_checkpoint` that of the model which heads are trained for; of
+    their files only the headers are read. `runs`: workers are to start, so that the default corpus counts.
     """
     if workload.kind == "generate":
         if prompts:
@@ -41,6 +43,9 @@ def check_inputs(
     if draft_checkpoint and workload.draft:
         drafted = blocks(workload.draft)
         read_headers(draft_checkpoint).verify(weight for block in drafted for weight in block.tensors())
+    if target_checkpoint and isinstance(model, HeadsSpec) and model.target:
+        frozen = blocks(model.target)  # its output projection is what those of heads begin as
+        read_headers(target_checkpoint).verify(weight for block in frozen for weight in block.tensors())
 
 
 def _check_data(recipe: str, model: ModelSpec, workload: Workload) -> None:

@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from autotune.runners.saved import Saved
+from autotune.spec.heads import kind_of
 from autotune.spec.model import Experts, LatentAttention, ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.timeline import Timeline
@@ -28,9 +29,11 @@ class Job:
     seed: int = 0
     checkpoint: str = ""  # a folder of safetensors; "": seeded random weights
     draft_checkpoint: str = ""  # the same of the workload's draft model
+    target_checkpoint: str = ""  # the same of the frozen model that decoding heads are trained for
     saved: Saved | None = None  # training: the checkpoint that is written after the timed steps
     prompts: tuple[str, ...] = ()
     apart: bool = False  # without prompts they are cut from another part of the corpus than usual
+    ranks: bool = False  # whether it is told how likely heads held what came
     stops: tuple[str, ...] = ()  # texts that end an answer
     stream: bool = False  # whether the first timed generation's answers are written as they grow
     device: str = "cpu"  # cpu | cuda
@@ -70,15 +73,9 @@ def _model(raw: dict[str, Any]) -> ModelSpec:
         raw["experts"] = Experts(**raw["experts"])
     if raw["latent"]:
         raw["latent"] = LatentAttention(**raw["latent"])
-    return ModelSpec(**raw)
-
-
-class Drift(NamedTuple):
-    """How far answers of a plan that changes results (spec.changes) are from those without the change: the share of
-    tokens that are equal, place by place, and the first place where some answer has another (-1: nowhere)."""
-
-    equal: float
-    first: int
+    if raw.get("target"):
+        raw["target"] = _model(raw["target"])
+    return kind_of(raw)(**raw)
 
 
 @dataclass(frozen=True)
@@ -89,6 +86,7 @@ class Rounds:
     taken: tuple[tuple[int, ...], ...]
     seconds: float
     most: int  # tokens that a round can commit
+    ranks: tuple[str, ...] = ()  # see Acceptance
 
     @property
     def mean(self) -> float:
@@ -117,10 +115,10 @@ class RunResult:
     timeline: Timeline | None = None
     equal: bool | None = None
     max_difference: float | None = None
-    drift: Drift | None = None
     prefill_s: float = 0.0
     decode_s: float = 0.0
     rounds: Rounds | None = None
+    drift: Mapping[str, float] = field(default_factory=dict)  # see runners.drift
     host: Mapping[str, Any] = field(default_factory=dict)
     log_dir: str = ""
 
@@ -140,11 +138,12 @@ class RankReport:
     ends: list[str] = field(default_factory=list)
     equal: bool | None = None
     max_difference: float | None = None
-    drift: tuple[float, int] | None = None
     prefill_s: float = 0.0
     decode_s: float = 0.0
     taken: list[list[int]] = field(default_factory=list)  # of each sequence the tokens that its rounds committed
     round_s: float = 0.0
+    ranks: list[str] = field(default_factory=list)
+    drift: dict[str, float] = field(default_factory=dict)  # see runners.drift
     host: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:

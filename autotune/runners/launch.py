@@ -23,7 +23,7 @@ from autotune.planners.lower.expand import expand
 from autotune.planners.lower.train import lower_training
 from autotune.planners.parent import follower
 from autotune.profiles_db.cores import all_cores
-from autotune.runners.job import Drift, Job, RankReport, Rounds, RunResult
+from autotune.runners.job import Job, RankReport, Rounds, RunResult
 from autotune.runners.stream import NAME, Reader, Tell
 from autotune.runners.world import world_here
 from autotune.spec.errors import RunError, UsageError
@@ -247,10 +247,10 @@ def gather(job: Job, log_dir: Path) -> RunResult:
         measured_timeline(job, reports) if first.spans else None,
         first.equal,
         first.max_difference,
-        Drift(*first.drift) if first.drift else None,
         max(r.prefill_s for r in reports),
         max(r.decode_s for r in reports),
         _rounds(job, reports),
+        first.drift,
         first.host,
         str(log_dir),
     )
@@ -261,7 +261,7 @@ def _rounds(job: Job, reports: list[RankReport]) -> Rounds | None:
     if not reports[0].taken:
         return None
     taken = tuple(map(tuple, reports[0].taken))
-    return Rounds(taken, max(r.round_s for r in reports), 1 + job.plan.speculate)
+    return Rounds(taken, max(r.round_s for r in reports), 1 + job.plan.speculate, tuple(reports[0].ranks))
 
 
 def measured_timeline(job: Job, reports: list[RankReport]) -> Timeline:

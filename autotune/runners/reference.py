@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from autotune.runners import reference_parts as parts
 from autotune.runners import rope
 from autotune.spec.graph import Block, Node, Weight, blocks
+from autotune.spec.heads import HeadsSpec
+from autotune.spec.heads_graph import TARGET
 from autotune.spec.model import ModelSpec
 
 Key = tuple[int, str]  # (block index, weight name)
@@ -37,7 +39,7 @@ def init_weight(
     parts = []
     for name, rows in weight.parts:
         shape = (rows, *weight.shape[1:])
-        if weight.init == "normal":
+        if weight.init in ("normal", TARGET):
             key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
             generator = torch.Generator(device).manual_seed(int.from_bytes(key[:8], "little") >> 1)
             parts.append(torch.randn(shape, generator=generator, device=device).mul_(INIT_STD))
@@ -46,8 +48,36 @@ def init_weight(
     return torch.cat(parts).to(dtype)
 
 
+def begun(
+    target: ModelSpec, load: Callable[[int, Weight], Tensor], of_target: Callable[[int, Weight], Tensor]
+) -> Callable[[int, Weight], Tensor]:
+    """A loader of heads that have not been trained: their output projections are as their target's."""
+    head = blocks(target)[-1]
+    product = next(node.weights[0] for node in head.nodes if node.op == "linear")
+    return lambda index, weight: of_target(head.index, product) if weight.init == TARGET else load(index, weight)
+
+
+def of_target(key: Key) -> Key:
+    """Where a weight of the frozen target of heads is among theirs."""
+    return -1 - key[0], key[1]
+
+
+def beginning(model: ModelSpec, weights: Weights, target: ModelSpec, of_target: Weights) -> dict[Key, Tensor]:
+    """The weights of heads that have not been trained, of random ones and their target's."""
+    load = begun(target, lambda index, w: weights[index, w.name], lambda index, w: of_target[index, w.name].clone())
+    return {(block.index, w.name): load(block.index, w) for block in blocks(model) for w in block.tensors()}
+
+
+def with_target(model: HeadsSpec, weights: Weights, target: Weights, begin: bool) -> dict[Key, Tensor]:
+    """The weights of heads with those of their target beside them. `begin`: as they are when training starts."""
+    assert model.target
+    found = beginning(model, weights, model.target, target) if begin else dict(weights)
+    return found | {of_target(key): tensor for key, tensor in target.items()}
+
+
 def init_weights(model: ModelSpec, seed: int, dtype: torch.dtype = torch.float32) -> dict[Key, Tensor]:
-    """Every weight and constant of `model`, whole; tied ones are one tensor under two keys."""
+    """Every weight and constant of `model`, whole; tied ones are one tensor under two keys. Of heads that are to be
+    trained those of their target too, see `of_target`."""
     made: dict[object, Tensor] = {}
     weights: dict[Key, Tensor] = {}
     for block in blocks(model):
@@ -55,6 +85,8 @@ def init_weights(model: ModelSpec, seed: int, dtype: torch.dtype = torch.float32
             if weight.parts not in made:
                 made[weight.parts] = init_weight(weight, seed, dtype)
             weights[block.index, weight.name] = made[weight.parts]
+    if isinstance(model, HeadsSpec) and model.target:
+        return with_target(model, weights, init_weights(model.target, seed, dtype), begin=True)
     return weights
 
 
@@ -104,6 +136,8 @@ def _run(block: Block, values: dict[str, Tensor], weights: Weights, tables: tupl
             return  # no targets: the logits are what is wanted
         own = [weights[block.index, weight.name] for weight in node.weights]
         out: tuple[Tensor, ...]
+        if node.op == "frozen":
+            continue  # its rows are there
         if node.op == "embedding":
             out = (F.embedding(reads[0], own[0]),)
         elif node.op == "rmsnorm":
@@ -134,14 +168,17 @@ def _run(block: Block, values: dict[str, Tensor], weights: Weights, tables: tupl
 
 def _trained(model: ModelSpec, weights: Weights) -> dict[Key, Tensor]:
     """All but the constants, which no gradient reaches."""
-    fixed = {(block.index, constant.name) for block in blocks(model) for constant in block.constants()}
-    return {key: tensor for key, tensor in weights.items() if key not in fixed}
+    changed = {(block.index, weight.name) for block in blocks(model) for weight in block.weights()}
+    return {key: tensor for key, tensor in weights.items() if key in changed}
 
 
 def _forward(model: ModelSpec, weights: Weights, tokens: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
     """Every value of the head block: at least logits [batch, sequence, vocab], and the loss if there are targets."""
     tables = rope.tables(model, tokens.shape[1], tokens.device)
     values = {"tokens": tokens}
+    if isinstance(model, HeadsSpec) and model.target:
+        own = {of_target(key): tensor for key, tensor in weights.items() if key[0] < 0}
+        values["y"] = head_values(model.target, own, tokens)["h"]
     for block in blocks(model):
         _run(block, values, weights, tables)
         if block.kind != "head":
@@ -151,16 +188,35 @@ def _forward(model: ModelSpec, weights: Weights, tokens: Tensor, targets: Tensor
     return values
 
 
-def _cast(weights: Weights, dtype: torch.dtype | None) -> dict[Key, Tensor]:
+def converted(weights: Weights, dtype: torch.dtype | None) -> dict[Key, Tensor]:
     """`weights` in `dtype` (None: as they are), shared tensors converted once."""
     made = {id(tensor): tensor if dtype is None else tensor.to(dtype) for tensor in weights.values()}
     return {key: made[id(tensor)] for key, tensor in weights.items()}
 
 
 @torch.no_grad()
+def head_values(model: ModelSpec, weights: Weights, tokens: Tensor) -> dict[str, Tensor]:
+    """Every value of the head block for int64 tokens [batch, sequence]: `h`, the rows [batch, sequence, hidden] after
+    the final norm, and the logits."""
+    return _forward(model, weights, tokens, None)
+
+
+@torch.no_grad()
+def heads_logits(model: HeadsSpec, weights: Weights, rows: Tensor) -> list[Tensor]:
+    """Of each head its logits [batch, sequence, vocabulary] for hidden rows [batch, sequence, hidden]; `weights` by
+    (head, name)."""
+    found, none = [], torch.zeros(0)
+    for block in blocks(model):
+        values = {"x": rows}
+        _run(block, values, weights, (none, none))
+        found.append(values["logits"])
+    return found
+
+
+@torch.no_grad()
 def reference_logits(model: ModelSpec, weights: Weights, tokens: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Logits [batch, sequence, vocab] of int64 tokens [batch, sequence]."""
-    return _forward(model, _cast(weights, dtype), tokens, None)["logits"]
+    return _forward(model, converted(weights, dtype), tokens, None)["logits"]
 
 
 @torch.no_grad()
@@ -168,7 +224,7 @@ def reference_loss(
     model: ModelSpec, weights: Weights, tokens: Tensor, targets: Tensor, dtype: torch.dtype | None = None
 ) -> Tensor:
     """Mean negative log-likelihood over all tokens; tokens and targets int64 [batch, sequence]."""
-    return _forward(model, _cast(weights, dtype), tokens, targets)["loss"]
+    return _forward(model, converted(weights, dtype), tokens, targets)["loss"]
 
 
 def reference_gradients(
@@ -178,7 +234,7 @@ def reference_gradients(
 
     One sequence after another, so that plain attention's scores and the logits of a whole batch need not fit at once.
     """
-    cast = _cast(weights, dtype)
+    cast = converted(weights, dtype)
     trained = _trained(model, cast)
     leaves = {id(tensor): tensor.detach().requires_grad_() for tensor in trained.values()}
     own = {key: leaves.get(id(tensor), tensor) for key, tensor in cast.items()}
@@ -203,7 +259,7 @@ def reference_generate(
 ) -> Tensor:
     """Continuation int64 [batch, new_tokens] of prompt [batch, length]: the whole prefix again each time. `choose`: the
     tokens [batch] for logits [batch, vocabulary] of a step; greedy."""
-    weights, tokens = _cast(weights, dtype), prompt
+    weights, tokens = converted(weights, dtype), prompt
     for step in range(new_tokens):
         chosen = choose(reference_logits(model, weights, tokens)[:, -1], step)
         tokens = torch.cat((tokens, chosen[:, None]), dim=1)

@@ -96,6 +96,21 @@ def _latent_rotary(node: Node, reads: Tensors, own: Own) -> tuple[Tensor, ...]:
     return q.flatten(-2), k.flatten(-2), kv[..., nope:].flatten(-2)
 
 
+def _activate(node: Node, reads: Tensors, own: Own) -> tuple[Tensor, ...]:
+    return ({"silu": torch.nn.functional.silu, "relu": torch.relu}[node.word("function")](reads[0]),)
+
+
+def _ahead_entropy(node: Node, reads: Tensors, own: Own) -> tuple[Tensor, ...]:
+    """The share of this head in the loss: each row of a sequence against the token `ahead` places after its target,
+    summed where there is one, over all rows."""
+    logits, targets, *before = reads
+    ahead = node.attr("ahead")
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    rows, wanted = wide[:, :-ahead].flatten(0, 1), targets[:, ahead:].flatten()
+    loss = torch.nn.functional.cross_entropy(rows, wanted, reduction="sum") / targets.numel() * node.number("share")
+    return (loss + before[0] if before else loss,)
+
+
 OPERATIONS: dict[str, Callable[[Node, Tensors, Own], tuple[Tensor, ...]]] = {
     "route": _route,
     "dispatch": _dispatch,
@@ -105,4 +120,6 @@ OPERATIONS: dict[str, Callable[[Node, Tensors, Own], tuple[Tensor, ...]]] = {
     "latent_norm": _latent_norm,
     "latent_key": _latent_key,
     "latent_rotary": _latent_rotary,
+    "activate": _activate,
+    "ahead_entropy": _ahead_entropy,
 }

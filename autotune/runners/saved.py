@@ -32,7 +32,8 @@ def config_of(raw: Mapping[str, Any], model: ModelSpec, precision: str) -> dict[
     """
     config = {**raw, **dict.fromkeys(raw.keys() & {*EXTRA}, 0)}
     config["architectures"] = [model.architecture]
-    config.setdefault("model_type", FAMILIES[model.architecture].model_type)
+    if model.architecture in FAMILIES:  # decoding heads are nobody else's
+        config.setdefault("model_type", FAMILIES[model.architecture].model_type)
     config["torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"] = NAMES[precision]
     if "dtype" in config:
         config.pop("torch_dtype", None)

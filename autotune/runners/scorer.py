@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from autotune.planners.decoding.trees import Tree
-from autotune.planners.lower.generate import inference_body
+from autotune.planners.lower.generate import ENDS, inference_body
 from autotune.planners.lower.pages import pages_of
 from autotune.planners.lower.shape import Shape
 from autotune.runners.body import ALONE, Call, Groups, Values, Watch, compile_body, run_body
@@ -153,14 +153,17 @@ class Scorer:
         rows: Tensor | None = None,
         filled: tuple[int, ...] = (),
         watch: list[tuple[Block, Shape, Watch]] | None = None,
+        left: dict[str, Tensor] | None = None,
     ) -> Tensor:
         """x, tokens [batch * new] or activations [batch * new, hidden], through the blocks. `rows`, int64 [batch]:
         those that the head sees, all without it. `filled`: positions of each sequence's cache that are, where the host
-        knows."""
+        knows. `left`: gets what a final norm gives that is a block by itself, under that block's kind."""
         for step in now.steps:
-            if step.block.kind == "head" and rows is not None:
-                x = x.index_select(0, rows)
+            if step.block.kind in ENDS and rows is not None:
+                x, rows = x.index_select(0, rows), None
             x = self._run(now, step, x, filled, watch)
+            if left is not None and step.block.kind == "norm":
+                left["norm"] = x
         return x
 
     def _run(

@@ -30,12 +30,14 @@ def batches(job: Job, data: int) -> Iterator[Batch]:
         step += 1
 
 
-def train_run(job: Job, rank: int, device: torch.device, load: Loader, folder: Path) -> RankReport:
+def train_run(
+    job: Job, rank: int, device: torch.device, load: Loader, folder: Path, load_target: Loader | None = None
+) -> RankReport:
     """Steps are timed one by one between barriers' ends; the slowest rank's time is the step's (see launch).
 
     What is saved has taken the steps whose losses are reported. Memory and timeline are those of two steps more.
     """
-    trainer = Trainer.build(job.plan, job.model, job.workload, rank, device, load)
+    trainer = Trainer.build(job.plan, job.model, job.workload, rank, device, load, load_target)
     feed = batches(job, trainer.mesh.data)
     losses: list[float] = []
 

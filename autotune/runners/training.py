@@ -34,13 +34,16 @@ from autotune.runners import (
     vocabulary_ops,
 )
 from autotune.runners.body import Call, Values, Watch, compile_body, run_body
+from autotune.runners.frozen import Frozen
 from autotune.runners.interpreter import Interpreter, Operation
 from autotune.runners.mesh import Mesh, staged
 from autotune.runners.ops import Env
 from autotune.runners.rope import tables
 from autotune.runners.state import Flat, Key, Loader, Rates, StageState
 from autotune.runners.vocabulary_shard import loaded_rows
-from autotune.spec.graph import Block
+from autotune.spec.graph import Block, blocks
+from autotune.spec.heads import HeadsSpec
+from autotune.spec.heads_graph import frozen_blocks
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.program import Program
@@ -88,14 +91,23 @@ class Trainer:
     env: Env
     shape: Shape
     calls: dict[tuple[Block, str, int], tuple[Call, ...]] = field(default_factory=dict)
+    target: Frozen | None = None
     interpreter: Interpreter = field(init=False)
     watch: list[tuple[Block, str, int, Watch]] | None = None
 
     @classmethod
     def build(
-        cls, plan: Plan, model: ModelSpec, workload: Workload, rank: int, device: torch.device, load: Loader
+        cls,
+        plan: Plan,
+        model: ModelSpec,
+        workload: Workload,
+        rank: int,
+        device: torch.device,
+        load: Loader,
+        load_target: Loader | None = None,
     ) -> Trainer:
-        """Groups, weights and the compiled bodies of this rank's stages."""
+        """Groups, weights and the compiled bodies of this rank's stages. `load_target`: where the weights of a frozen
+        model come from that makes the input."""
         program = expand(lower_training(plan, model, workload), plan)
         mesh = Mesh.build(plan, [program], rank, device)
         shape = training_shape(plan, workload)
@@ -121,6 +133,10 @@ class Trainer:
         if plan.vocabulary != "ends":
             rows = loaded_rows(load, model, shard_of(plan, mesh.pipeline, mesh.tensor))
             states[plan.stages] = build(vocabulary_blocks(model, shards(plan)), rows, shared=shared(plan.stages))
+        inner, target = frozen_blocks(blocks(model)), None
+        if inner:
+            assert isinstance(model, HeadsSpec) and model.target and load_target
+            target = Frozen.build(model.target, inner, shape, load_target, device)
         env = Env(
             model,
             plan.micro_batch,
@@ -136,8 +152,9 @@ class Trainer:
             all_reduce=mesh.all_reduce,
             attention=plan.attention,
             loss_scale=1.0 / workload.tokens,
+            frozen=target.rows if target else None,
         )
-        trainer = cls(plan, model, workload, mesh, states, program, env, shape, calls)
+        trainer = cls(plan, model, workload, mesh, states, program, env, shape, calls, target)
         by_host = frozenset(i.lane for i in program.ranks[rank] if i.peers) if staged(device) else frozenset()
         initial = trainer.initial()
         trainer.interpreter = Interpreter(program, rank, trainer.operations(), initial, device, host_lanes=by_host)
@@ -154,6 +171,8 @@ class Trainer:
                 f"o.{s}": (*own, state.exp_avg, state.exp_avg_sq),
                 **{f"oh.{s}.{j}": states for j, states in enumerate(state.hosted)},
             }
+        if self.target:
+            values["tw"] = self.target.state.weight
         if self.workload.clip:
             names = {n for i in self.program.ranks[self.mesh.rank] for n in (*i.reads, *i.writes)} & {*NUMBERS}
             values |= {n: torch.zeros(2, dtype=torch.float64, device=self.mesh.device) for n in names}

@@ -23,10 +23,11 @@ from autotune.planners.decoding.strategies import STRATEGIES
 from autotune.profiles_db.cores import all_cores, own_cores, use_threads
 from autotune.runners.checkpoint import kept, open_checkpoint, shard
 from autotune.runners.job import Job
-from autotune.runners.reference import init_weight
+from autotune.runners.reference import begun, init_weight
 from autotune.runners.seats import backend_for, exchange, seat_here
 from autotune.runners.state import DTYPES, Loader
 from autotune.spec.graph import Weight, blocks
+from autotune.spec.heads import HeadsSpec
 from autotune.spec.model import ModelSpec
 
 TIMEOUT = timedelta(seconds=600)
@@ -79,7 +80,16 @@ def draft_loader(job: Job, device: torch.device) -> Loader | None:
     draft = job.workload.draft
     if draft is None or not STRATEGIES[job.plan.decoding].draft:
         return None
-    return _weights(job, draft, job.draft_checkpoint, 0, 1, device)
+    load = _weights(job, draft, job.draft_checkpoint, 0, 1, device)
+    if isinstance(draft, HeadsSpec) and not job.draft_checkpoint:
+        return begun(job.model, load, _weights(job, job.model, job.checkpoint, 0, 1, device))
+    return load
+
+
+def target_loader(job: Job, device: torch.device) -> Loader | None:
+    """The same of the whole frozen model that heads are trained for."""
+    target = job.model.target if isinstance(job.model, HeadsSpec) else None
+    return _weights(job, target, job.target_checkpoint, 0, 1, device) if target else None
 
 
 def _weights(job: Job, model: ModelSpec, folder: str, tensor: int, tensors: int, device: torch.device) -> Loader:
@@ -105,7 +115,10 @@ def part(job: Job, rank: int, device: torch.device, folder: Path) -> None:
     if job.workload.kind == "train":
         from autotune.runners.train_run import train_run
 
-        report = train_run(job, rank, device, load, folder)
+        of_target = target_loader(job, device)
+        if of_target and not job.checkpoint and isinstance(job.model, HeadsSpec) and job.model.target:
+            load = begun(job.model.target, load, of_target)
+        report = train_run(job, rank, device, load, folder, of_target)
     else:
         from autotune.runners.generate_run import generate_run
 

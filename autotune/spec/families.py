@@ -18,6 +18,7 @@ from autotune.spec.config_file import config_file, read_config
 from autotune.spec.config_keys import COMMON, DEEPSEEK, ROTARY_EXTRA, ROUTER, TENSOR_PARALLEL, WINDOW
 from autotune.spec.errors import UsageError, nearest_divisor, nearest_name
 from autotune.spec.fields import Fields, shown
+from autotune.spec.heads import FORMS, heads_from
 from autotune.spec.model import Experts, LatentAttention, ModelSpec
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
@@ -206,12 +207,13 @@ def _architecture(fields: Fields) -> str | None:
     """The one known architecture that the config names; after a slip of spelling, the one that was meant."""
     listed = fields.value("architectures")
     name = listed[0] if isinstance(listed, list | tuple) and len(listed) == 1 else listed
-    if isinstance(name, str) and name in FAMILIES:
+    known = (*FAMILIES, *FORMS)
+    if isinstance(name, str) and name in known:
         return name
     found = "no such key" if listed is None else shown(listed)
-    nearest = nearest_name(name, FAMILIES) if isinstance(name, str) else None
-    fields.problem("architectures", found, f"one of {', '.join(FAMILIES)}", nearest)
-    slips = get_close_matches(name, FAMILIES, n=1, cutoff=0.9) if isinstance(name, str) else []
+    nearest = nearest_name(name, known) if isinstance(name, str) else None
+    fields.problem("architectures", found, f"one of {', '.join(known)}", nearest)
+    slips = get_close_matches(name, known, n=1, cutoff=0.9) if isinstance(name, str) else []
     return slips[0] if slips else None
 
 
@@ -292,6 +294,10 @@ def from_config(raw: Mapping[str, Any], source: str, name: str = "", *, inline: 
     if architecture is None:
         fields.raise_problems("this model")
     assert architecture is not None
+    if architecture in FORMS:
+        made = heads_from(fields, architecture, name or _name(raw, source), DTYPES, inline)
+        fields.raise_problems(f"these {architecture}")
+        return made
     family = FAMILIES[architecture]
     hidden, layers = fields.integer("hidden_size"), fields.integer("num_hidden_layers")
     heads, kv_heads, head_dim = _heads(fields, family, hidden)

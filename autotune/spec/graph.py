@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from autotune.spec.experts_graph import experts_feed_forward
+from autotune.spec.heads import HeadsSpec
+from autotune.spec.heads_graph import features, head_blocks, training_blocks
 from autotune.spec.latent_graph import latent_attention
 from autotune.spec.model import ModelSpec
 from autotune.spec.nodes import Block, Node, Weight, linear, norm
@@ -83,7 +85,11 @@ def _layer(model: ModelSpec, layer: int) -> Block:
 
 @lru_cache(maxsize=64)
 def blocks(model: ModelSpec) -> tuple[Block, ...]:
-    """Every block in order: the embedding, the layers, the head with its loss."""
+    """Every block in order: the embedding, the layers, the head with its loss; of decoding heads the frozen target and
+    the heads, or without a target a block a head."""
+    if isinstance(model, HeadsSpec):
+        target = model.target
+        return training_blocks(model, features(blocks(target))) if target else head_blocks(model)
     return (_embed(model), *(_layer(model, i) for i in range(model.layers)), _head(model))
 
 

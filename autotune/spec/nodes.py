@@ -19,7 +19,7 @@ class Weight:
     shape: tuple[int, ...]
     parts: tuple[tuple[str, int], ...]  # (full checkpoint name, rows)
     shard: int | None = None
-    init: str = "normal"  # normal | ones | zeros
+    init: str = "normal"  # normal | ones | zeros | target (of heads: as the target's output projection)
     wide: bool = False  # kept in fp32 at least, whatever the precision
     form: str = ""  # how it is kept: "" as the precision says | int8 | scale (of an int8 one's rows): spec.int8_graph
 
@@ -37,7 +37,7 @@ class Node:
     added up here: of a linear layer, whose input features are sharded), "vocab" (rows of the embedding), "heads" (works
     on what a column split gave), "inner" (as row, but a later node adds up the partial sums), or "" (token-wise,
     indifferent to other tokens: replicated, or sharded by sequence). `constants` are tensors of the checkpoint that no
-    gradient reaches and no optimizer changes.
+    gradient reaches and no optimizer changes. `inner`: blocks of another model that the operation runs as they are.
     """
 
     op: str
@@ -48,6 +48,7 @@ class Node:
     split: str = ""
     attrs: tuple[tuple[str, int | float | str], ...] = ()
     constants: tuple[Weight, ...] = ()
+    inner: tuple[Block, ...] = ()
 
     def attr(self, key: str) -> int:
         return int(dict(self.attrs)[key])
@@ -63,7 +64,9 @@ class Node:
 class Block:
     """A straight piece of the model: reads `x` (or tokens), writes `x` (or logits, loss)."""
 
-    kind: str  # embed | layer | head | norm (the head's, by itself); blocks of one kind and equal nodes cost the same
+    # embed | layer | head | norm (the head's, by itself) | ahead (a decoding head); blocks of one kind and equal nodes
+    # cost the same
+    kind: str
     index: int
     nodes: tuple[Node, ...]
 

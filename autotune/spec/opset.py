@@ -44,6 +44,8 @@ class OpRule:
     kinds: tuple[str, ...] = ()
 
 
+LOSSES = ("cross_entropy", "ahead_entropy")  # whose write is one number
+
 OPS: dict[str, OpRule] = {
     "embedding": OpRule(wgrad=(("read", 0),), inputs=0),
     "rmsnorm": OpRule(
@@ -87,6 +89,11 @@ OPS: dict[str, OpRule] = {
     "weighted_swiglu": OpRule(dgrad=(("read", 0), ("read", 1)), inputs=2, cheap=True),
     "combine": OpRule(dgrad=(("read", 1),)),
     "add": OpRule(inputs=2, through=True),
+    # Decoding heads: a frozen model's hidden rows, which no gradient reaches; an activation by itself; the loss of
+    # tokens further ahead, added to the loss so far (read 2).
+    "frozen": OpRule(inputs=0),
+    "activate": OpRule(dgrad=(("read", 0),), cheap=True),
+    "ahead_entropy": OpRule(stats=(Stat("lse"),), dgrad=(("read", 0), ("read", 1), ("stat", 0)), inplace=True),
     # Its own seed: the loss has no gradient coming in.
     "cross_entropy": OpRule(stats=(Stat("lse"),), dgrad=(("read", 0), ("read", 1), ("stat", 0)), inplace=True),
 }

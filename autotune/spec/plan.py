@@ -13,8 +13,15 @@ from autotune.spec.errors import UsageError, nearest_name
 
 LIBRARY, FUSED = "library", "fused"  # whose kernels decode a token
 PLAIN = "plain"  # decoding a token at a time
-MATCH, REJECTION = "match", "rejection"  # how proposed tokens are committed
+MATCH, REJECTION, TYPICAL = "match", "rejection", "typical"  # how proposed tokens are committed
 EXACT, INT8 = "exact", "int8"  # how the layers' linear weights are kept
+# Values of axes that change results, and what is said wherever such a plan is shown. A search tries none of them unless
+# the recipe names it; `run --check` compares with an emulation of the same choice, and says how far its answers are
+# from those without it (runners/drift.py).
+CHANGES = {
+    ("commit", TYPICAL): "tokens are kept that are likely enough, not only those that the model would choose",
+    ("weights", INT8): "the layers' linear weights are rounded to 8 bits: answers are not the exact model's",
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,10 @@ class Plan:
     branches: int = 1  # such rows side by side, each after the newest token
     match: int = 0  # of "ngram": newest tokens that must have come before where a continuation is looked up
     window: int = 0  # of "lookahead": places after the newest token whose tokens are guessed again and again
-    commit: str = MATCH  # what is kept: match (what the target itself chooses) | rejection (speculative sampling)
+    tree: str = ""  # of "heads": parents of the proposed tokens, "0,0,1,1,2" (planners.decoding.trees); "": a row
+    refine: str = "none"  # of "heads" in a row: ngram, by pairs of tokens of the text so far | none
+    # What is kept: match (what the target itself chooses) | rejection (speculative sampling) | typical (likely enough).
+    commit: str = MATCH
     weights: str = EXACT  # of a generation's layers: exact, as the precision says | int8, rounded (spec.int8_graph)
     page: int = 0  # of a generation's cache, positions of a page; 0: none, all sequences have room for the longest
 
@@ -120,7 +130,18 @@ class Plan:
             if f.name not in ("data", "context", "tensor", "pipeline", "micro_batch")
             and getattr(self, f.name) != f.default
         ]
-        return " ".join([mesh, *rest])
+        return " ".join([mesh, *rest, *(["(changes results)"] if self.changes else [])])
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What of the plan changes results, `weights = int8: why`; nothing of most plans."""
+        return tuple(f"{a} = {value}: {why}" for (a, value), why in CHANGES.items() if getattr(self, a) == value)
+
+    @property
+    def unchanged(self) -> Plan:
+        """The plan without what changes results."""
+        usual = Plan()
+        return self.altered(**{a: getattr(usual, a) for a, value in CHANGES if getattr(self, a) == value})
 
 
 def _short(value: object) -> object:

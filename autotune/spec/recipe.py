@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from autotune.spec.config_file import config_file, read_config
 from autotune.spec.digest import digest
 from autotune.spec.errors import EnvironmentFault, Problem, UsageError, nearest_name
 from autotune.spec.families import from_config, load_model
+from autotune.spec.heads import HeadsSpec
 from autotune.spec.machine import Profile
 from autotune.spec.model import ModelSpec
 from autotune.spec.prediction import Question
@@ -68,6 +69,12 @@ class Recipe:
         return str(self._at(folder)) if folder else ""
 
     @property
+    def target_checkpoint(self) -> str:
+        """The folder of the model that heads are trained for, absolute; "" without one."""
+        folder = self.file.target.checkpoint if self.file.target else None
+        return str(self._at(folder)) if folder else ""
+
+    @property
     def prompts(self) -> tuple[str, ...]:
         """The texts to continue; empty: prompts are cut from the default corpus's held-out files."""
         prompt = getattr(self.file.workload, "prompt", "")
@@ -94,7 +101,7 @@ class Recipe:
             return load_model(file)
         raw = dict(section.model_extra or {})
         # Its content names it, not the file's or recipe's name: a model's digest covers its name.
-        shape = f"{raw.get('hidden_size', '')}x{raw.get('num_hidden_layers', '')}"
+        shape = f"{raw.get('hidden_size', '')}x{raw.get('num_hidden_layers', raw.get('num_heads', ''))}"
         return from_config(raw, f"{self.path}: {name}", str(raw.get("name") or f"inline-{shape}"), inline=True)
 
     def _config_file(self, section: ModelSection) -> Path | None:
@@ -110,7 +117,13 @@ class Recipe:
 
     @cached_property
     def _model(self) -> ModelSpec:
-        return self._spec(self.file.model, "model")
+        model = self._spec(self.file.model, "model")
+        if self.file.target is None:
+            return model
+        if not isinstance(model, HeadsSpec):
+            found = Problem(self.path, "target", f"a model of {model.architecture}", "decoding heads as [model]")
+            raise UsageError(f"{self.path}: nothing is trained for a [target]", problems=[found])
+        return replace(model, target=self._spec(self.file.target, "target"))
 
     @cached_property
     def _draft(self) -> ModelSpec | None:
@@ -146,6 +159,8 @@ class Recipe:
             temperature=section.temperature,
             top_k=section.top_k,
             top_p=section.top_p,
+            typical_epsilon=section.typical_epsilon,
+            typical_delta=section.typical_delta,
             draft=self._draft,
             acceptance=tuple(Acceptance(key, tuple(rates)) for key, rates in sorted(section.acceptance.items())),
         )
@@ -277,7 +292,7 @@ def _meaning(
         table = raw.get(name)
         return table if isinstance(table, dict) else {}
 
-    for name in ("model", "draft"):
+    for name in ("model", "draft", "target"):
         model = section(name)
         inline = sorted(model.keys() - {"config", "checkpoint"})
         if "config" in model and inline:
@@ -291,11 +306,15 @@ def _meaning(
             yield at(name, "nothing", "config, checkpoint, or the config's own keys")
     if "draft" in raw and section("workload").get("kind") == "train":
         yield at("draft", "a draft model", "none: nothing is drafted when training")
+    if "target" in raw and section("workload").get("kind") == "generate":
+        yield at("target", "a target", "none: [model] is what generates, and [draft] what proposes to it")
     for dotted, value, is_folder in (
         ("model.config", section("model").get("config"), False),
         ("model.checkpoint", section("model").get("checkpoint"), True),
         ("draft.config", section("draft").get("config"), False),
         ("draft.checkpoint", section("draft").get("checkpoint"), True),
+        ("target.config", section("target").get("config"), False),
+        ("target.checkpoint", section("target").get("checkpoint"), True),
         ("workload.data", section("workload").get("data"), False),
         ("machine.use", section("machine").get("use"), False),
     ):

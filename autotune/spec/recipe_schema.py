@@ -34,8 +34,9 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "offload_choice": ("selective", "uniform"),
     "gather_each": ("step", "unit"),
     "weight_gradients": ("apart", "joined"),
-    "decoding": ("plain", "ngram", "jacobi", "lookahead", "draft"),
-    "commit": ("match", "rejection"),
+    "decoding": ("plain", "ngram", "jacobi", "lookahead", "draft", "heads"),
+    "refine": ("none", "ngram"),
+    "commit": ("match", "rejection", "typical"),
     "weights": ("exact", "int8"),
     "page": (0, 16, 64, 256),
     "attention": ("sdpa", "flash", "cudnn", "efficient", "math"),
@@ -61,6 +62,10 @@ class ModelSection(Section):
 
 class DraftSection(ModelSection):
     """A smaller model that may propose tokens to the one of `[model]`; named as that is."""
+
+
+class TargetSection(ModelSection):
+    """The model whose hidden rows the decoding heads of `[model]` are trained on; named as that is."""
 
 
 class MachineSection(Section):
@@ -113,6 +118,12 @@ class GenerateSection(Section):
     stop: str | list[str] = Field(default="", description="text that ends an answer, or several; not part of it")
     acceptance: dict[str, list[Annotated[float, Field(ge=0, le=1)]]] = Field(
         default_factory=dict, description="of a strategy, how often each of its tokens is kept, as `profile` prints it"
+    )
+    typical_epsilon: float = Field(
+        default=0.09, gt=0, le=1, description="of commit typical: a probability that is always enough"
+    )
+    typical_delta: float = Field(
+        default=0.3, gt=0, description="of commit typical: what is enough, as a share of exp(-entropy)"
     )
     steps: int = Field(default=3, ge=1, description="whole generations that `autotune run` measures")
 
@@ -265,7 +276,8 @@ class RecipeFile(Section):
         default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", description="absent: the file's own name"
     )
     model: ModelSection
-    draft: DraftSection | None = Field(default=None, description="a smaller model that may propose tokens")
+    draft: DraftSection | None = Field(default=None, description="a smaller model, or heads, that may propose tokens")
+    target: TargetSection | None = Field(default=None, description="the frozen model that heads are trained for")
     machine: MachineSection = Field(default_factory=MachineSection)
     workload: Annotated[TrainSection | GenerateSection, Field(discriminator="kind")]
     objective: ObjectiveSection = Field(default_factory=ObjectiveSection)
@@ -276,6 +288,7 @@ class RecipeFile(Section):
 SECTIONS: dict[str, Sequence[type[BaseModel]]] = {
     "model": (ModelSection,),
     "draft": (DraftSection,),
+    "target": (TargetSection,),
     "machine": (MachineSection,),
     "workload": (TrainSection, GenerateSection),
     "objective": (ObjectiveSection,),

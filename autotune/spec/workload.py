@@ -25,18 +25,21 @@ def kept(taken: Sequence[Sequence[int]], most: int) -> tuple[float, ...]:
 class Acceptance:
     """How often proposed tokens are kept: `rates[j]` is the share of the rounds that kept j tokens in a row, and
     proposed another, that kept this one too (Leviathan et al., 2211.17192, by position). `traces` are what the rounds
-    of each sequence that told it committed, in order: texts differ, and a batch waits for its slowest."""
+    of each sequence that told it committed, in order: texts differ, and a batch waits for its slowest. `ranks`: of
+    heads, of each text how likely they held what came (planners.decoding.ranks)."""
 
     key: str  # what proposes them: planners.decoding.strategies.acceptance_key
     rates: tuple[float, ...]
     source: str = "recipe"  # "recipe": somebody's word | "measured"
     traces: tuple[tuple[int, ...], ...] = ()
+    ranks: tuple[str, ...] = ()
 
 
 def acceptance_from(raw: Mapping[str, Any]) -> Acceptance:
     """From its `asdict` form."""
     traces = tuple(map(tuple, raw.get("traces", ())))
-    return Acceptance(raw["key"], tuple(raw["rates"]), raw.get("source", "recipe"), traces)
+    ranks = tuple(raw.get("ranks", ()))
+    return Acceptance(raw["key"], tuple(raw["rates"]), raw.get("source", "recipe"), traces, ranks)
 
 
 LEAST_RATE = 0.1  # of the learning rate, which is what a decay ends at (GPT-3, 2005.14165, appendix B)
@@ -57,6 +60,10 @@ class Workload:
     temperature: float = 0.0  # of the logits that a new token is drawn from; 0: the likeliest token
     top_k: int = 0  # it is one of the so many likeliest; 0: of all
     top_p: float = 1.0  # and of the fewest that together are so likely
+    # With commit typical (Medusa 2401.10774, 2.3.1) a proposed token is kept whose probability is above the smaller of
+    # epsilon and delta exp(-entropy); the authors' own values, delta being the root of epsilon.
+    typical_epsilon: float = 0.09
+    typical_delta: float = 0.3
     draft: ModelSpec | None = None  # a smaller model at hand, which may propose tokens
     acceptance: tuple[Acceptance, ...] = ()  # of what proposes tokens, in such text
     data: str = ""  # a text or .npy token file, absolute; "": the Python standard library's own source as bytes

@@ -4,7 +4,8 @@
         [--decoding ngram,draft] [--weights int8] [--page 16]
 
 `answers` has prompts of different lengths, and draws its tokens. `--decoding`: rounds that propose tokens, in the place
-of the usual plans; the draft is a model of the same weights in fewer layers, and the target itself.
+of the usual plans; the draft is a model of the same weights in fewer layers, and the target itself; heads are those
+that training begins with.
 
 Not collected by pytest. Exits with 6 where a token differs from the reference's by more than its precision explains.
 """
@@ -21,6 +22,7 @@ from autotune.planners.feasible import KERNELS, PAGES
 from autotune.planners.lower.stage import FORMS
 from autotune.runners.job import Job
 from autotune.runners.launch import launch
+from autotune.spec.heads import HeadsSpec
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import EXACT, FUSED, Plan
 from autotune.spec.workload import Workload
@@ -47,6 +49,9 @@ DECODINGS = (
     Plan(micro_batch=4, decoding="draft", speculate=3),
     Plan(micro_batch=1, decoding="draft", speculate=5),
     Plan(micro_batch=4, decoding="draft", speculate=3, commit="rejection"),
+    Plan(micro_batch=4, decoding="heads", speculate=4),
+    Plan(micro_batch=1, decoding="heads", speculate=3, tree="0,0,0,1,1,2,4"),
+    Plan(micro_batch=4, decoding="heads", speculate=2, tree="0,0,1,2", commit="typical"),
 )
 
 
@@ -82,6 +87,9 @@ def main() -> int:
                     work = replace(work, prompt_lengths=tuple(map(len, PROMPTS)))
                 if plan.decoding == "draft":
                     work = replace(work, draft=replace(model, layers=2) if name == "answers" else model)
+                if plan.decoding == "heads":  # untrained: they guess that a token comes again
+                    wide = (model.hidden, 0, 1, 1, 2, 0, model.vocab)
+                    work = replace(work, draft=HeadsSpec("heads", "MedusaHeads", *wide, count=4))
                 if plan.commit == "rejection" and not work.temperature:
                     continue
                 attention = "flash" if asked.device == "cuda" and precision == "bf16" else "math"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from autotune.planners.costs.price import Pricer
-from autotune.planners.costs.works import TOGETHER, Around, as_captured, handed, works
+from autotune.planners.costs.works import TOGETHER, Around, as_captured, handed, issued, works
 from autotune.planners.lower.body import Body
 from autotune.planners.lower.join import joined_body, together
 from autotune.planners.lower.shape import Shape
@@ -113,7 +113,8 @@ class BodyCosts:
         kinds["contention"] += slowed
         # A pass of generation is captured: its device does not wait for the host.
         busy = timeline.makespan + slowed
-        waited = self.starved(sum(map(self.handing, program.ranks[0])), busy) if form == "train" else 0.0
+        host_s = sum(self.handing(i) * issued(block, i, shape) for i in program.ranks[0]) if form == "train" else 0.0
+        waited = self.starved(host_s, busy) if form == "train" else 0.0
         kinds["launch"] += waited
         return Cost(timeline.makespan + slowed + waited, kinds, grades, timeline.sent[0])
 
@@ -184,7 +185,10 @@ class _Table:
         """What issuing adds where the host itself does the work: the part of it that the work does not hide."""
         if not self.costs.profile.inline:
             return 0.0
-        return max(0.0, self.issue - sum(map(self.costs.pricer.seconds, self.works(instruction))))
+        parts = list(map(self.costs.pricer.seconds, self.works(instruction)))
+        if issued(self.block, instruction, self.shape) > 1:  # about one primitive each
+            return sum(max(0.0, self.issue - seconds) for seconds in parts)
+        return max(0.0, self.issue - sum(parts))
 
     def seconds(self, rank: int, instruction: Instruction) -> float:
         return sum(map(self.costs.pricer.seconds, self.works(instruction))) + self.overhead(instruction)

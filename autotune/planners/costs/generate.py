@@ -9,6 +9,7 @@ from autotune.planners.costs import propose
 from autotune.planners.costs.body import NOTHING, BodyCosts, Cost
 from autotune.planners.decoding.strategies import scored
 from autotune.planners.lower.generate import (
+    ENDS,
     ID,
     block_shape,
     counted_blocks,
@@ -21,7 +22,7 @@ from autotune.planners.lower.shape import Shape, generation_shape
 from autotune.planners.lower.stage import cut_of
 from autotune.spec.graph import Block
 from autotune.spec.model import ModelSpec
-from autotune.spec.plan import PLAIN, Plan
+from autotune.spec.plan import PLAIN, TYPICAL, Plan
 from autotune.spec.program import Instruction
 from autotune.spec.work import Collective, Launch, Memory, Work
 from autotune.spec.workload import Workload
@@ -98,12 +99,13 @@ class PassCosts:
     def forward(self, stage: int, part: int) -> Cost:
         """The bodies of a stage's blocks; in a prefill the last rows are copied out for the head, which of a prompt in
         parts comes after the last."""
-        total = NOTHING
+        total, whole = NOTHING, True  # whether every token's row is there still
         for block, count in counted_blocks(self.model, cut_of(self.plan, self.model), stage).items():
-            if block.kind == "head" and part < len(self.shapes) - 1:
+            if block.kind in ENDS and part < len(self.shapes) - 1:
                 continue
             total += self.block(block, part).times(count)
-            if block.kind == "head" and self.queries > self.shape.scored:
+            if block.kind in ENDS and whole and self.queries > self.shape.scored:
+                whole = False
                 rows = self.shape.batch * self.model.hidden * self.shape.width
                 total += self.piece(Memory("copy", 2 * rows, self.shape.dtype))
         return total
@@ -111,7 +113,12 @@ class PassCosts:
     def commit(self, stage: int) -> Cost:
         """A token after each that was scored, and which of those that were proposed are kept."""
         choice = self.choice(self.sizes[stage].output, self.plan.tensor)
-        return choice if self.first or self.plan.decoding == PLAIN else choice + propose.commit(self)
+        if self.first or self.plan.decoding == PLAIN:
+            return choice
+        if self.plan.commit == TYPICAL:  # of every row its distribution, as for a draw
+            whole = self.sizes[stage].output * self.plan.tensor
+            choice += self.piece(Memory("sample", whole, self.shape.dtype)) + self._gathered(whole, self.plan.tensor)
+        return choice + propose.commit(self)
 
     def choice(self, logits: int, tensor: int) -> Cost:
         """The largest logit of each row of so many bytes, over this rank's vocabulary and then over the tensor ranks;

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from autotune.planners.costs.between import commit_work, lookup_work, pool_work
 from autotune.planners.costs.body import NOTHING, Cost
-from autotune.planners.decoding.passes import draft_shapes
-from autotune.planners.decoding.strategies import LONGEST
-from autotune.planners.lower.generate import ID, text_columns, transient_bytes
+from autotune.planners.decoding.passes import draft_shapes, heads_shape
+from autotune.planners.decoding.strategies import LATTICE, LONGEST, REFINES
+from autotune.planners.lower.generate import ID, drafted, inference_body, text_columns, transient_bytes
 from autotune.planners.lower.shape import Shape
 from autotune.planners.lower.stage import canonical, cut_of, stage_blocks
+from autotune.planners.simulate import memory
 from autotune.spec.graph import blocks
 from autotune.spec.plan import Plan
-from autotune.spec.work import Memory
+from autotune.spec.work import Matmul, Memory
 
 if TYPE_CHECKING:
     from autotune.planners.costs.generate import PassCosts
@@ -73,6 +74,26 @@ def _pass(costs: PassCosts, shape: Shape, head: bool = True) -> Cost:
     return total
 
 
+def heads(costs: PassCosts, first: bool) -> Cost:
+    """A row a sequence is taken out; each head that the proposals are as deep as sees it and ranks its tokens."""
+    plan, model, batch = costs.plan, costs.workload.draft, costs.shape.batch
+    assert model is not None
+    shape = heads_shape(plan, costs.workload)
+    total = costs.piece(Memory("copy", 2 * batch * model.hidden * costs.shape.width, costs.shape.dtype))
+    for block in map(canonical, drafted(plan, model)):
+        total += costs.priced(block, shape, "decode")
+    logits = plan.speculate * batch * model.vocab * costs.shape.width  # of all heads, put beside one another
+    total += costs.piece(Memory("copy", 2 * logits, costs.shape.dtype), Memory("pick", logits, costs.shape.dtype))
+    if plan.refine != REFINES[0]:
+        # Of each head's tokens and those before them every place of the text is compared, and pairs are counted.
+        columns = text_columns(plan, costs.workload)
+        seen = Memory("lookup", 2 * batch * LATTICE * columns * ID, costs.shape.dtype)
+        product = Matmul(LATTICE, columns, LATTICE, "fp32", "fwd", batch)
+        total += costs.piece(seen, product).times(plan.speculate)
+        total += costs.piece(Memory("sample", logits, costs.shape.dtype))
+    return total
+
+
 def nowhere(costs: PassCosts, first: bool) -> int:
     return 0
 
@@ -89,6 +110,17 @@ def drafting(costs: PassCosts, first: bool) -> int:
     return max(sum(transient_bytes(model, cut_of(Plan(), model), 0, shape)) for shape in shapes[0 if first else 1 :])
 
 
+def ranking(costs: PassCosts, first: bool) -> int:
+    """What the last head takes beside the rows and the logits of those before it, and then all logits twice."""
+    model, shape = costs.workload.draft, heads_shape(costs.plan, costs.workload)
+    assert model is not None
+    (block,) = {canonical(block) for block in drafted(costs.plan, model)}
+    peaks = memory(inference_body(block, shape).forward, lambda rank, instruction: 0)[0].get("device", ())
+    one = shape.tokens * model.vocab * shape.width
+    rows = shape.tokens * model.hidden * shape.width
+    return rows + max(max(peaks, default=0) + (costs.plan.speculate - 1) * one, 2 * costs.plan.speculate * one)
+
+
 class Proposal(NamedTuple):
     """What proposing costs, and the bytes that it takes and gives back; `first`: after the prompt's pass."""
 
@@ -102,4 +134,5 @@ PROPOSALS: dict[str, Proposal] = {
     "jacobi": Proposal(guesses),
     "lookahead": Proposal(pool),
     "draft": Proposal(draft, drafting),
+    "heads": Proposal(heads, ranking),
 }

@@ -16,6 +16,7 @@ from autotune.planners.lower.fuse import JOIN
 from autotune.planners.lower.pages import gathered_bytes
 from autotune.planners.lower.shape import Shape
 from autotune.spec.graph import Block, Node, blocks
+from autotune.spec.heads_graph import frozen_blocks
 from autotune.spec.model import ModelSpec
 from autotune.spec.opset import NO_NODE
 from autotune.spec.program import CONTEXT, RING, TENSOR, Instruction, Program
@@ -136,7 +137,26 @@ def _grouped_wgrad(node: Node, shape: Shape) -> tuple[Work, ...]:
     return tuple(made)
 
 
+def _frozen(node: Node, shape: Shape) -> tuple[Work, ...]:
+    """All that another model's blocks do in a forward that keeps nothing."""
+    found: list[Work] = []
+    for block in node.inner:
+        body = lower_block(block, shape, loss=False, train=False)
+        for instruction in body.forward.ranks[0]:
+            found += works(block, body, instruction, shape)
+    return tuple(found)
+
+
+def issued(block: Block, instruction: Instruction, shape: Shape) -> int:
+    """Instructions that the host hands over for one of a body: of a frozen model all those of its blocks."""
+    if instruction.op != "frozen":
+        return 1
+    inner = block.nodes[instruction.part].inner
+    return sum(len(lower_block(each, shape, loss=False, train=False).forward.ranks[0]) for each in inner)
+
+
 WORKS: dict[str, Rule] = {
+    "frozen": _frozen,
     "grouped": _grouped("fwd"),
     "grouped.dgrad": _grouped("dgrad"),
     "grouped.wgrad": _grouped_wgrad,
@@ -161,7 +181,13 @@ def _loss_exchange(shape: Shape) -> tuple[tuple[str, int], ...]:
 EXCHANGES: dict[str, Callable[[Shape], tuple[tuple[str, int], ...]]] = {"cross_entropy": _loss_exchange}
 
 # What probes call a memory-bound operation, where it is not its own name.
-PROBE_NAMES = {"rotary.dgrad": "rotary"}
+PROBE_NAMES = {
+    "rotary.dgrad": "rotary",
+    "ahead_entropy": "cross_entropy",
+    "ahead_entropy.dgrad": "cross_entropy_bwd",
+    "activate": "copy",  # as many bytes by as plain a kernel
+    "activate.dgrad": "add",
+}
 
 
 class Around(NamedTuple):
@@ -229,17 +255,28 @@ def model_flops(model: ModelSpec, batch: int, sequence: int) -> float:
 
     Of experts those that a token visits; of latent attention no padding of its values.
     """
-    shape, total = Shape(batch, sequence, sequence), 0.0
-    for block in blocks(model):
+    shape = Shape(batch, sequence, sequence)
+    every, total = blocks(model), 0.0
+    for block in every:
         body = lower_block(block, shape)
-        for instruction in (*body.forward.ranks[0], *body.backward.ranks[0]):
-            for work in works(block, body, instruction, shape):
-                if isinstance(work, Attention):
-                    # FlashAttention's backward makes the scores again; model FLOPs count two products there for each
-                    # forward one. A half of the products are as wide as values.
-                    products, counted = (2, 2) if work.form == "fwd" else (5, 4)
-                    one, narrow = work.flops / products, block.nodes[instruction.part].attr("v_dim")
-                    total += counted / 2 * (one + one / work.head_dim * narrow)
-                else:
-                    total += work.flops
+        both = (*body.forward.ranks[0], *body.backward.ranks[0])
+        total += sum(_counted(block, body, i, shape) for i in both if i.op != "frozen")
+    for block in frozen_blocks(every):
+        body = lower_block(block, shape, loss=False, train=False)
+        total += sum(_counted(block, body, instruction, shape) for instruction in body.forward.ranks[0])
+    return total
+
+
+def _counted(block: Block, body: Body, instruction: Instruction, shape: Shape) -> float:
+    """An instruction's FLOPs as models are counted."""
+    total = 0.0
+    for work in works(block, body, instruction, shape):
+        if isinstance(work, Attention):
+            # FlashAttention's backward makes the scores again; model FLOPs count two products there for each forward
+            # one. A half of the products are as wide as values.
+            products, counted = (2, 2) if work.form == "fwd" else (5, 4)
+            one, narrow = work.flops / products, block.nodes[instruction.part].attr("v_dim")
+            total += counted / 2 * (one + one / work.head_dim * narrow)
+        else:
+            total += work.flops
     return total

@@ -19,7 +19,7 @@ from autotune.planners.lower.shape import Shape
 from autotune.planners.lower.split import halve
 from autotune.planners.lower.widths import columns
 from autotune.spec.graph import Block, Node
-from autotune.spec.opset import ACTIVATION, COUNT, INDEX, NO_NODE, OPS, WIDE
+from autotune.spec.opset import ACTIVATION, COUNT, INDEX, LOSSES, NO_NODE, OPS, WIDE
 from autotune.spec.program import COMPUTE, TENSOR, Buffer, Instruction, Program
 
 
@@ -121,8 +121,8 @@ def _forward(block: Block, shape: Shape, values: _Values, train: bool) -> list[I
     if first == "tokens":
         values.put("tokens", 1, False, 8)
     else:
-        hidden = block.nodes[0].attr("width")
-        values.put(first, hidden, sharded)
+        how = dict(block.nodes[0].attrs)
+        values.put(first, int(how.get("width", how.get("inputs", 0))), sharded)
     values.put("targets", 1, False, 8)
     for index, node in enumerate(block.nodes):
         reads = list(node.reads)
@@ -139,7 +139,7 @@ def _forward(block: Block, shape: Shape, values: _Values, train: bool) -> list[I
         kinds = OPS[node.op].kinds or (ACTIVATION,) * len(node.writes)
         for name, kind, count in zip(node.writes, kinds, columns(node, shape.tensor), strict=True):
             writes.append(values.write(f"{name}.part" if partial and sharded else name, kind, count, split))
-        if node.op == "cross_entropy":
+        if node.op in LOSSES:
             values.size[node.writes[0]] = max(4, shape.width)
         for stat in OPS[node.op].stats:
             name = f"{node.name}.{stat.name}"
@@ -327,7 +327,7 @@ def _lower(block: Block, shape: Shape, policy: str, loss: bool, train: bool) -> 
     values = _Values(shape, {}, {})
     listing = _forward(block, shape, values, train)
     if not loss:
-        listing = [i for i in listing if i.op != "cross_entropy"]
+        listing = [i for i in listing if i.op not in LOSSES]
     source, output = block.nodes[0].reads[0], block.nodes[-1 if loss else -2 if block.kind == "head" else -1].writes[0]
     given = {source, "targets", "tokens"}
     if not train:

@@ -4,8 +4,8 @@ one pass and commits some; a token decoded by itself is a round without proposal
 Stage s runs on pipeline rank s. Buffers: w.s weights; kv.s keys and values of the stage's layers, for every position
 there will be; x.s the stage's input; `prompt`, and `token`: the newest token of each sequence and what is proposed
 after it, on the first rank (`slate` is the same on the last, `t` on its way); `n` what a round committed; `out` the
-text so far, on every rank; dw and dkv a draft model's weights and cache. A step ends when the next tokens are where the
-next step starts, so that the program of a round can be run again and again.
+text so far, on every rank; dw and dkv a draft model's weights and cache; `rows` the hidden rows that heads read. A step
+ends when the next tokens are where the next step starts, so that the program of a round can be run again and again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import pairwise
 
-from autotune.planners.decoding.strategies import STRATEGIES, scored, tree_of
+from autotune.planners.decoding.strategies import STRATEGIES, reads_rows, scored, tree_of
 from autotune.planners.lower.body import Body, lower_block
 from autotune.planners.lower.call import Site
 from autotune.planners.lower.fuse import nodes_of
@@ -36,6 +36,7 @@ from autotune.spec.workload import Workload
 
 ID = 8  # bytes of a token
 GPU = Site()
+ENDS = ("norm", "head")  # the kinds of blocks that see only those tokens of each sequence that get logits
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def inference_body(block: Block, shape: Shape) -> Body:
 
 def block_shape(block: Block, shape: Shape) -> Shape:
     """What a block sees of a pass: the head only those tokens of each sequence that get logits."""
-    return replace(shape, queries=shape.scored, keys=shape.scored) if block.kind == "head" else shape
+    return replace(shape, queries=shape.scored, keys=shape.scored) if block.kind in ENDS else shape
 
 
 def prompt_parts(plan: Plan, workload: Workload) -> tuple[tuple[int, int], ...]:
@@ -118,12 +119,13 @@ def transient_bytes(
     While a block runs its input stays; the stage's own input is counted by the outer program.
     """
     most = held = 0
+    whole = True  # whether every token's row is there still
     for block in counted_blocks(model, cut, stage):
-        if block.kind == "head" and not head:
+        if block.kind in ENDS and not head:
             continue
         body = inference_body(block, shape)
-        if block.kind == "head" and shape.queries > shape.scored:  # the last rows are copied out before the head runs
-            rows = body.sizes["x"]
+        if block.kind in ENDS and whole and shape.queries > shape.scored:  # the last rows are copied out before it
+            rows, whole = body.sizes["x"], False
             most, held = max(most, held + rows), rows
         inside = partial(_inside, block, shape, site)
         peak = max(memory(body.forward, inside)[0].get("device", ()), default=0)
@@ -168,10 +170,14 @@ def draft_bytes(plan: Plan, workload: Workload) -> tuple[int, int]:
     """Bytes of the draft model's weights and of its cache, whole on each rank that proposes; (0, 0) without one."""
     if not STRATEGIES[plan.decoding].draft or workload.draft is None:
         return 0, 0
-    alone, blocks = Plan(data=plan.data), all_blocks(workload.draft)
     tokens = workload.batch // plan.data * room(plan, workload)
     cache = tokens * kv_bytes_per_token(workload.draft, BYTES[workload.precision])
-    return local_bytes(blocks, alone.tensor, BYTES[workload.precision]), cache
+    return local_bytes(drafted(plan, workload.draft), 1, BYTES[workload.precision]), cache
+
+
+def drafted(plan: Plan, draft: ModelSpec) -> tuple[Block, ...]:
+    """The blocks of what proposes: all of a draft model, and of heads as many as the proposals are deep."""
+    return all_blocks(draft)[: plan.speculate if reads_rows(plan) else None]
 
 
 Sizes = tuple[tuple[Pass, ...], ...]  # of every pass of a program, of every stage
@@ -207,7 +213,10 @@ def _buffers(
         held |= {"slate": Buffer(slate, persistent=True), "t": Buffer(slate)}
     weights, cache = draft_bytes(plan, workload)
     if weights:
-        held |= {"dw": Buffer(weights, persistent=True), "dkv": Buffer(cache, persistent=True)}
+        held["dw"] = Buffer(weights, persistent=True)
+        held |= {"dkv": Buffer(cache, persistent=True)} if cache else {}
+    if reads_rows(plan):
+        held["rows"] = Buffer(batch * (1 if first else scored(plan)) * model.hidden * width)
     return held
 
 
@@ -229,7 +238,7 @@ def _forwards(rank: int, plan: Plan, goes_on: bool, sizes: Sizes) -> list[Instru
             writes.append("h")
         else:
             reads += ["h"] if part else []
-            writes.append("logits")
+            writes += ["logits", *(["rows"] if reads_rows(plan) else [])]
         frees = (x,) if rank else ()
         found.append(Instruction("F", rank, part, reads=tuple(reads), writes=tuple(writes), frees=frees))
     return found
@@ -256,10 +265,11 @@ def _listing(rank: int, plan: Plan, goes_on: bool, sizes: Sizes) -> tuple[Instru
     if apart:
         out.append(Instruction("MOVE", rank, reads=("n", kv), writes=(kv,)))
     if proposes:
-        drafts = ("dw", "dkv") if STRATEGIES[plan.decoding].draft else ()
-        writes = ("slate", "t") if last else ("token",)
-        reads = ("n", "out", *drafts)
-        out.append(Instruction("PROPOSE", rank, reads=reads, writes=(*writes, *drafts[1:]), frees=("n",)))
+        heads = reads_rows(plan)
+        drafts = ("dw", "rows") if heads else ("dw", "dkv") if STRATEGIES[plan.decoding].draft else ()
+        writes = (*(("slate", "t") if last else ("token",)), *(drafts[1:] if not heads else ()))
+        frees = ("n", *(drafts[1:] if heads else ()))
+        out.append(Instruction("PROPOSE", rank, reads=("n", "out", *drafts), writes=writes, frees=frees))
     return tuple(out)
 
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import groupby
 
+from autotune.planners.decoding.strategies import reads_rows
 from autotune.planners.lower.body import PROGRAMS, Body, lower_block
 from autotune.planners.lower.join import joined_body, together
 from autotune.planners.lower.shape import Shape
 from autotune.planners.lower.workspace import Site, workspace
 from autotune.planners.simulate import memory
 from autotune.spec.graph import Block, Node, Weight, blocks
+from autotune.spec.heads_graph import normed
 from autotune.spec.int8_graph import rounded, weight_bytes
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import EXACT, INT8, Plan
@@ -25,11 +27,13 @@ FORMS: Mapping[str, Callable[[Block], Block]] = {EXACT: lambda block: block, INT
 @dataclass(frozen=True)
 class Cut:
     """Where the list of layers is cut: how many each stage has. `ends`: the outer stages hold embedding and head;
-    else every rank holds rows of both (see lower.vocabulary), and the last stage ends with the final norm. `weights`:
-    how layers keep their linear weights, a key of FORMS."""
+    else every rank holds rows of both (see lower.vocabulary), and the last stage ends with the final norm. `apart`:
+    the final norm is a block by itself, because others than the output projection read what it gives. `weights`: how
+    layers keep their linear weights, a key of FORMS."""
 
     layers: tuple[int, ...]
     ends: bool = True
+    apart: bool = False
     weights: str = EXACT
 
     @property
@@ -68,13 +72,14 @@ def partition(layers: int, stages: int) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=1024)
-def _cut(layers: int, stages: int, given: str, ends: bool, weights: str) -> Cut:
-    return Cut(tuple(map(int, given.split(","))) if given else partition(layers, stages), ends, weights)
+def _cut(layers: int, stages: int, given: str, ends: bool, apart: bool, weights: str) -> Cut:
+    return Cut(tuple(map(int, given.split(","))) if given else partition(layers, stages), ends, apart, weights)
 
 
 def cut_of(plan: Plan, model: ModelSpec) -> Cut:
     """The cut of a plan: its own `layers`, or the even one."""
-    return _cut(model.layers, plan.stages, plan.layers, plan.vocabulary == "ends", plan.weights)
+    ends = plan.vocabulary == "ends"
+    return _cut(model.layers, plan.stages, plan.layers, ends, reads_rows(plan), plan.weights)
 
 
 @lru_cache(maxsize=256)
@@ -88,9 +93,10 @@ def stage_blocks(model: ModelSpec, cut: Cut) -> tuple[tuple[Block, ...], ...]:
         at += count
     if cut.ends:
         held[0] = (embed, *held[0])
-        held[-1] = (*held[-1], head)
+        last = (normed(head), replace(head, nodes=head.nodes[1:])) if cut.apart else (head,)
+        held[-1] = (*held[-1], *last)
     else:
-        held[-1] = (*held[-1], Block("norm", head.index, head.nodes[:1]))
+        held[-1] = (*held[-1], normed(head))
     return tuple(held)
 
 
@@ -106,7 +112,8 @@ def canonical(block: Block) -> Block:
         return replace(weight, parts=())
 
     def plain(node: Node) -> Node:
-        return replace(node, weights=tuple(map(bare, node.weights)), constants=tuple(map(bare, node.constants)))
+        weights, constants = tuple(map(bare, node.weights)), tuple(map(bare, node.constants))
+        return replace(node, weights=weights, constants=constants, inner=tuple(map(canonical, node.inner)))
 
     made = replace(block, index=0, nodes=tuple(map(plain, block.nodes)))
     return _ONE.setdefault(made, made)

@@ -12,6 +12,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from autotune.planners.lower.sharding import sharding
+from autotune.planners.lower.stage import local_parameters
 from autotune.planners.lower.subgroups import split, subgroup_bytes, wide
 from autotune.planners.lower.traits import Traits, micro_batches, stage_sizes, traits
 from autotune.planners.lower.vocabulary import vocabulary_bytes
@@ -22,6 +23,8 @@ from autotune.planners.resolve import Shared, uncollected
 from autotune.planners.schedules import Order, Pipe, Place, schedule_of
 from autotune.planners.schedules.insertion import insert
 from autotune.planners.schedules.vocabulary import VOCABULARIES
+from autotune.spec.graph import blocks
+from autotune.spec.heads_graph import frozen_blocks
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.program import HOST, Buffer, Instruction, Program, uses_of
@@ -94,6 +97,7 @@ def kinds_of(plan: Plan, model: ModelSpec, w: Workload, stages: Collection[int] 
     shards = plan.replicas if plan.zero else 1
     kinds = {"tokens": tokens, "targets": tokens, "loss": Buffer(max(4, BYTES[w.precision]), persistent=True)}
     kinds |= {name: Buffer(16, persistent=True) for name in (NORM, CARRIED, WHOLE)}
+    kinds["tw"] = Buffer(local_parameters(frozen_blocks(blocks(model)), 1) * BYTES[w.precision], persistent=True)
     sizes = stage_sizes(plan, model, w)
     for s in range(len(sizes)) if stages is None else stages:
         size = sizes[s]

@@ -12,7 +12,8 @@ from autotune.planners.lower.vocabulary import product_share, shard_parameters, 
 from autotune.planners.lower.workspace import Site
 from autotune.planners.schedules import SCHEDULES, Pipe, Place, held
 from autotune.planners.schedules.times import parse_times
-from autotune.spec.graph import Block, Weight
+from autotune.spec.graph import Block, Weight, blocks
+from autotune.spec.heads_graph import frozen_blocks
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.workload import Workload
@@ -46,6 +47,7 @@ class Traits:
     offload_window: int = 2  # compute steps that a copy of them may take
     offload_choice: str = "selective"  # which of them move
     joined: bool = False  # whether W's of a stage in a row are one
+    frozen: bool = False  # whether the first stage's input is made by another model, which stays as it is
 
     @cached_property
     def place(self) -> Place:
@@ -147,4 +149,5 @@ def traits(plan: Plan, model: ModelSpec, workload: Workload) -> Traits:
         plan.offload_window,
         plan.offload_choice,
         plan.weight_gradients == "joined",
+        bool(frozen_blocks(blocks(model))),
     )

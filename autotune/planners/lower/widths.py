@@ -47,6 +47,7 @@ WIDTHS: Mapping[str, Callable[[Node, int], Widths]] = {
     "dispatch": _dispatch,
     "grouped": lambda node, t: (node.attr("top_k") * _shared(node, "outputs", t, "heads"),),
     "cross_entropy": lambda node, t: (0,),
+    "ahead_entropy": lambda node, t: (0,),
 }
 
 

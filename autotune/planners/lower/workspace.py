@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 
 from autotune.planners.lower import workspace_mixed as mixed
+from autotune.planners.lower.body import Body, lower_block
 from autotune.planners.lower.call import BOOL, CHUNK_BYTES, INT, Call, Site, tile_rows
 from autotune.planners.lower.shape import Shape
+from autotune.planners.simulate import memory
 from autotune.spec.graph import Block, Node
 from autotune.spec.int8_graph import OP as INT8_OP
 from autotune.spec.program import Instruction
@@ -189,7 +192,39 @@ def _linear_wgrad(c: Call) -> int:
     return max(product, bias)
 
 
+def _ahead_loss(c: Call) -> int:
+    """As of any loss; of each token its place, whether it has such a target, and that target twice."""
+    first = _row_chunk(c) + (c.shape.tokens * c.wide if c.narrow else _rows(c)[0] * 2 * c.wide)
+    return max(first, c.shape.tokens * (3 * INT + BOOL + 3 * c.wide))
+
+
+def _ahead_loss_dgrad(c: Call) -> int:
+    return _loss_dgrad(c) + c.shape.tokens * (3 * INT + BOOL)
+
+
+def _frozen(c: Call) -> int:
+    """What another model's blocks take while they run one after another, beyond the rows that they leave."""
+    return _frozen_bytes(c.node.inner, c.shape, c.site)
+
+
+@lru_cache(maxsize=256)
+def _frozen_bytes(inner: tuple[Block, ...], shape: Shape, site: Site) -> int:
+    most = held = 0
+    for block in inner:
+        body = lower_block(block, shape, loss=False, train=False)
+
+        def inside(rank: int, instruction: Instruction, block: Block = block, body: Body = body) -> int:
+            return workspace(block, instruction, shape, body.sizes, site)
+
+        series = memory(body.forward, inside)[0].get("device", ())
+        most, held = max(most, held + max(series, default=0)), body.output_bytes
+    return max(0, most - held)
+
+
 CPU: Mapping[str, Rule] = {
+    "frozen": _frozen,
+    "ahead_entropy": _ahead_loss,
+    "ahead_entropy.dgrad": _ahead_loss_dgrad,
     "embedding": _embedding,
     "embedding.wgrad": _embedding_wgrad,
     "rmsnorm": _norm,
@@ -210,6 +245,7 @@ CPU: Mapping[str, Rule] = {
     "attention.dgrad": mixed.padded_dgrad(_attention_dgrad),
 }
 CUDA: Mapping[str, Rule] = {
+    "frozen": _frozen,
     "attention": mixed.padded(lambda c: 0),
     "attention.dgrad": mixed.padded_dgrad(lambda c: 0),
     **mixed.CUDA,

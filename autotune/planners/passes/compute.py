@@ -2,7 +2,8 @@
 
 Buffers of stage s and micro-batch m: x.s.m the stage's input; what its forward keeps for the backward, k.s.m where the
 weights' gradients need it and a.s.m where only the input's does; b.s.m what B leaves for W; d.s.m the gradient of the
-stage's output. w.s weights, g.s gradients; `tokens` and `targets` the step's data, `loss` its sum.
+stage's output. w.s weights, g.s gradients, tw the weights of a frozen model that makes the first stage's input;
+`tokens` and `targets` the step's data, `loss` its sum.
 
 A step of a stage is made for all micro-batches at once (a column): ranks and plans with the same stage share it.
 """
@@ -29,12 +30,13 @@ def _column(op: str, stage: int, rank: int, traits: Traits) -> Column:
     if op in vocabulary.STEPS:  # beyond F, B, W and BW
         return vocabulary.STEPS[op](op, stage, rank, traits)
     first, last = stage == 0 and traits.ends, stage == traits.pipe.stages - 1 and traits.ends
-    return _stage_column(op, stage, traits.pipe.items, first, last, traits.late[stage])
+    return _stage_column(op, stage, traits.pipe.items, first, last, traits.late[stage], first and traits.frozen)
 
 
 @lru_cache(maxsize=512)
-def _stage_column(op: str, s: int, items: int, first: bool, last: bool, late: bool) -> Column:
-    """`first`, `last`: the stage has the embedding or the head. `late`: W reads the gradient of its output."""
+def _stage_column(op: str, s: int, items: int, first: bool, last: bool, late: bool, frozen: bool) -> Column:
+    """`first`, `last`: the stage has the embedding or the head. `late`: W reads the gradient of its output. `frozen`:
+    another model makes its input."""
 
     def own(kind: str, stage: int = s) -> tuple[Sequence[str], ...]:
         return (named(kind, stage, items),)
@@ -48,7 +50,8 @@ def _stage_column(op: str, s: int, items: int, first: bool, last: bool, late: bo
     output, back = one("loss") if last else own("x", s + 1), () if first else own("d", s - 1)
     weight, gradient = one(f"w.{s}"), one(f"g.{s}")
     if op == "F":
-        return column(op, s, items, (*weight, *source, *targets), (*a, *k, *output))
+        other = one("tw") if frozen else ()
+        return column(op, s, items, (*weight, *source, *targets, *other), (*a, *k, *output))
     if op == "BW":
         reads = (*weight, *source, *targets, *a, *k, *d)
         return column(op, s, items, reads, (*gradient, *back), (*a, *k, *x, *d))

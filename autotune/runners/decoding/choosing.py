@@ -31,12 +31,12 @@ class Chooser:
         the scored tokens come before each in its text; None: they are the prompts' last ones."""
         batch = len(self.texts.own)
         if self.workload.temperature:
-            return drawn(self._whole(logits), self.drawn_by("", depths).flatten(), self.workload).view(batch, -1)
+            return drawn(self.whole(logits), self.drawn_by("", depths).flatten(), self.workload).view(batch, -1)
         return self._likeliest(logits).view(batch, -1)
 
     def chances(self, logits: Tensor) -> Tensor:
         """The target's probabilities [batch, rows, vocabulary]."""
-        p = distribution(self._whole(logits), self.workload)
+        p = distribution(self.whole(logits), self.workload)
         return p.view(len(self.texts.own), -1, p.shape[1])
 
     def drawn_by(self, purpose: str, depths: Tensor | None) -> Tensor:
@@ -48,7 +48,7 @@ class Chooser:
         place = (texts.filled + 1 - texts.own)[:, None] + depths
         return numbers.gather(1, place.clamp_max(numbers.shape[1] - 1))
 
-    def _whole(self, logits: Tensor) -> Tensor:
+    def whole(self, logits: Tensor) -> Tensor:
         """Whole rows of logits."""
         if self.tensor == 1:
             return logits

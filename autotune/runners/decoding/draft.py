@@ -9,6 +9,7 @@ proposed but has not read yet.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,9 @@ class Draft:
             q = torch.zeros((each, plan.speculate, model.vocab), dtype=wide, device=device)
         ends = torch.arange(each, device=device) * 2 + 1
         return cls(plan, workload, scorer, numbers, q, prefill, pair, single, workload.prompt_length, ends)
+
+    def held(self) -> dict[str, Any]:
+        return {"dw": self.scorer.state.weight, "dkv": (self.scorer.cache.k, self.scorer.cache.v)}
 
     def propose(self, seen: Seen) -> Tensor:
         texts = seen.sequences

@@ -8,11 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from autotune.runners.decoding.draft import Draft
+from autotune.runners.decoding.heads import Heads
 from autotune.runners.decoding.lookahead import Lookahead
 from autotune.runners.decoding.ngram import lookup
-from autotune.runners.decoding.seen import Proposer, Seen
+from autotune.runners.decoding.seen import Drafter, Proposer, Seen
+from autotune.runners.state import Loader
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
+from autotune.spec.workload import Workload
 
 
 class Nobody:
@@ -44,10 +48,15 @@ class Jacobi(NamedTuple):
         return seen.news.gather(1, (1 + seen.news[:, :1] + steps).clamp_max(last))
 
 
-# What needs no weights of its own; `draft` is built where its weights are (runners.decoding.draft).
+# What needs no weights of its own.
 PROPOSERS: dict[str, Callable[[Plan, ModelSpec, int, torch.device], Proposer]] = {
     "plain": lambda plan, model, batch, device: Nobody(),
     "ngram": lambda plan, model, batch, device: Ngram(plan.speculate, plan.branches, plan.match),
     "jacobi": lambda plan, model, batch, device: Jacobi(plan.speculate),
     "lookahead": Lookahead.build,
+}
+# What has weights: given the loader of them and the numbers that tokens are drawn by.
+DRAFTERS: dict[str, Callable[[Plan, Workload, Loader, torch.device, Tensor], Drafter]] = {
+    "draft": Draft.build,
+    "heads": Heads.build,
 }

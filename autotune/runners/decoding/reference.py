@@ -1,11 +1,14 @@
-"""Speculative sampling in one process, token by token and without caches: what `commit = "rejection"` is compared with.
+"""Speculative sampling and typical acceptance in one process, token by token and without caches: what `commit =
+"rejection"` and `"typical"` are compared with.
 
-Written to be obviously Leviathan et al.'s algorithm 1 (2211.17192) and to share no code with what it judges.
+Written to be obviously Leviathan et al.'s algorithm 1 (2211.17192) and Medusa's section 2.3.1 (2401.10774), and to
+share no code with what it judges.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import exp, log
 
 import torch
 from torch import Tensor
@@ -68,4 +71,57 @@ def speculative(
             news.append(room)
         text += kept
         slack += news
+    return text[len(prompt) :][:new_tokens], slack[:new_tokens]
+
+
+Choice = Callable[[Sequence[int]], tuple[int, float]]  # a text -> the target's token after it, and how sure that is
+# A text -> of each head its tokens, the likeliest first, and how far each is from changing places with the next one.
+Ranked = Callable[[Sequence[int]], Sequence[Sequence[tuple[int, float]]]]
+
+
+def typical(
+    target: Chances,
+    choose: Choice,
+    ranked: Ranked,
+    prompt: Sequence[int],
+    new_tokens: int,
+    parents: Sequence[int],
+    epsilon: float,
+    delta: float,
+) -> tuple[list[int], list[float]]:
+    """The answer to one prompt where each round proposes a tree of what heads hold likely, given by the parents of its
+    nodes, and keeps the longest path of tokens that are likely enough; and of each token how near what decided about it
+    was to deciding otherwise. Every path is run as a text of its own."""
+    text = list(prompt)
+    token, room = choose(text)
+    text.append(token)
+    slack = [room]
+    while len(text) - len(prompt) < new_tokens:
+        guesses, near = ranked(text), list[float]()
+        paths: dict[int, list[int]] = {0: []}  # of the nodes that are kept: their tokens from the root's child on
+        scores, seen = {0: 0.0}, dict[int, int]()
+        known: dict[int, Tensor] = {}
+        for node, parent in enumerate(parents, 1):
+            rank = seen.get(parent, 0)  # how many of its siblings came before
+            seen[parent] = rank + 1
+            if parent not in paths:
+                continue
+            token, room = guesses[len(paths[parent])][rank]
+            near.append(room)
+            if parent not in known:
+                known[parent] = target(torch.tensor(text + paths[parent]))[-1]
+            p = known[parent]
+            entropy = -sum(share * log(share) for share in p.tolist() if share > 0)
+            least = min(epsilon, delta * exp(-entropy))
+            near.append(abs(float(p[token]) - least))
+            if float(p[token]) > least:
+                paths[node] = [*paths[parent], token]
+                scores[node] = scores[parent] + log(float(p[token]))
+        deepest = max(map(len, paths.values()))
+        longest = [node for node, path in paths.items() if len(path) == deepest]
+        best = max(longest, key=lambda node: scores[node])  # of equal ones the first
+        near += [scores[best] - scores[node] for node in longest if node != best]
+        token, room = choose(text + paths[best])
+        text += [*paths[best], token]
+        slack += [min(near, default=1.0)] * deepest + [min([room, *near])]
     return text[len(prompt) :][:new_tokens], slack[:new_tokens]

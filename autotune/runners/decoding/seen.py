@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ class Seen(NamedTuple):
     first: bool  # whether the round was the prompt's pass
     choices: Tensor  # int64 [batch, scored]: what the target chose after each token of the round
     slate: Tensor  # int64 [batch, scored]: those tokens
+    rows: Tensor | None = None  # [batch * scored, hidden]: their hidden rows, where the strategy reads them
 
 
 class Proposer(Protocol):
@@ -26,3 +27,10 @@ class Proposer(Protocol):
     def propose(self, seen: Seen) -> Tensor:
         """int64 [batch, scored - 1]: the strategy's tree (planners.decoding.strategies) but for its root, node after
         node. Nothing of it may be a view of what `seen` holds."""
+
+
+class Drafter(Proposer, Protocol):
+    """One that has weights of its own."""
+
+    def held(self) -> dict[str, Any]:
+        """What it keeps, by the names of the program's buffers."""

@@ -18,6 +18,7 @@ from autotune.runners.ops import (
     embedding,
     experts,
     grouped,
+    heads,
     latent,
     linear,
     linear_int8,
@@ -66,5 +67,8 @@ OPERATIONS: dict[str, Operation] = {
     "grouped": Operation(grouped.forward, grouped.dgrad, grouped.wgrad),
     "weighted_swiglu": Operation(experts.weighted_swiglu, experts.weighted_swiglu_dgrad),
     "combine": Operation(experts.combine, experts.combine_dgrad),
+    "frozen": Operation(heads.frozen),
+    "activate": Operation(heads.activate, heads.activate_dgrad),
+    "ahead_entropy": Operation(heads.forward, heads.dgrad),
     "cross_entropy": Operation(cross_entropy.forward, cross_entropy.dgrad),
 }

@@ -37,7 +37,7 @@ def _local(env: Env, targets: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     return local.masked_fill_(~here, 0), here
 
 
-def _log_sum_exp(logits: Tensor) -> Tensor:
+def log_sum_exp(logits: Tensor) -> Tensor:
     """Of each row of this shard, wide [tokens]."""
     if usable(logits):
         from autotune.kernels import softmax as kernel
@@ -57,7 +57,7 @@ def forward(env: Env, node: Node, logits: Tensor, targets: Tensor) -> tuple[Tens
     Returns the loss, a scalar: sum over tokens of the negative log-likelihood, times env.loss_scale, the same on
     every tensor rank; and lse [tokens], the logarithm of each row's sum of exponentials over the whole vocabulary.
     """
-    lse = _log_sum_exp(logits)
+    lse = log_sum_exp(logits)
     local, here = _local(env, targets, logits.shape[1])
     target = logits.gather(1, local).to(lse.dtype).masked_fill_(~here, 0).squeeze(1)
     if env.tensor_size > 1:

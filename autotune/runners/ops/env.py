@@ -42,6 +42,7 @@ class Env:
     cache: KVCache | None = None  # generation only: attention appends to it and reads all of it
     layer: int = 0  # this block's row of the cache
     start: int = 0  # position of the first token given now: the length the cache had before
+    frozen: Callable[[Tensor], Tensor] | None = None  # tokens -> hidden rows of the target that heads are trained for
     lengths: Lengths | None = None  # where the device alone knows the cache's length: `start` then says nothing
 
     def combine(self, tensor: Tensor, how: str) -> Tensor:
