@@ -17,6 +17,7 @@ from autotune.planners.lower.generate import lower_generation
 from autotune.planners.predict_generation import rounds as rounds_of
 from autotune.planners.resolve import resolve
 from autotune.planners.validate import validate
+from autotune.runners.decoding.draft import DRAFTERS
 from autotune.runners.decoding.propose import PROPOSERS
 from autotune.spec.plan import PLAIN, Plan
 from autotune.spec.workload import Acceptance, Workload
@@ -33,7 +34,10 @@ SHAPES = {
     "lookahead": (Plan(decoding="lookahead", speculate=2, branches=3, window=4),),
     "jacobi": (Plan(decoding="jacobi", speculate=4),),
     "draft": (Plan(decoding="draft", speculate=1), Plan(decoding="draft", speculate=3)),
+    "parallel": (Plan(decoding="parallel", speculate=2), Plan(decoding="parallel", speculate=4)),
 }
+# Of the target's own shape: with a mask for all places (PARD), with one for each (ParallelSpec).
+SHARED, OWN = (replace(MODELS["llama"], drafts=4, masks=masks) for masks in (1, 3))
 MESHES = (Plan(), Plan(data=2), Plan(tensor=2), Plan(pipeline=2), Plan(tensor=2, pipeline=2), Plan(pipeline=4))
 CASES = [
     (shape.altered(data=mesh.data, tensor=mesh.tensor, pipeline=mesh.pipeline, attention="math"), work)
@@ -45,21 +49,22 @@ CASES = [
 
 
 def test_every_strategy_is_tested_and_proposes() -> None:
-    assert {PLAIN, *SHAPES} == set(STRATEGIES) == {*PROPOSERS, "draft"}
+    assert {PLAIN, *SHAPES} == set(STRATEGIES) == {*PROPOSERS, *DRAFTERS}
 
 
 @pytest.mark.parametrize(
     ("plan", "work"), CASES, ids=lambda case: case.describe() if isinstance(case, Plan) else str(case.temperature)
 )
 def test_answers_are_those_of_plain_decoding(pool: Pool, plan: Plan, work: Workload) -> None:
-    name = "window" if plan.speculate == 3 and plan.decoding != "draft" else "llama"
-    given = replace(work, draft=MODELS[name] if plan.decoding == "draft" else None)
+    drafts = {"draft": MODELS["llama"], "parallel": OWN if plan.speculate == 4 else SHARED}
+    name = "window" if plan.speculate == 3 and plan.decoding not in drafts else "llama"
+    given = replace(work, draft=drafts.get(plan.decoding))
     runs = pool.run("answer", plan.world, plan=plan, model=MODELS[name], workload=given, lengths=LENGTHS, noise=0.02)
     for answers, taken in runs:
         assert answers == expected(name, work)
         for row in taken:
             assert sum(row) >= WORK.new_tokens - 1 and max(row) <= 1 + plan.speculate
-    if plan.decoding == "draft":  # some of what it proposes is kept, and not all
+    if plan.decoding in drafts:  # some of what it proposes is kept, and not all
         kept = [n - 1 for row in runs[0][1] for n in row if n]
         assert 0 < sum(kept) < plan.speculate * len(kept)
 
@@ -79,7 +84,7 @@ def test_programs_are_sound(shapes: tuple[Plan, ...]) -> None:
     for mesh in MESHES:
         for shape in shapes:
             plan = shape.altered(data=mesh.data, tensor=mesh.tensor, pipeline=mesh.pipeline)
-            work = replace(WORK, draft=MODELS["llama"])
+            work = replace(WORK, draft=OWN)
             assert why_not(MODELS["llama"], work, plan) is None
             new = scored(plan)
             for sizes in ((7, 7), (new, 9 + new)):

@@ -34,6 +34,7 @@ PLANS = {
     "jacobi": Plan(micro_batch=4, decoding="jacobi", speculate=4),
     "lookahead": Plan(micro_batch=4, decoding="lookahead", speculate=3, branches=4, window=5),
     "draft": Plan(micro_batch=4, decoding="draft", speculate=3),
+    "parallel": Plan(micro_batch=4, decoding="parallel", speculate=4),
 }
 TABLE = (
     AtBatch(1, 4, 400.0, 200.0),

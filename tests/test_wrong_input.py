@@ -376,6 +376,16 @@ def test_drafts_that_cannot_draft(refused: Callable[..., str], checkpoint: Path,
     assert "the draft's vocabulary must be the model's 256 (found 300" in said
     said = refused(3, "run", "t.toml", *pins, "--set", "machine.devices=1")
     assert "needs a draft model: a [draft] section in the recipe" in said
+    home.write("draft.json", json.dumps(CONFIG))
+    home.write("d.toml", TALK + '[draft]\nconfig = "draft.json"\n')
+    pins = ("--pin", "decoding=parallel", *pins[2:])
+    said = refused(3, "run", "d.toml", *pins, "--set", "machine.devices=1")
+    assert "a draft with mask tokens: parallel_draft in the config that it was trained with (found none" in said
+    home.write("draft.json", json.dumps({**CONFIG, "parallel_draft": 2}))
+    said = refused(3, "run", "d.toml", *pins, "--pin", "speculate=3", "--set", "machine.devices=1")
+    assert "speculate must be at most 2, the tokens that draft drafts at once (found 3; nearest 2)" in said
+    home.write("d.toml", TALK + '[draft]\nconfig = "draft.json"\ncheckpoint = "ckpt"\n')
+    assert "model.mask_tokens.weight: found no such tensor" in refused(2, "run", "d.toml", *pins)
     home.write("d.toml", TALK + '[draft]\ncheckpoint = "gone"\n')
     assert "draft.checkpoint: found 'gone', which does not exist" in refused(2, "run", "d.toml", *pins)
     home.write("draft.json", json.dumps({**CONFIG, "intermediate_size": 96}))

@@ -19,7 +19,7 @@ from autotune.runners.corpus import open_corpus
 from autotune.runners.data import batch
 from autotune.runners.job import Job
 from autotune.runners.pieces import gathered
-from autotune.runners.reference import init_weights, reference_gradients
+from autotune.runners.reference import init_weight, init_weights, reference_gradients
 from autotune.runners.state import DTYPES, Key
 from autotune.runners.training import Batch, Trainer
 from autotune.spec.program import Instruction
@@ -63,7 +63,9 @@ def judge(job: Job, loss: float, device: torch.device, whole: Mapping[Key, torch
     dtype = REFERENCE[job.workload.precision]
     weights = init_weights(job.model, job.seed, DTYPES[job.workload.precision])
     if job.checkpoint:
-        weights = open_checkpoint(job.checkpoint).whole(job.model, DTYPES[job.workload.precision])
+        weights = open_checkpoint(job.checkpoint).whole(
+            job.model, DTYPES[job.workload.precision], lambda weight, dtype: init_weight(weight, job.seed, dtype)
+        )
     corpus = open_corpus(job.workload.data, job.model.vocab)
     size = job.workload.global_batch
     tokens, targets = batch(corpus, 0, size, job.workload.sequence_length, 0, size)

@@ -28,7 +28,7 @@ from autotune.runners.capture import Captured, CapturedStep
 from autotune.runners.clock import Clock
 from autotune.runners.decoding.choosing import Chooser
 from autotune.runners.decoding.commit import Levels, match, rejection
-from autotune.runners.decoding.draft import Draft
+from autotune.runners.decoding.draft import DRAFTERS, Drafter
 from autotune.runners.decoding.pace import Pace
 from autotune.runners.decoding.propose import PROPOSERS
 from autotune.runners.decoding.seen import Proposer, Seen
@@ -156,7 +156,7 @@ class Generator:
         if drafts and last:
             assert load_draft is not None
             own = numbers["draft" if plan.commit == REJECTION else ""]
-            proposer = Draft.build(plan, workload, load_draft, device, own)
+            proposer = DRAFTERS[plan.decoding].build(plan, workload, load_draft, device, own)
             values |= {"dw": proposer.scorer.state.weight, "dkv": (proposer.scorer.cache.k, proposer.scorer.cache.v)}
         else:
             proposer = PROPOSERS[PLAIN if drafts else plan.decoding](plan, model, each, device)
@@ -386,7 +386,7 @@ class Generator:
 
     def _rejected(self, logits: Tensor, slate: Tensor) -> Tensor:
         """Commits by speculative sampling: see runners.decoding.commit."""
-        assert isinstance(self.proposer, Draft) and self.proposer.q is not None
+        assert isinstance(self.proposer, Drafter) and self.proposer.q is not None
         numbers = (self.chooser.drawn_by(*which) for which in (("accept", self._depths[:-1]), ("", self._depths)))
         return rejection(slate, self.chooser.chances(logits), self.proposer.q, *numbers)
 

@@ -105,7 +105,7 @@ def _run(block: Block, values: dict[str, Tensor], weights: Weights, tables: tupl
         own = [weights[block.index, weight.name] for weight in node.weights]
         out: tuple[Tensor, ...]
         if node.op == "embedding":
-            out = (F.embedding(reads[0], own[0]),)
+            out = (F.embedding(reads[0], torch.cat(own)),)  # masks come after the vocabulary
         elif node.op == "rmsnorm":
             out = (_norm(reads[0], own[0], node.number("eps")),)
         elif node.op == "linear":

@@ -54,9 +54,14 @@ def _feed_forward(model: ModelSpec, prefix: str) -> Iterator[Node]:
 
 
 def _embed(model: ModelSpec) -> Block:
-    weight = Weight("embed.weight", (model.vocab, model.hidden), (("model.embed_tokens.weight", model.vocab),), shard=0)
+    weights = [
+        Weight("embed.weight", (model.vocab, model.hidden), (("model.embed_tokens.weight", model.vocab),), shard=0)
+    ]
+    if model.masks:  # of tokens beyond the vocabulary
+        parts = (("model.mask_tokens.weight", model.masks),)
+        weights.append(Weight("mask.weight", (model.masks, model.hidden), parts, fresh=True))
     width = (("width", model.hidden), ("vocab", model.vocab))
-    return Block("embed", 0, (Node("embedding", "embed", ("tokens",), ("y",), (weight,), "vocab", width),))
+    return Block("embed", 0, (Node("embedding", "embed", ("tokens",), ("y",), tuple(weights), "vocab", width),))
 
 
 def _head(model: ModelSpec) -> Block:

@@ -21,6 +21,7 @@ class Weight:
     shard: int | None = None
     init: str = "normal"  # normal | ones | zeros
     wide: bool = False  # kept in fp32 at least, whatever the precision
+    fresh: bool = False  # a training may begin without it, whatever else its checkpoint has: then it is random
 
     @property
     def size(self) -> int:

@@ -48,6 +48,7 @@ class Strategy:
     axes: tuple[str, ...] = ("speculate",)
     tree: Callable[[Plan], Tree] = rows
     draft: bool = False  # whether a draft model proposes
+    masks: bool = False  # and has a mask token for each place but the first
     nested: bool = True
     tried: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: {"speculate": (2, 4, 8, 16)})
 
@@ -70,6 +71,11 @@ STRATEGIES: dict[str, Strategy] = {
     ),
     # A smaller model (Leviathan et al., 2211.17192; Chen et al., 2302.01318).
     "draft": Strategy(("speculate", "commit"), draft=True, tried={"speculate": (1, 2, 3, 4, 5, 6, 8)}),
+    # One with mask tokens, in one pass (PARD, 2504.18583; ParallelSpec, 2410.05589). A token further ahead is drafted
+    # worse, so what a long round keeps says too little of shorter ones.
+    "parallel": Strategy(
+        ("speculate", "commit"), draft=True, masks=True, nested=False, tried={"speculate": (2, 3, 4, 6, 8, 12, 16)}
+    ),
 }
 
 
@@ -127,14 +133,14 @@ def refused(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None
         found.append(
             f"commit {REJECTION} needs drawn tokens: [workload] temperature above 0 (found 0; nearest {MATCH})"
         )
-    return found + (_draft(model, workload) if strategy.draft else [])
+    return found + (_draft(plan, model, workload) if strategy.draft else [])
 
 
-def _draft(model: ModelSpec, workload: Workload) -> list[str | None]:
+def _draft(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:
     """What is wrong with the draft model."""
     draft = workload.draft
     if draft is None:
-        return ["decoding draft needs a draft model: a [draft] section in the recipe"]
+        return [f"decoding {plan.decoding} needs a draft model: a [draft] section in the recipe"]
     found: list[str | None] = []
     if draft.vocab != model.vocab:
         found.append(f"the draft's vocabulary must be the model's {model.vocab} (found {draft.vocab} of {draft.name})")
@@ -142,6 +148,16 @@ def _draft(model: ModelSpec, workload: Workload) -> list[str | None]:
         found.append(
             f"{draft.architecture}'s latent attention has no key-value cache in this version: it drafts nothing"
         )
+    if not STRATEGIES[plan.decoding].masks:
+        return found
+    if not draft.masks:
+        found.append(
+            f"decoding {plan.decoding} needs a draft with mask tokens: parallel_draft in the config that it was trained"
+            f" with (found none in {draft.name}; nearest decoding draft)"
+        )
+    elif plan.speculate > draft.drafts:
+        most = f"{draft.drafts}, the tokens that {draft.name} drafts at once"
+        found.append(f"speculate must be at most {most} (found {plan.speculate}; nearest {draft.drafts})")
     return found
 
 

@@ -44,7 +44,7 @@ class Jacobi(NamedTuple):
         return seen.news.gather(1, (1 + seen.news[:, :1] + steps).clamp_max(last))
 
 
-# What needs no weights of its own; `draft` is built where its weights are (runners.decoding.draft).
+# What needs no weights of its own; draft models are built where their weights are (runners.decoding.draft).
 PROPOSERS: dict[str, Callable[[Plan, ModelSpec, int, torch.device], Proposer]] = {
     "plain": lambda plan, model, batch, device: Nobody(),
     "ngram": lambda plan, model, batch, device: Ngram(plan.speculate, plan.branches, plan.match),
