@@ -20,8 +20,9 @@ from autotune.runners.data import batch
 from autotune.runners.job import Job
 from autotune.runners.pieces import gathered
 from autotune.runners.reference import init_weight, init_weights, reference_gradients
+from autotune.runners.rows import Batch, prepared
 from autotune.runners.state import DTYPES, Key
-from autotune.runners.training import Batch, Trainer
+from autotune.runners.training import Trainer
 from autotune.spec.program import Instruction
 
 BOUNDS = {"fp64": 1e-10, "fp32": 2e-4, "bf16": 5e-2}
@@ -68,11 +69,14 @@ def judge(job: Job, loss: float, device: torch.device, whole: Mapping[Key, torch
         )
     corpus = open_corpus(job.workload.data, job.model.vocab)
     size = job.workload.global_batch
-    tokens, targets = batch(corpus, 0, size, job.workload.sequence_length, 0, size)
+    text = Batch(*batch(corpus, 0, size, job.workload.sequence_length, 0, size))
+    tokens, targets, rows = prepared(job.model, job.workload, text, 0)
     moved = {id(w): w.to(device) for w in weights.values()}
     weights = {key: moved[id(w)] for key, w in weights.items()}
     with torch.enable_grad():
-        expected, gradients = reference_gradients(job.model, weights, tokens.to(device), targets.to(device), dtype)
+        expected, gradients = reference_gradients(
+            job.model, weights, tokens.to(device), targets.to(device), dtype, rows
+        )
     worst = abs(loss - float(expected)) / abs(float(expected))
     for key, gradient in whole.items():
         ours, theirs = gradient.to(device, dtype), gradients[key].to(dtype)

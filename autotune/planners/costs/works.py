@@ -63,7 +63,9 @@ def _attention(form: str) -> Rule:
         window = node.attr("window")
         keys = min(shape.keys, window) if window and shape.queries == 1 else shape.keys
         width, narrow = node.attr("head_dim"), node.attr("v_dim")
-        backend = MASKED if shape.masked else shape.attention
+        backend = shape.attention
+        if shape.masked:  # over a cache there is one way, whatever the plan says
+            backend = f"{MASKED}.{backend}" if shape.queries == shape.keys else MASKED
         core = Attention(shape.batch, shape.queries, keys, heads, kv, width, shape.dtype, backend, form)
         if narrow == width:
             return (core,)
@@ -213,12 +215,14 @@ def flops(block: Block, program: Program, body: Body, shape: Shape) -> float:
     return sum(work.flops for i in program.ranks[0] for work in works(block, body, i, shape))
 
 
-def model_flops(model: ModelSpec, batch: int, sequence: int) -> float:
+def model_flops(model: ModelSpec, batch: int, sequence: int, seen: float = 0.0) -> float:
     """Forward and backward FLOPs of a training step on `batch` sequences, nothing recomputed: what MFU divides by.
 
-    Of experts those that a token visits; of latent attention no padding of its values.
+    Of experts those that a token visits; of latent attention no padding of its values. `seen`: pairs of a sequence's
+    tokens of which one sees the other; 0: those of causal attention.
     """
     shape, total = Shape(batch, sequence, sequence), 0.0
+    of_causal = seen / (sequence * (sequence + 1) / 2) if seen else 1.0
     for block in blocks(model):
         body = lower_block(block, shape)
         for instruction in (*body.forward.ranks[0], *body.backward.ranks[0]):
@@ -228,7 +232,7 @@ def model_flops(model: ModelSpec, batch: int, sequence: int) -> float:
                     # forward one. A half of the products are as wide as values.
                     products, counted = (2, 2) if work.form == "fwd" else (5, 4)
                     one, narrow = work.flops / products, block.nodes[instruction.part].attr("v_dim")
-                    total += counted / 2 * (one + one / work.head_dim * narrow)
+                    total += of_causal * counted / 2 * (one + one / work.head_dim * narrow)
                 else:
                     total += work.flops
     return total

@@ -11,6 +11,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
 
+from autotune.planners.lower.shape import sight_columns
 from autotune.planners.lower.sharding import sharding
 from autotune.planners.lower.subgroups import split, subgroup_bytes, wide
 from autotune.planners.lower.traits import Traits, micro_batches, stage_sizes, traits
@@ -89,11 +90,12 @@ def _kinds_of(listing: Sequence[Instruction]) -> dict[str, str]:
 
 def kinds_of(plan: Plan, model: ModelSpec, w: Workload, stages: Collection[int] | None = None) -> Mapping[str, Buffer]:
     """The buffer of every kind: sizes, and whether it outlives the step. `stages`: those of these stages alone."""
-    each = w.sequence_length // plan.context
+    each = w.rows // plan.context
     tokens = Buffer(micro_batches(plan, w) * plan.micro_batch * each * 8, persistent=True)
     shards = plan.replicas if plan.zero else 1
     kinds = {"tokens": tokens, "targets": tokens, "loss": Buffer(max(4, BYTES[w.precision]), persistent=True)}
     kinds |= {name: Buffer(16, persistent=True) for name in (NORM, CARRIED, WHOLE)}
+    kinds |= {"sight": Buffer(w.rows * sight_columns(w.rows) * BYTES[w.precision], persistent=True)} if w.masks else {}
     sizes = stage_sizes(plan, model, w)
     for s in range(len(sizes)) if stages is None else stages:
         size = sizes[s]
