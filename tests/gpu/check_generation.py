@@ -17,6 +17,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from autotune.planners.decoding.strategies import STRATEGIES
 from autotune.planners.feasible import KERNELS
 from autotune.runners.job import Job
 from autotune.runners.launch import launch
@@ -46,6 +47,9 @@ DECODINGS = (
     Plan(micro_batch=4, decoding="draft", speculate=3),
     Plan(micro_batch=1, decoding="draft", speculate=5),
     Plan(micro_batch=4, decoding="draft", speculate=3, commit="rejection"),
+    Plan(micro_batch=4, decoding="parallel", speculate=4),
+    Plan(micro_batch=1, decoding="parallel", speculate=8),
+    Plan(micro_batch=4, decoding="parallel", speculate=4, commit="rejection"),
 )
 
 
@@ -76,8 +80,9 @@ def main() -> int:
                 work, prompts = replace(WORK, precision=precision), tuple[str, ...]()
                 if name == "answers":
                     work, prompts = replace(work, temperature=0.8, top_k=50, top_p=0.95), PROMPTS
-                if plan.decoding == "draft":
-                    work = replace(work, draft=replace(model, layers=2) if name == "answers" else model)
+                if STRATEGIES[plan.decoding].draft:
+                    own = replace(model, drafts=8, masks=7) if STRATEGIES[plan.decoding].masks else model
+                    work = replace(work, draft=replace(own, layers=2) if name == "answers" else own)
                 if plan.commit == "rejection" and not work.temperature:
                     continue
                 attention = "flash" if asked.device == "cuda" and precision == "bf16" else "math"
