@@ -3,7 +3,9 @@ refused."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from autotune.runners.decoding.seen import Seen
 from autotune.runners.generation import Generator
 from autotune.runners.prompts import Prompts
 from autotune.runners.reference import reference_logits
-from autotune.runners.sampling import distribution, draws
+from autotune.runners.sampling import distribution, drawn, draws
 from autotune.spec.errors import UsageError
 from autotune.spec.families import from_config
 from autotune.spec.graph import Weight, parameters
@@ -33,6 +35,12 @@ from tests.test_generation import MODELS, WORK, lively
 TARGET = MODELS["llama"]
 WINDOW = replace(MODELS["window"], drafts=4, masks=1)
 PLAN = Plan(decoding="parallel", speculate=4, attention="math")
+
+
+class Watched(NamedTuple):
+    """A proposer that is looked at."""
+
+    propose: Callable[[Seen], Tensor]
 
 
 def load(index: int, weight: Weight) -> Tensor:
@@ -64,9 +72,38 @@ def test_a_block_is_what_plain_passes_over_text_and_masks_say(draft: ModelSpec, 
             judged.append(filled)
         return found
 
-    drafter.propose = watched  # type: ignore[method-assign]
+    made.proposer = Watched(watched)
     made.generate(Prompts(random_prompts(WORK, target.vocab), LENGTHS))
     assert len(judged) >= 2 * len(LENGTHS) and min(judged) == 1
+
+
+@pytest.mark.parametrize("model", [SHARED, OWN], ids=["one mask", "a mask a place"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_own_masks_say_what_plain_passes_over_text_and_masks_say(model: ModelSpec, temperature: float) -> None:
+    """The target's own: after the token before the newest, whichever was kept last. Answers are those without."""
+    work = replace(WORK, temperature=temperature)
+    made, judged = generator(Plan(decoding="masks", speculate=3, attention="math"), work, model), list[int]()
+    propose, weights, numbers = made.proposer.propose, lively(model, "fp64"), draws(3, 0, work.batch, work.new_tokens)
+
+    def watched(seen: Seen) -> Tensor:
+        found, texts = propose(seen), seen.sequences
+        for row, filled in enumerate(() if seen.first else texts.filled.tolist()):
+            own = LENGTHS[row]
+            if filled + 1 >= own + work.new_tokens:  # an answer that is whole
+                continue
+            text = texts.text[row, :filled].tolist()
+            for place in range(3):
+                tokens = torch.tensor([text + [model.mask_token(p) for p in range(place + 1)]])
+                logits = reference_logits(model, weights, tokens, torch.float64)[:, -1]
+                number = numbers[row, min(filled + 1 + place - own, work.new_tokens - 1)]
+                expected = drawn(logits, number[None], work) if temperature else logits.argmax(-1)
+                assert int(found[row, place]) == int(expected), (row, filled, place)
+            judged.append(seen.news[row, 0].item())  # type: ignore[arg-type]
+        return found
+
+    made.proposer = Watched(watched)
+    made.generate(Prompts(random_prompts(WORK, model.vocab), LENGTHS))
+    assert len(judged) >= 2 * len(LENGTHS)
 
 
 @pytest.mark.parametrize("decoding", ["draft", "parallel"])
@@ -135,6 +172,15 @@ def test_its_passes_and_bytes() -> None:
 def test_what_cannot_draft_a_block_is_refused(plan: Plan, draft: ModelSpec | None, said: str) -> None:
     reason = why_not(TARGET, replace(WORK, draft=draft), plan)
     assert reason is not None and said in reason, reason
+
+
+def test_masks_of_its_own_that_a_model_has_not() -> None:
+    plan = Plan(decoding="masks", speculate=4)
+    reason = why_not(TARGET, WORK, plan)
+    assert reason is not None and "decoding masks needs a model with mask tokens: parallel_draft" in reason
+    assert "(found none in tiny-llama; nearest decoding plain)" in reason
+    reason = why_not(OWN, WORK, plan)
+    assert reason == "speculate must be at most 3, the places of its masks (found 4; nearest 3)"
 
 
 CONFIG = {

@@ -35,7 +35,7 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "offload_choice": ("selective", "uniform"),
     "gather_each": ("step", "unit"),
     "weight_gradients": ("apart", "joined"),
-    "decoding": ("plain", "ngram", "jacobi", "lookahead", "draft", "parallel"),
+    "decoding": ("plain", "ngram", "jacobi", "lookahead", "masks", "draft", "parallel"),
     "commit": ("match", "rejection"),
     "attention": ("sdpa", "flash", "cudnn", "efficient", "math"),
 }

@@ -50,6 +50,7 @@ DECODINGS = (
     Plan(micro_batch=4, decoding="parallel", speculate=4),
     Plan(micro_batch=1, decoding="parallel", speculate=8),
     Plan(micro_batch=4, decoding="parallel", speculate=4, commit="rejection"),
+    Plan(micro_batch=4, decoding="masks", speculate=2),
 )
 
 
@@ -80,14 +81,23 @@ def main() -> int:
                 work, prompts = replace(WORK, precision=precision), tuple[str, ...]()
                 if name == "answers":
                     work, prompts = replace(work, temperature=0.8, top_k=50, top_p=0.95), PROMPTS
+                own = replace(model, drafts=8, masks=7) if STRATEGIES[plan.decoding].masks else model
                 if STRATEGIES[plan.decoding].draft:
-                    own = replace(model, drafts=8, masks=7) if STRATEGIES[plan.decoding].masks else model
                     work = replace(work, draft=replace(own, layers=2) if name == "answers" else own)
                 if plan.commit == "rejection" and not work.temperature:
                     continue
                 attention = "flash" if asked.device == "cuda" and precision == "bf16" else "math"
                 at = replace(plan, attention=attention)
-                job = Job(at, model, work, 2, 2, check=True, device=asked.device, prompts=prompts)
+                job = Job(
+                    at,
+                    own if plan.decoding == "masks" else model,
+                    work,
+                    2,
+                    2,
+                    check=True,
+                    device=asked.device,
+                    prompts=prompts,
+                )
                 with tempfile.TemporaryDirectory() as folder:
                     ran = launch(job, nproc=plan.world, log_dir=Path(folder), timeout_s=120)
                 failed += not ran.equal

@@ -104,6 +104,7 @@ PROPOSALS: dict[str, Proposal] = {
     "ngram": Proposal(lookup, windows),
     "jacobi": Proposal(guesses),
     "lookahead": Proposal(pool),
+    "masks": Proposal(guesses),
     "draft": Proposal(draft, drafting),
     "parallel": Proposal(draft, drafting),
 }

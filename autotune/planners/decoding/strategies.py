@@ -39,6 +39,14 @@ def lookahead(plan: Plan) -> Tree:
     return Tree(tuple(parents))
 
 
+def row_and_masks(plan: Plan) -> Tree:
+    """A row to be verified, then groups of as many masks: after the newest token, and after each token of the row."""
+    parents, many = list(rows(plan).parents), plan.speculate
+    for node in range(1 + many):
+        parents += [len(parents) + place if place else node for place in range(many)]
+    return Tree(tuple(parents))
+
+
 @dataclass(frozen=True)
 class Strategy:
     """`axes`: of AXES those that say something about it. `tree`: what a round scores, of which the rows come first and
@@ -48,7 +56,7 @@ class Strategy:
     axes: tuple[str, ...] = ("speculate",)
     tree: Callable[[Plan], Tree] = rows
     draft: bool = False  # whether a draft model proposes
-    masks: bool = False  # and has a mask token for each place but the first
+    masks: bool = False  # whether who proposes needs mask tokens: the draft model, else the model itself
     nested: bool = True
     tried: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: {"speculate": (2, 4, 8, 16)})
 
@@ -69,6 +77,8 @@ STRATEGIES: dict[str, Strategy] = {
         nested=False,
         tried={"speculate": (3, 4), "branches": (4, 7), "window": (5, 10)},
     ),
+    # The model itself after mask tokens, in the pass that verifies (PaSS, 2311.13581; PPD, 2405.18628).
+    "masks": Strategy(("speculate",), row_and_masks, masks=True, nested=False, tried={"speculate": (1, 2, 3, 4)}),
     # A smaller model (Leviathan et al., 2211.17192; Chen et al., 2302.01318).
     "draft": Strategy(("speculate", "commit"), draft=True, tried={"speculate": (1, 2, 3, 4, 5, 6, 8)}),
     # One with mask tokens, in one pass (PARD, 2504.18583; ParallelSpec, 2410.05589). A token further ahead is drafted
@@ -133,7 +143,24 @@ def refused(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None
         found.append(
             f"commit {REJECTION} needs drawn tokens: [workload] temperature above 0 (found 0; nearest {MATCH})"
         )
-    return found + (_draft(plan, model, workload) if strategy.draft else [])
+    if strategy.draft:
+        found += _draft(plan, model, workload)
+    drafts = workload.draft if strategy.draft else model
+    return found + (_masks(plan, drafts, ahead=not strategy.draft) if strategy.masks and drafts else [])
+
+
+def _masks(plan: Plan, model: ModelSpec, ahead: bool) -> list[str | None]:
+    """What is wrong with the mask tokens of who proposes. `ahead`: the first token that is proposed is a mask's too."""
+    if not model.masks:
+        who = "a draft with mask tokens" if STRATEGIES[plan.decoding].draft else "a model with mask tokens"
+        near = "draft" if STRATEGIES[plan.decoding].draft else PLAIN
+        how = "parallel_draft in the config that it was trained with"
+        return [f"decoding {plan.decoding} needs {who}: {how} (found none in {model.name}; nearest decoding {near})"]
+    most = model.drafts - ahead
+    if plan.speculate <= most:
+        return []
+    what = "the places of its masks" if ahead else f"the tokens that {model.name} drafts at once"
+    return [f"speculate must be at most {most}, {what} (found {plan.speculate}; nearest {most})"]
 
 
 def _draft(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:
@@ -148,16 +175,6 @@ def _draft(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]
         found.append(
             f"{draft.architecture}'s latent attention has no key-value cache in this version: it drafts nothing"
         )
-    if not STRATEGIES[plan.decoding].masks:
-        return found
-    if not draft.masks:
-        found.append(
-            f"decoding {plan.decoding} needs a draft with mask tokens: parallel_draft in the config that it was trained"
-            f" with (found none in {draft.name}; nearest decoding draft)"
-        )
-    elif plan.speculate > draft.drafts:
-        most = f"{draft.drafts}, the tokens that {draft.name} drafts at once"
-        found.append(f"speculate must be at most {most} (found {plan.speculate}; nearest {draft.drafts})")
     return found
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from autotune.runners.decoding.lookahead import Lookahead
+from autotune.runners.decoding.masks import Masks
 from autotune.runners.decoding.ngram import lookup
 from autotune.runners.decoding.seen import Proposer, Seen
 from autotune.spec.model import ModelSpec
@@ -50,4 +51,5 @@ PROPOSERS: dict[str, Callable[[Plan, ModelSpec, int, torch.device], Proposer]] =
     "ngram": lambda plan, model, batch, device: Ngram(plan.speculate, plan.branches, plan.match),
     "jacobi": lambda plan, model, batch, device: Jacobi(plan.speculate),
     "lookahead": Lookahead.build,
+    "masks": Masks.build,
 }
