@@ -16,6 +16,7 @@ from autotune.planners.simulate import memory
 from autotune.planners.validate import validate
 from autotune.runners.reference import adamw_step, clip_gradients, init_weights, reference_gradients
 from autotune.runners.vocabulary_shard import assemble
+from autotune.spec.graph import blocks
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.workload import Workload
@@ -39,6 +40,8 @@ def oracle(
     for step in range(steps):
         loss, gradients = reference_gradients(model, weights, tokens, targets, rows=rows)
         losses.append(float(loss))
+        trained = {(block.index, w.name) for block in blocks(model) for w in block.trained()}
+        gradients = {key: gradient for key, gradient in gradients.items() if key in trained}
         for when, key, value in faults:
             gradients[key].add_(value if when == step else 0.0)
         first = first or {k: g.clone() for k, g in gradients.items()}

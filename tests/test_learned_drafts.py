@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import prod
 from pathlib import Path
 
+import pytest
 import torch
 
 from autotune.runners.checkpoint import open_checkpoint
@@ -27,6 +28,7 @@ PLAIN = ModelSpec("byte", "LlamaForCausalLM", 96, 2, 4, 4, 24, 256, 256, max_pos
 BLOCK = replace(PLAIN, drafts=4, masks=1)
 TRAIN = Workload(sequence_length=96, global_batch=16, precision="fp32", learning_rate=4e-3, clip=1.0)
 TRAIN = replace(TRAIN, warmup_steps=10, decay_steps=100)
+MASKED = replace(TRAIN, masks=mask_rows(96, 4, 0.7, 0.2))
 TALK = Workload("generate", precision="fp32", prompt_length=48, new_tokens=40, batch=16)
 PLAN, STEPS = Plan(micro_batch=16), 100
 
@@ -57,30 +59,57 @@ def loader(folder: Path) -> Loader:
     return load
 
 
-def reached(folder: Path) -> list[float]:
+def reached(folder: Path, decoding: str, speculate: int) -> tuple[list[float], list[list[int]]]:
     """Of rounds in which a model drafts for itself, on held-out text, the share that keep the first 1, 2, ... tokens:
-    after real tokens it says what it says, after masks what it has learned to."""
-    plan, work = Plan(decoding="parallel", speculate=4, micro_batch=16), replace(TALK, draft=BLOCK)
-    model, load = load_model(folder), loader(folder)
+    after real tokens it says what it says, after masks what it has learned to. And its answers."""
+    plan, work = Plan(decoding=decoding, speculate=speculate, micro_batch=16), replace(TALK, draft=BLOCK)
+    model, load = replace(load_model(folder), drafts=4, masks=BLOCK.masks), loader(folder)
     made = Generator.build(plan, model, work, 0, torch.device("cpu"), load, load_draft=load)
     found = made.generate(prompt_tokens(model, work, (), True))
     assert found.taken is not None
-    rates = kept([[count for count in row if count] for row in found.taken.tolist()], 5)
-    return [prod(rates[: place + 1]) for place in range(4)]
+    rates = kept([[count for count in row if count] for row in found.taken.tolist()], 1 + speculate)
+    return [prod(rates[: place + 1]) for place in range(speculate)], found.answers
 
 
-def test_a_draft_adapted_with_masks_is_kept_further_ahead(pool: Pool, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def plain(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has learned some text, and of no masks."""
+    folder = tmp_path_factory.mktemp("plain") / "trained"
+    begun = Job(PLAN, PLAIN, TRAIN, STEPS, 0, saved=Saved(str(folder), config(PLAIN)), trace=False)
+    ((losses,),) = pool.run("standing", 1, jobs=[begun], folder=folder.parent / "logs")
+    assert losses[0] > 5 > 3 > losses[-1]
+    return folder
+
+
+def adapted(pool: Pool, plain: Path, model: ModelSpec, work: Workload, folder: Path) -> tuple[float, ...]:
+    """Trained on with masks, from the same weights; its losses."""
+    saved = Saved(str(folder / "trained"), config(model))
+    job = Job(PLAN, model, work, STEPS, 0, checkpoint=str(plain), saved=saved, trace=False)
+    ((losses,),) = pool.run("standing", 1, jobs=[job], folder=folder / "logs")
+    return tuple(losses)
+
+
+def test_a_draft_adapted_with_masks_is_kept_further_ahead(pool: Pool, plain: Path, tmp_path: Path) -> None:
     """Adapted from a model that drafts nothing (PARD): that one with masks that it has never seen is right about the
     next token, and seldom further."""
     assert 1.5e5 < parameters(BLOCK) < 5e5
-    masked = replace(TRAIN, masks=mask_rows(96, 4, 0.7, 0.2), learning_rate=2e-3)
-    plain, block = tmp_path / "plain", tmp_path / "block"
-    begun = Job(PLAN, PLAIN, TRAIN, STEPS, 0, saved=Saved(str(plain), config(PLAIN)), trace=False)
-    adapted = Saved(str(block), config(BLOCK))
-    jobs = [begun, replace(begun, model=BLOCK, workload=masked, checkpoint=str(plain), saved=adapted)]
-    ((losses, later),) = pool.run("standing", 1, jobs=jobs, folder=tmp_path / "logs")
-    assert losses[0] > 5 > 3 > losses[-1] and later[-1] < later[0]
+    losses = adapted(pool, plain, BLOCK, replace(MASKED, learning_rate=2e-3), tmp_path)
+    assert losses[-1] < losses[0]
+    block = tmp_path / "trained"
     assert load_model(block) == replace(BLOCK, dtype="float32")
-    untrained, trained = reached(plain), reached(block)
+    (untrained, _), (trained, _) = (reached(folder, "parallel", 4) for folder in (plain, block))
     assert untrained[0] == trained[0] == 1.0
     assert all(more > 2 * less for less, more in zip(untrained[1:], trained[1:], strict=True)), (untrained, trained)
+
+
+def test_masks_of_a_frozen_model_learn_to_propose(pool: Pool, plain: Path, tmp_path: Path) -> None:
+    """PaSS: its masks alone are trained, and it proposes to itself; its answers are those it gave before, and all of
+    its other weights, bit for bit."""
+    work = replace(MASKED, learning_rate=3e-2, weight_decay=0.0)
+    losses, masks = adapted(pool, plain, replace(BLOCK, frozen=True), work, tmp_path), tmp_path / "trained"
+    assert losses[-1] < losses[0]
+    before, after = (open_checkpoint(folder).whole(PLAIN, torch.float32) for folder in (plain, masks))
+    assert all(before[key].equal(after[key]) for key in before)
+    (untrained, said), (trained, same) = (reached(folder, "masks", 2) for folder in (plain, masks))
+    assert said == same
+    assert all(more > 2 * less for less, more in zip(untrained, trained, strict=True)), (untrained, trained)

@@ -11,14 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from autotune.planners.costs.works import model_flops
+from autotune.planners.costs.works import model_flops, works
 from autotune.planners.feasible import why_not
+from autotune.planners.lower.body import lower_block
 from autotune.planners.lower.shape import sight_columns, training_shape
+from autotune.planners.lower.traits import stage_sizes
 from autotune.runners.ops.attention_masked import CPU, FORMULAS
 from autotune.runners.reference import reference_gradients, reference_logits
 from autotune.runners.rows import Batch, Rows, drawn_rows, prepared, with_masks
+from autotune.spec.graph import blocks, parameters
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
+from autotune.spec.work import Attention
 from autotune.spec.workload import Workload, mask_rows
 from tests.equal import assert_equal
 from tests.pool import Pool
@@ -107,6 +111,47 @@ def test_any_plan_equals_autograd(pool: Pool, model: ModelSpec, plan: Plan) -> N
     assert_equal(pool, model, plan, WORK)
 
 
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(attention="math"),
+        Plan(recompute="full", micro_batch=2),
+        Plan(data=2),
+        Plan(tensor=2),
+        Plan(tensor=2, sequence_parallel=True),
+        Plan(schedule="zb-h1"),
+    ],
+    ids=Plan.describe,
+)
+@pytest.mark.parametrize("clip", [0.0, 1e-3])
+def test_masks_alone_are_trained(pool: Pool, plan: Plan, clip: float) -> None:
+    """The target as it is: the same loss and gradients of the masks, and no others; whatever is kept is kept."""
+    model, work = replace(OWN, frozen=True), replace(WORK, clip=clip)
+    assert why_not(model, work, plan, plan.world) is None
+    for answer in assert_equal(pool, model, plan, work):
+        assert set(answer["gradients"]) == {(0, "mask.weight")} == set(answer["weights"])
+
+
+def test_what_is_frozen_computes_no_gradient_of_a_weight() -> None:
+    """Input gradients alone go through it; what a product's weight gradient needs is not kept."""
+    frozen = replace(SHARED, frozen=True)
+    for before, block in zip(blocks(SHARED), blocks(frozen), strict=True):
+        shape = training_shape(Plan(), WORK)
+        whole, body = lower_block(before, shape), lower_block(block, shape)
+        ops = [i.op for i in body.backward.ranks[0]]
+        assert [op for op in ops if op.endswith(".wgrad")] == (["embedding.wgrad"] if block.kind == "embed" else [])
+        assert [i.op for i in whole.backward.ranks[0] if not i.op.endswith(".wgrad")] == [
+            op for op in ops if not op.endswith(".wgrad")
+        ]
+        assert body.saved_bytes < whole.saved_bytes or block.kind == "embed"
+    assert model_flops(frozen, 4, 20) < 0.75 * model_flops(SHARED, 4, 20)
+    sizes = stage_sizes(Plan(), frozen, WORK)[0]
+    assert (sizes.parameters, sizes.parameters + sizes.frozen) == (SHARED.hidden, parameters(SHARED))
+    for plan, said in ((Plan(pipeline=2), "pipeline"), (Plan(data=2, zero=1), "zero")):
+        reason = why_not(frozen, WORK, plan)
+        assert reason is not None and f"{said} has nothing to share where mask tokens alone are trained" in reason
+
+
 def test_attention_under_a_mask_equals_autograd() -> None:
     generator = torch.Generator().manual_seed(2)
     q, k, v, g = (torch.randn(2, heads, 20, 8, generator=generator).double() for heads in (4, 2, 2, 4))
@@ -180,11 +225,6 @@ def test_what_masks_cannot_be_trained_with(plan: Plan, said: str) -> None:
 def test_what_runs_is_what_is_counted() -> None:
     """The products of all rows; attention over every pair where it is priced, over those seen where a model's own work
     is counted."""
-    from autotune.planners.costs.works import works
-    from autotune.planners.lower.body import lower_block
-    from autotune.spec.graph import blocks
-    from autotune.spec.work import Attention
-
     shape, block = training_shape(Plan(), WORK), blocks(SHARED)[1]
     body = lower_block(block, shape)
     cores = [w for i in body.forward.ranks[0] for w in works(block, body, i, shape) if isinstance(w, Attention)]
@@ -196,8 +236,11 @@ def test_what_runs_is_what_is_counted() -> None:
 
 
 @pytest.mark.alone
+@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("plan", [Plan(micro_batch=2), Plan(micro_batch=2, attention="math"), Plan(pipeline=2)])
-def test_a_steps_peak_with_masks(pool: Pool, plan: Plan) -> None:
-    model = replace(WIDE_MODELS["llama"], layers=4, drafts=4, masks=3)
+def test_a_steps_peak_with_masks(pool: Pool, plan: Plan, frozen: bool) -> None:
+    model = replace(WIDE_MODELS["llama"], layers=4, drafts=4, masks=3, frozen=frozen)
+    if frozen and plan.pipeline > 1:
+        plan = Plan(tensor=2, micro_batch=2)
     said, found = peaks(pool, model, plan, masks=mask_rows(128, 4, 0.7, 0.2))
     assert said == pytest.approx(found, rel=0.02 if plan.pipeline > 1 else 0.01)

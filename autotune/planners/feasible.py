@@ -197,10 +197,20 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
     found.append(_sharding(plan))
     found.append(_sync(plan))
     found.append(_weight_gradients(plan, model))
+    if model.frozen:
+        found.append(_frozen(plan))
     if workload.masks and plan.attention not in TAKES_MASK:
         takes = f"an attention that is told which rows see which: {', '.join(TAKES_MASK)}"
         found.append(f"masks need {takes} (found {plan.attention}; nearest {TAKES_MASK[0]})")
     return found + _meaningless(plan, GENERATION_AXES, "training")
+
+
+def _frozen(plan: Plan) -> str | None:
+    """What is wrong with how mask tokens alone are trained: they are few, and in the first stage."""
+    for axis in ("pipeline", "zero", "optimizer_offload"):
+        if (value := getattr(plan, axis)) != (usual := getattr(Plan(), axis)):
+            return f"{axis} has nothing to share where mask tokens alone are trained (found {value}; nearest {usual})"
+    return None
 
 
 def _sharding(plan: Plan) -> str | None:

@@ -104,7 +104,7 @@ def _run(
     values: dict[str, Tensor],
     weights: Weights,
     tables: tuple[Tensor, Tensor],
-    rows: Rows | None,
+    rows: Rows | None = None,
 ) -> None:
     """Evaluates the nodes of `block` on `values` [batch, sequence, ...] by name, in order; `tables`: cos and sin of
     each place of the sequence."""

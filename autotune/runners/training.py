@@ -158,7 +158,7 @@ class Trainer:
         for s, state in self.states.items():
             own = (state.master,) if state.master.dtype != state.weight.dtype else ()
             values |= {
-                f"w.{s}": state.weight,
+                f"w.{s}": (state.weight, *state.frozen.values()) if state.frozen else state.weight,
                 f"g.{s}": state.grad,
                 f"o.{s}": (*own, state.exp_avg, state.exp_avg_sq),
                 **{f"oh.{s}.{j}": states for j, states in enumerate(state.hosted)},

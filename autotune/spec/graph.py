@@ -7,6 +7,7 @@ prices, and the operations that the executor runs. They cannot drift apart becau
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 
 from autotune.spec.experts_graph import experts_feed_forward
@@ -86,10 +87,20 @@ def _layer(model: ModelSpec, layer: int) -> Block:
     return Block("layer", layer + 1, (*attention(model, prefix), *feed_forward(model, prefix)))
 
 
+def _frozen(block: Block) -> Block:
+    """All weights but those that a training may begin without as they are."""
+    nodes = (
+        replace(node, weights=tuple(replace(weight, frozen=not weight.fresh) for weight in node.weights))
+        for node in block.nodes
+    )
+    return replace(block, nodes=tuple(nodes))
+
+
 @lru_cache(maxsize=64)
 def blocks(model: ModelSpec) -> tuple[Block, ...]:
     """Every block in order: the embedding, the layers, the head with its loss."""
-    return (_embed(model), *(_layer(model, i) for i in range(model.layers)), _head(model))
+    made = (_embed(model), *(_layer(model, i) for i in range(model.layers)), _head(model))
+    return tuple(map(_frozen, made)) if model.frozen else made
 
 
 def parameters(model: ModelSpec) -> int:

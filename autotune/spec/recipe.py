@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,8 @@ class Recipe:
 
     @cached_property
     def _model(self) -> ModelSpec:
-        return self._spec(self.file.model, "model")
+        model = self._spec(self.file.model, "model")
+        return replace(model, frozen=True) if getattr(self.file.workload, "trained", "all") == "masks" else model
 
     @cached_property
     def _draft(self) -> ModelSpec | None:
@@ -169,7 +170,7 @@ class Recipe:
                 found = Problem(self.path, "workload.sequence_length", str(length), expected, str(drafts))
                 raise UsageError(f"{self.path}: its sequences are too short to learn to draft", problems=[found])
             return mask_rows(length, drafts, section.mask_share, section.mask_least)
-        usual = {"mask_share": MASK_SHARE, "mask_least": MASK_LEAST}
+        usual = {"trained": "all", "mask_share": MASK_SHARE, "mask_least": MASK_LEAST}
         wrong = [
             Problem(
                 self.path, f"workload.{key}", str(value), "a model with mask tokens (parallel_draft), or no such key"

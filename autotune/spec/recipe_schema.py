@@ -87,6 +87,9 @@ class TrainSection(Section):
     clip: float = Field(default=0.0, ge=0, description="most that the gradients' global norm may be; 0: no limit")
     warmup_steps: int = Field(default=0, ge=0, description="steps over which learning_rate rises; 0: none")
     decay_steps: int = Field(default=0, ge=0, description="step at which it has fallen to a tenth; 0: never")
+    trained: Literal["all", "masks"] = Field(
+        default="all", description='"masks": the mask tokens alone, all other weights stay what they are'
+    )
     mask_share: float = Field(
         default=MASK_SHARE, gt=0, le=1, description="of the masks one place ahead those that have another after them"
     )

@@ -100,6 +100,7 @@ def kinds_of(plan: Plan, model: ModelSpec, w: Workload, stages: Collection[int] 
     for s in range(len(sizes)) if stages is None else stages:
         size = sizes[s]
         own = stage_bytes(plan, s, size.parameters, w.precision)
+        own = own._replace(weights=own.weights + size.frozen * BYTES[w.precision])
         states, gradient, weight = subgroup_bytes(
             split(size.parameters, shards, plan.optimizer_offload)[1], w.precision
         )

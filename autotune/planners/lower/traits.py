@@ -108,7 +108,7 @@ def partial_weights(block: Block, tensor: int, sequence_parallel: bool) -> tuple
         for node in block.nodes
         if tensor > 1 and (node.split == "heads" or (sequence_parallel and not node.split))
         for weight in node.weights
-        if weight.shard is None
+        if weight.shard is None and not weight.frozen
     )
 
 

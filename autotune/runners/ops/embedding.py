@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autotune.runners.ops.env import Env
+from autotune.runners.ops.env import Env, wide
 from autotune.spec.graph import Node
 
 
@@ -39,11 +39,13 @@ def wgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[Tensor, 
     """Adds each token's gradient row to its row of the accumulator. Few masks stand for many tokens: of them the sums
     are a product, in which no two rows are added to one place at once."""
     (g,), (tokens,) = grads, saved
-    total, *masks = (env.grads[own.name] for own in node.weights)
-    g = g.to(total.dtype)
-    if masks:
+    total, *masks = (env.grads.get(own.name) for own in node.weights)  # none of what is frozen
+    g = g.to(wide(g.dtype))
+    if masks and masks[0] is not None:
         each = torch.arange(len(masks[0]), device=tokens.device).unsqueeze(1) + node.attr("vocab")
         masks[0].addmm_((tokens == each).to(g.dtype), g)
+    if total is None:
+        return
     if env.tensor_size > 1 or masks:
         tokens, outside = _local(env, tokens, total.shape[0])
         g = g.masked_fill(outside.unsqueeze(1), 0)
