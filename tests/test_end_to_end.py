@@ -234,6 +234,13 @@ def test_a_draft_that_proposes_blocks_is_trained_measured_and_chosen(home: Home)
     assert found.json["space"]["feasible"] == 1
     config = json.loads((home.folder / "out" / "config.json").read_text())
     assert config["parallel_draft"] == 3 and config["parallel_masks"] == 2
+    alone = text[text.index("[machine]") :].replace("steps = 3", 'steps = 3\ntrained = "masks"')
+    recipe = home.write("alone.toml", '[model]\ncheckpoint = "out"\n' + alone)
+    ran = home.run("run", recipe, "--pin", "micro_batch=4", "--steps", "2", "--check", "--save", "masks", "--json")
+    assert ran.code == 0 and ran.json["equal"] is True, ran.stderr
+    model = load_model(home.folder / "out")
+    before, after = (open_checkpoint(home.folder / name).whole(model, torch.float32) for name in ("out", "masks"))
+    assert [key for key in before if not before[key].equal(after[key])] == [(0, "mask.weight")]
     talk = GENERATE[GENERATE.index("[machine]") :].replace("devices = 2", "devices = 1")
     axes = 'decoding = ["plain", "parallel"]\nspeculate = 3\n'
     talk = talk.replace('prompt = "def f("\n', "").replace("tensor = 2\n", axes)

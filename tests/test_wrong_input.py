@@ -404,6 +404,21 @@ def test_drafts_that_cannot_draft(refused: Callable[..., str], checkpoint: Path,
     assert runs(home) == 0
 
 
+def test_masks_that_are_not_there_to_be_trained(refused: Callable[..., str], home: Home) -> None:
+    said = refused(2, "run", "r.toml", *TENSOR, "--set", "workload.trained=masks")
+    assert "workload.trained: found masks; expected a model with mask tokens (parallel_draft), or no such key" in said
+    share = ("--set", "workload.mask_share=0.5")
+    assert "workload.mask_share: found 0.5" in refused(2, "run", "r.toml", *TENSOR, *share)
+    said = refused(2, "run", "r.toml", *TENSOR, "--set", "workload.trained=mask")
+    assert "workload.trained" in said and "(nearest: masks)" in said
+    home.write("model.json", json.dumps({**CONFIG, "parallel_draft": 40}))
+    said = refused(2, "run", "r.toml", *TENSOR)
+    assert "workload.sequence_length: found 32; expected at least parallel_draft = 40" in said
+    home.write("model.json", json.dumps({**CONFIG, "parallel_draft": 1}))
+    assert "parallel_draft: found 1; expected a whole number >= 2" in refused(2, "run", "r.toml", *TENSOR)
+    assert runs(home) == 0
+
+
 def test_weights_that_cannot_be_saved(refused: Callable[..., str], checkpoint: Path, home: Home) -> None:
     home.write("file", "x")
     for words, said in (
