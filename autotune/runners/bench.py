@@ -125,7 +125,7 @@ def _copies(model: ModelSpec, piece: Piece, device: torch.device, group: Any) ->
         weights = {
             w.name: (0.02 * torch.randn(local_shape(w, shape.tensor), device=device)).to(dtype) for w in block.weights()
         }
-        grads = {name: torch.zeros_like(w, dtype=main) for name, w in weights.items()}
+        grads = {w.name: torch.zeros_like(weights[w.name], dtype=main) for w in block.trained()}
         weights |= {c.name: torch.zeros(c.shape, dtype=main, device=device) for c in block.constants()}
         env = Env(
             model,
