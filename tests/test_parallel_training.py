@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from autotune.planners.costs.price import Pricer
 from autotune.planners.costs.works import model_flops, works
 from autotune.planners.feasible import why_not
 from autotune.planners.lower.body import lower_block
 from autotune.planners.lower.shape import sight_columns, training_shape
 from autotune.planners.lower.traits import stage_sizes
+from autotune.profiles_db.profile_file import load_profile
 from autotune.runners.ops.attention_masked import CPU, FORMULAS
 from autotune.runners.reference import reference_gradients, reference_logits
 from autotune.runners.rows import Batch, Rows, drawn_rows, prepared, with_masks
@@ -30,7 +32,7 @@ from tests.tasks import random_batch, random_rows
 from tests.test_equality import LLAMA, QWEN
 from tests.test_generation import lively
 from tests.test_workspace import MODELS as WIDE_MODELS
-from tests.test_workspace import peaks
+from tests.test_workspace import SHIPPED, peaks
 
 SHARED, OWN = replace(LLAMA, drafts=4, masks=1), replace(QWEN, drafts=4, masks=3)
 WINDOW = replace(SHARED, name="window", window=5)
@@ -230,6 +232,12 @@ def test_what_runs_is_what_is_counted() -> None:
     cores = [w for i in body.forward.ranks[0] for w in works(block, body, i, shape) if isinstance(w, Attention)]
     assert [core.backend for core in cores] == ["masked.sdpa"]
     assert cores[0].flops == 2 * 2 * SHARED.heads * SHARED.head_dim * 20 * 20
+    priced = Pricer(load_profile(SHIPPED))
+    wide = replace(cores[0], keys=4096, queries=4096, heads=32, kv_heads=8, head_dim=128, dtype="bf16")
+    seconds = {name: priced.seconds(replace(wide, backend=name)) for name in ("masked.efficient", "efficient", "cudnn")}
+    # Unmeasured it is its own kernel's, over twice the pairs, and not the fastest one's.
+    assert 1.5 < seconds["masked.efficient"] / seconds["efficient"] < 2.5
+    assert seconds["masked.efficient"] > 3 * seconds["cudnn"]
     causal, masked = model_flops(SHARED, 4, 20), model_flops(SHARED, 4, 20, WORK.seen)
     core = 12 * 4 * SHARED.layers * SHARED.heads * SHARED.head_dim  # 2 products forward, 4 backward: 12 a pair
     assert causal - masked == pytest.approx(core * (210 - WORK.seen))
