@@ -189,6 +189,7 @@ def workload_from(raw: Mapping[str, Any]) -> Workload:
     if parts.get("draft"):
         parts["draft"] = model_from(parts["draft"])
     parts["acceptance"] = tuple(acceptance_from(one) for one in parts.get("acceptance", ()))
+    parts["masks"] = tuple(parts.get("masks", ()))
     workload: Workload = record(Workload, parts)
     return workload
 

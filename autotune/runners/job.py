@@ -62,6 +62,7 @@ class Job:
 def _workload(raw: dict[str, Any]) -> Workload:
     raw["draft"] = _model(raw["draft"]) if raw["draft"] else None
     raw["acceptance"] = tuple(acceptance_from(one) for one in raw["acceptance"])
+    raw["masks"] = tuple(raw["masks"])
     return Workload(**raw)
 
 

@@ -21,6 +21,8 @@ class Weight:
     shard: int | None = None
     init: str = "normal"  # normal | ones | zeros | target (of heads: as the target's output projection)
     wide: bool = False  # kept in fp32 at least, whatever the precision
+    fresh: bool = False  # a training may begin without it, whatever else its checkpoint has: then it is random
+    frozen: bool = False  # a weight like others for what reads it, but it has no gradient and never changes
 
     @property
     def size(self) -> int:
@@ -48,6 +50,11 @@ class Node:
     attrs: tuple[tuple[str, int | float | str], ...] = ()
     constants: tuple[Weight, ...] = ()
     inner: tuple[Block, ...] = ()
+
+    @property
+    def learns(self) -> bool:
+        """Whether it has a weight with a gradient."""
+        return any(not weight.frozen for weight in self.weights)
 
     def attr(self, key: str) -> int:
         return int(dict(self.attrs)[key])
@@ -85,6 +92,10 @@ class Block:
     def weights(self) -> Iterator[Weight]:
         for node in self.nodes:
             yield from node.weights
+
+    def trained(self) -> Iterator[Weight]:
+        """Those that are not frozen."""
+        return (weight for weight in self.weights() if not weight.frozen)
 
     def constants(self) -> Iterator[Weight]:
         for node in self.nodes:

@@ -37,7 +37,8 @@ class Matmul:
         return float(self.batch * (self.m * self.k + self.k * self.n + self.m * self.n) * BYTES[self.dtype])
 
 
-MASKED = "masked"  # the backend of attention whose queries do not see all that come before them
+# The backend of attention whose queries do not see all that come before them; in training with whose it is, by a dot.
+MASKED = "masked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,10 @@ class Attention:
 
     @property
     def flops(self) -> float:
-        """Of the causal half only: 2 products forward, 5 backward (FlashAttention-2, 2307.08691, section 3.1)."""
+        """Of the causal half only: 2 products forward, 5 backward (FlashAttention-2, 2307.08691, section 3.1). Under a
+        mask of all pairs: what nobody sees is computed and then left out."""
         pairs = self.queries * (self.keys - self.queries) + self.queries * (self.queries + 1) / 2
+        pairs = self.queries * self.keys if self.backend.startswith(MASKED) else pairs
         return 2.0 * (2 if self.form == "fwd" else 5) * self.batch * self.heads * self.head_dim * pairs
 
     @property

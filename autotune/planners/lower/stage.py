@@ -53,6 +53,7 @@ class Sizes:
     input_gradient: int = 0  # transient bytes; below 0 where what it needs is gone before all that it leaves is there
     weight_gradient: int = 0  # transient bytes
     late_gradient: bool = False  # whether the weight gradient reads the gradient of the stage's output
+    frozen: int = 0  # elements of weights beside the parameters
 
 
 @lru_cache(maxsize=1024)
@@ -144,20 +145,21 @@ def local_size(weight: Weight, tensor: int) -> int:
     return weight.size // (tensor if weight.shard is not None else 1)
 
 
-def local_parameters(stage: tuple[Block, ...], tensor: int) -> int:
-    """Elements of a stage's weights that one tensor rank holds; a tensor shared by two of its blocks counts once."""
-    layers = sum(_elements(canonical(block), tensor) for block in stage if block.kind == "layer")  # each by itself
+def local_parameters(stage: tuple[Block, ...], tensor: int, frozen: bool = False) -> int:
+    """Elements of a stage's weights that one tensor rank holds, of those that train or of those that are frozen; a
+    tensor shared by two of its blocks counts once."""
+    layers = sum(_elements(canonical(block), tensor, frozen) for block in stage if block.kind == "layer")  # one by one
     sizes = {}
     for number, block in enumerate(stage):
         for weight in block.weights() if block.kind != "layer" else ():
-            key = weight.parts or (number, weight.name)
-            sizes[key] = local_size(weight, tensor)
+            if weight.frozen == frozen:
+                sizes[weight.parts or (number, weight.name)] = local_size(weight, tensor)
     return layers + sum(sizes.values())
 
 
 @lru_cache(maxsize=1024)
-def _elements(block: Block, tensor: int) -> int:
-    return sum(local_size(weight, tensor) for weight in block.weights())
+def _elements(block: Block, tensor: int, frozen: bool) -> int:
+    return sum(local_size(weight, tensor) for weight in block.weights() if weight.frozen == frozen)
 
 
 @lru_cache(maxsize=8192)
@@ -183,7 +185,11 @@ def sizes(model: ModelSpec, cut: Cut, shape: Shape, policy: str, site: Site) -> 
     """The bytes of every stage; stages of equal blocks are worked out once."""
     runs, held, first = stage_runs(model, cut), stage_blocks(model, cut), first_alike(model, cut)
     found = {
-        stage: replace(_sizes(runs[stage], shape, policy, site), parameters=local_parameters(held[stage], shape.tensor))
+        stage: replace(
+            _sizes(runs[stage], shape, policy, site),
+            parameters=local_parameters(held[stage], shape.tensor),
+            frozen=local_parameters(held[stage], shape.tensor, frozen=True),
+        )
         for stage in set(first)
     }
     return tuple([found[stage] for stage in first])
