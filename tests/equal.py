@@ -16,11 +16,12 @@ from autotune.planners.simulate import memory
 from autotune.planners.validate import validate
 from autotune.runners.reference import adamw_step, clip_gradients, init_weights, reference_gradients
 from autotune.runners.vocabulary_shard import assemble
+from autotune.spec.graph import blocks
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.workload import Workload
 from tests.pool import Pool
-from tests.tasks import random_batch
+from tests.tasks import random_rows
 
 Faults = tuple[tuple[int, tuple[int, str], float], ...]  # (step, weight, what is added to its gradient)
 BOUND = 1e-10  # in double precision, absolute
@@ -32,13 +33,15 @@ def oracle(
 ) -> tuple[list[float], dict[Any, torch.Tensor], dict[Any, torch.Tensor]]:
     """Some steps in one process: losses, first gradients, final weights. `faults` are added to gradients."""
     weights = init_weights(model, 0, torch.float64)
-    tokens, targets = random_batch(work, model.vocab)
+    tokens, targets, rows = random_rows(model, work)
     losses, first = [], {}
     states: dict[Any, Any] = {}
     taken = 0
     for step in range(steps):
-        loss, gradients = reference_gradients(model, weights, tokens, targets)
+        loss, gradients = reference_gradients(model, weights, tokens, targets, rows=rows)
         losses.append(float(loss))
+        trained = {(block.index, w.name) for block in blocks(model) for w in block.trained()}
+        gradients = {key: gradient for key, gradient in gradients.items() if key in trained}
         for when, key, value in faults:
             gradients[key].add_(value if when == step else 0.0)
         first = first or {k: g.clone() for k, g in gradients.items()}

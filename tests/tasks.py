@@ -26,6 +26,7 @@ from autotune.runners.ops import Env
 from autotune.runners.overhead import TINY
 from autotune.runners.prompts import Prompts
 from autotune.runners.reference import init_weight
+from autotune.runners.rows import Batch, prepared
 from autotune.runners.standing import Standing
 from autotune.runners.state import DTYPES
 from autotune.runners.training import Trainer
@@ -37,6 +38,11 @@ from autotune.spec.workload import Workload
 from tests.fitted import loaded
 
 WIDE = {torch.bfloat16: torch.float32}  # what NumPy knows in the place of what it does not
+
+
+def random_rows(model: ModelSpec, workload: Workload) -> Batch:
+    """The same with the first step's masks, where a training has such."""
+    return prepared(model, workload, Batch(*random_batch(workload, model.vocab)), 0)
 
 
 def random_batch(workload: Workload, vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,7 +67,7 @@ def train(
     frozen = whole if isinstance(model, HeadsSpec) else None
     load = reference.begun(model.target, load, whole) if isinstance(model, HeadsSpec) and model.target else load
     trainer = Trainer.build(plan, model, workload, rank, torch.device("cpu"), load, frozen)
-    tokens, targets = random_batch(workload, model.vocab)
+    tokens, targets, rows = random_rows(model, workload)
     each = workload.global_batch // plan.data
     mine = slice(trainer.mesh.data * each, (trainer.mesh.data + 1) * each)
     gradients: dict[tuple[int, str], Any] = {}
@@ -85,7 +91,7 @@ def train(
     trainer.interpreter.hooks = {"OPT": capture, "NORM": spoil, "VALIDATE": lambda i, values: begun.append(step)}
     losses, trace = [], Trace()
     for step in range(steps):
-        trainer.feed((tokens[mine], targets[mine]))
+        trainer.feed(Batch(tokens[mine], targets[mine], rows))
         if step == 0:
             trainer.watch = []
         trainer.interpreter.step(trace if step == 0 else None)
@@ -131,10 +137,10 @@ def peak(rank: int, world: int, plan: Plan, model: ModelSpec, workload: Workload
         weight, init_weight(weight, 0, DTYPES[workload.precision]), rank % plan.tensor, plan.tensor
     )
     trainer = Trainer.build(plan, model, workload, rank, torch.device("cpu"), load)
-    tokens, targets = random_batch(workload, model.vocab)
+    tokens, targets, rows = random_rows(model, workload)
     each = workload.global_batch // plan.data
     mine = slice(trainer.mesh.data * each, (trainer.mesh.data + 1) * each)
-    trainer.feed((tokens[mine], targets[mine]))
+    trainer.feed(Batch(tokens[mine], targets[mine], rows))
     trainer.interpreter.step()
     return peak_during(trainer.interpreter.step, trainer.interpreter.values, torch.device("cpu"))
 
@@ -153,10 +159,10 @@ def sharded_bytes(rank: int, world: int, plan: Plan, model: ModelSpec, workload:
 
     load = lambda index, weight: shard(weight, init_weight(weight, 0, DTYPES[workload.precision]), 0, 1)  # noqa: E731
     trainer = Trainer.build(plan, model, workload, rank, torch.device("cpu"), load)
-    tokens, targets = random_batch(workload, model.vocab)
+    tokens, targets, rows = random_rows(model, workload)
     each = workload.global_batch // plan.data
     mine = slice(trainer.mesh.data * each, (trainer.mesh.data + 1) * each)
-    trainer.feed((tokens[mine], targets[mine]))
+    trainer.feed(Batch(tokens[mine], targets[mine], rows))
     was = dist.all_gather_into_tensor, dist.reduce_scatter_tensor
     try:
         dist.all_gather_into_tensor, dist.reduce_scatter_tensor = counting(was[0], 0), counting(was[1], 1)

@@ -109,15 +109,16 @@ def test_kept_rows_and_trees_by_hand() -> None:
 TINY = ModelSpec("tiny", "LlamaForCausalLM", 8, 2, 2, 1, 4, 16, 5, max_positions=16)
 
 
+@pytest.mark.parametrize("decoding", ["draft", "parallel"])
 @pytest.mark.parametrize("change", [{}, {"top_p": 0.8}, {"top_k": 3}], ids=["whole", "nucleus", "top k"])
-def test_answers_of_speculative_sampling_have_the_targets_distribution(change: dict[str, Any]) -> None:
+def test_answers_of_speculative_sampling_have_the_targets_distribution(change: dict[str, Any], decoding: str) -> None:
     """Three tokens of 6000 sequences against the exact probabilities of all 125 answers, by chi-square."""
     many, new = 6000, 3
     work = Workload("generate", precision="fp64", prompt_length=2, new_tokens=new, batch=many, temperature=1.3)
-    work = replace(work, draft=TINY, **change)
+    work = replace(work, draft=replace(TINY, drafts=2, masks=1), **change)
     load = lambda index, weight: lively_weight(weight, "fp64")  # noqa: E731
     noisy = lambda index, weight: lively_weight(weight, "fp64") * 0.8  # noqa: E731
-    plan = Plan(decoding="draft", speculate=2, commit=REJECTION, attention="math")
+    plan = Plan(decoding=decoding, speculate=2, commit=REJECTION, attention="math")
     generator = Generator.build(plan, TINY, work, 0, torch.device("cpu"), load, seed=11, load_draft=noisy)
     prompt = torch.tensor([[1, 3]])
     made = generator.generate(Prompts(prompt.expand(many, 2), (2,) * many))

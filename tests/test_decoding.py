@@ -37,12 +37,16 @@ SHAPES = {
     "lookahead": (Plan(decoding="lookahead", speculate=2, branches=3, window=4),),
     "jacobi": (Plan(decoding="jacobi", speculate=4),),
     "draft": (Plan(decoding="draft", speculate=1), Plan(decoding="draft", speculate=3)),
+    "parallel": (Plan(decoding="parallel", speculate=2), Plan(decoding="parallel", speculate=4)),
+    "masks": (Plan(decoding="masks", speculate=1), Plan(decoding="masks", speculate=3)),
     "heads": (
         Plan(decoding="heads", speculate=3),
         Plan(decoding="heads", speculate=2, tree="0,0,1,0,1,2"),
         Plan(decoding="heads", speculate=3, refine="ngram"),
     ),
 }
+# Of the target's own shape: with a mask for all places (PARD), with one for each (ParallelSpec).
+SHARED, OWN = (replace(MODELS["llama"], drafts=4, masks=masks) for masks in (1, 3))
 WITH_WEIGHTS = [name for name, strategy in STRATEGIES.items() if strategy.draft]
 MESHES = (Plan(), Plan(data=2), Plan(tensor=2), Plan(pipeline=2), Plan(tensor=2, pipeline=2), Plan(pipeline=4))
 CASES = [
@@ -55,9 +59,11 @@ CASES = [
 
 
 def proposing(plan: Plan, name: str) -> ModelSpec | None:
-    """What proposes to a model: itself, or heads of it."""
+    """What proposes to a model: itself, with mask tokens where these are needed, or heads of it."""
     if plan.decoding not in WITH_WEIGHTS:
         return None
+    if plan.decoding == "parallel":
+        return OWN if plan.speculate == 4 else SHARED
     return heads_of(MODELS[name]) if plan.decoding == "heads" else MODELS[name]
 
 
@@ -79,13 +85,14 @@ def test_every_strategy_is_tested_and_proposes() -> None:
 )
 def test_answers_are_those_of_plain_decoding(pool: Pool, plan: Plan, work: Workload) -> None:
     name = "window" if plan.speculate == 3 and plan.decoding not in WITH_WEIGHTS else "llama"
-    given = replace(work, draft=proposing(plan, name))
+    given, model = replace(work, draft=proposing(plan, name)), MODELS[name]
+    model = replace(model, drafts=4, masks=3) if plan.decoding == "masks" else model  # which no token of a text meets
     heads = fitted_to(name, work) if plan.decoding == "heads" else None
     runs = pool.run(
         "answer",
         plan.world,
         plan=plan,
-        model=MODELS[name],
+        model=model,
         workload=given,
         lengths=LENGTHS,
         noise=0.02,
@@ -116,10 +123,10 @@ def test_programs_are_sound(shapes: tuple[Plan, ...]) -> None:
         for shape in shapes:
             plan = shape.altered(data=mesh.data, tensor=mesh.tensor, pipeline=mesh.pipeline)
             work = replace(WORK, draft=proposing(plan, "llama"))
-            assert why_not(MODELS["llama"], work, plan) is None
+            assert why_not(OWN, work, plan) is None
             new = scored(plan)
             for sizes in ((7, 7), (new, 9 + new)):
-                program = expand(lower_generation(plan, MODELS["llama"], work, *sizes), plan)
+                program = expand(lower_generation(plan, OWN, work, *sizes), plan)
                 validate(program)
                 resolve(program, inline=True)
 

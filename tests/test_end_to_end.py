@@ -221,6 +221,46 @@ def test_how_tokens_are_proposed_is_measured_and_chosen(home: Home) -> None:
     assert ran.json["measured"]["rounds"]["rates"] == [1, 1]
 
 
+def test_a_draft_that_proposes_blocks_is_trained_measured_and_chosen(home: Home) -> None:
+    """Trained with masks beside its text, checked against the reference and searched; then it drafts for itself."""
+    masks = "parallel_draft = 3\nparallel_masks = 2\n"
+    text = TRAIN.replace("[machine]", masks + "[machine]").replace("devices = 2", "devices = 1")
+    recipe = home.write("blocks.toml", text)
+    ran = home.run("run", recipe, "--pin", "micro_batch=4", "--steps", "2", "--check", "--save", "out", "--json")
+    assert ran.code == 0, ran.stderr
+    assert ran.json["equal"] is True and ran.json["max_difference"] < 1e-5
+    found = home.run("search", recipe, "--measure", "1", "--json")
+    assert found.code == 0, found.stderr
+    assert found.json["space"]["feasible"] == 1
+    config = json.loads((home.folder / "out" / "config.json").read_text())
+    assert config["parallel_draft"] == 3 and config["parallel_masks"] == 2
+    alone = text[text.index("[machine]") :].replace("steps = 3", 'steps = 3\ntrained = "masks"')
+    recipe = home.write("alone.toml", '[model]\ncheckpoint = "out"\n' + alone)
+    ran = home.run("run", recipe, "--pin", "micro_batch=4", "--steps", "2", "--check", "--save", "masks", "--json")
+    assert ran.code == 0 and ran.json["equal"] is True, ran.stderr
+    model = load_model(home.folder / "out")
+    before, after = (open_checkpoint(home.folder / name).whole(model, torch.float32) for name in ("out", "masks"))
+    assert [key for key in before if not before[key].equal(after[key])] == [(0, "mask.weight")]
+    talk = GENERATE[GENERATE.index("[machine]") :].replace("devices = 2", "devices = 1")
+    axes = 'decoding = ["plain", "parallel"]\nspeculate = 3\n'
+    talk = talk.replace('prompt = "def f("\n', "").replace("tensor = 2\n", axes)
+    recipe = home.write("talk.toml", '[model]\ncheckpoint = "out"\n[draft]\ncheckpoint = "out"\n' + talk)
+    told = home.run("profile", "--acceptance", recipe, "--json")
+    assert told.code == 0, told.stderr
+    (rates,) = (one["rates"] for one in told.json["acceptances"] if one["key"] == "parallel speculate=3")
+    assert rates[0] == 1 and len(rates) == 3
+    found = home.run("search", recipe, "--measure", "1", "--json")
+    assert found.code == 0, found.stderr
+    assert found.json["space"]["feasible"] == 4
+    pins = ("--pin", "decoding=parallel", "--pin", "speculate=3", "--pin", "micro_batch=2")
+    ran = home.run("run", recipe, *pins, "--steps", "1", "--check", "--json")
+    assert ran.code == 0, ran.stderr
+    assert ran.json["equal"] is True and ran.json["measured"]["rounds"]["rates"][0] == 1
+    warm = ("--set", "workload.temperature=0.9", "--pin", "commit=rejection")
+    ran = home.run("run", recipe, *pins, *warm, "--steps", "1", "--check", "--json")
+    assert ran.code == 0 and ran.json["equal"] is True, ran.stderr
+
+
 def test_a_checked_run(home: Home) -> None:
     pins = ("--pin", "data=2", "--pin", "zero=1", "--pin", "micro_batch=2")
     ran = home.run("run", home.write("r.toml", TRAIN), *pins, "--check", "--steps", "1", "--warmup", "0", "--json")

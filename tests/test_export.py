@@ -33,7 +33,9 @@ PLANS = {
     "ngram": Plan(micro_batch=4, decoding="ngram", speculate=4, match=2),
     "jacobi": Plan(micro_batch=4, decoding="jacobi", speculate=4),
     "lookahead": Plan(micro_batch=4, decoding="lookahead", speculate=3, branches=4, window=5),
+    "masks": Plan(micro_batch=4, decoding="masks", speculate=3),
     "draft": Plan(micro_batch=4, decoding="draft", speculate=3),
+    "parallel": Plan(micro_batch=4, decoding="parallel", speculate=4),
     "heads": Plan(micro_batch=4, decoding="heads", speculate=3, tree="0,0,1,1,3"),
 }
 TABLE = (

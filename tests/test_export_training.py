@@ -59,6 +59,13 @@ def test_the_plans_can_run(name: str) -> None:
 
 
 @pytest.mark.parametrize("engine", sorted(TRAINERS))
+def test_masks_are_not_silently_dropped(engine: str) -> None:
+    model, work = replace(LLAMA, drafts=4, masks=1), replace(WORK, masks=(9, 6, 4))
+    (lost,) = (one for one in TRAINERS[engine](TrainJob(PLANS["one"], work, model)).lost if one.axis == "masks")
+    assert lost.found == "19 rows beside each sequence" and "text alone" in lost.instead
+
+
+@pytest.mark.parametrize("engine", sorted(TRAINERS))
 @pytest.mark.parametrize("name", sorted(PLANS))
 def test_no_axis_is_silently_dropped(name: str, engine: str) -> None:
     """An axis that differs from a plan's defaults is said, or among those that an engine's words have a place for."""

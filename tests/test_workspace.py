@@ -33,6 +33,7 @@ MODELS = {
     "llama": ModelSpec("llama", "LlamaForCausalLM", 128, 2, 4, 2, 32, 384, 512),
     "qwen": ModelSpec("qwen", "Qwen3ForCausalLM", 96, 2, 6, 2, 32, 256, 512, qkv_bias=True, qk_norm=True),
     "mistral": ModelSpec("mistral", "MistralForCausalLM", 128, 2, 4, 2, 32, 384, 512, window=100),
+    "masks": ModelSpec("masks", "LlamaForCausalLM", 128, 2, 4, 2, 32, 384, 512, drafts=4, masks=3),
     "qwen-moe": ModelSpec(
         "qwen-moe", "Qwen3MoeForCausalLM", 128, 2, 4, 2, 32, 384, 512, experts=Experts(8, 3, 64, normalise=False)
     ),
@@ -112,7 +113,7 @@ def instructions(model: ModelSpec, shape: Shape) -> Iterator[Seen]:
             attention=shape.attention,
         )
         source = block.nodes[0].reads[0]
-        tokens = torch.randint(model.vocab, (shape.tokens,))
+        tokens = torch.randint(model.vocab + model.masks, (shape.tokens,))
         rows = shape.rows(shape.sequence_parallel and shape.tensor > 1)
         x = tokens if source == "tokens" else torch.randn(rows, model.hidden).to(dtype)
         values = {source: x, "targets": tokens % (model.vocab // shape.tensor)}
@@ -224,9 +225,9 @@ def test_a_steps_peak(pool: Pool, plan: Plan) -> None:
     assert said == pytest.approx(found, rel=0.02 if plan.pipeline > 1 else 0.01)
 
 
-def peaks(pool: Pool, model: ModelSpec, plan: Plan) -> tuple[int, int]:
-    """(predicted, counted) bytes of the fullest rank."""
-    workload = Workload(sequence_length=128, global_batch=8, precision="fp32")
+def peaks(pool: Pool, model: ModelSpec, plan: Plan, masks: tuple[int, ...] = ()) -> tuple[int, int]:
+    """(predicted, counted) bytes of the fullest rank; `masks`: rows beside each sequence's text."""
+    workload = Workload(sequence_length=128, global_batch=8, precision="fp32", masks=masks)
     shipped = load_profile(SHIPPED)
     here = replace(shipped, device=replace(shipped.device, kind="cpu", cores=plan.world, count=plan.world))
     said = Predictor(model, workload, here).predict(plan).peak_bytes

@@ -378,6 +378,16 @@ def test_drafts_that_cannot_draft(refused: Callable[..., str], checkpoint: Path,
     assert "the draft's vocabulary must be the model's 256 (found 300" in said
     said = refused(3, "run", "t.toml", *pins, "--set", "machine.devices=1")
     assert "needs a draft model: a [draft] section in the recipe" in said
+    home.write("draft.json", json.dumps(CONFIG))
+    home.write("d.toml", TALK + '[draft]\nconfig = "draft.json"\n')
+    pins = ("--pin", "decoding=parallel", *pins[2:])
+    said = refused(3, "run", "d.toml", *pins, "--set", "machine.devices=1")
+    assert "a draft with mask tokens: parallel_draft in the config that it was trained with (found none" in said
+    home.write("draft.json", json.dumps({**CONFIG, "parallel_draft": 2}))
+    said = refused(3, "run", "d.toml", *pins, "--pin", "speculate=3", "--set", "machine.devices=1")
+    assert "speculate must be at most 2, the tokens that draft drafts at once (found 3; nearest 2)" in said
+    home.write("d.toml", TALK + '[draft]\nconfig = "draft.json"\ncheckpoint = "ckpt"\n')
+    assert "model.mask_tokens.weight: found no such tensor" in refused(2, "run", "d.toml", *pins)
     home.write("d.toml", TALK + '[draft]\ncheckpoint = "gone"\n')
     assert "draft.checkpoint: found 'gone', which does not exist" in refused(2, "run", "d.toml", *pins)
     home.write("draft.json", json.dumps({**CONFIG, "intermediate_size": 96}))
@@ -393,6 +403,21 @@ def test_drafts_that_cannot_draft(refused: Callable[..., str], checkpoint: Path,
     assert "its workload trains" in refused(2, "profile", "--acceptance", "r.toml")
     assert "--quick: of a machine's profile" in refused(2, "profile", "--acceptance", "t.toml", "--quick")
     assert "--set: a machine's profile has no recipe" in refused(2, "profile", "--set", "a.b=1")
+    assert runs(home) == 0
+
+
+def test_masks_that_are_not_there_to_be_trained(refused: Callable[..., str], home: Home) -> None:
+    said = refused(2, "run", "r.toml", *TENSOR, "--set", "workload.trained=masks")
+    assert "workload.trained: found masks; expected a model with mask tokens (parallel_draft), or no such key" in said
+    share = ("--set", "workload.mask_share=0.5")
+    assert "workload.mask_share: found 0.5" in refused(2, "run", "r.toml", *TENSOR, *share)
+    said = refused(2, "run", "r.toml", *TENSOR, "--set", "workload.trained=mask")
+    assert "workload.trained" in said and "(nearest: masks)" in said
+    home.write("model.json", json.dumps({**CONFIG, "parallel_draft": 40}))
+    said = refused(2, "run", "r.toml", *TENSOR)
+    assert "workload.sequence_length: found 32; expected at least parallel_draft = 40" in said
+    home.write("model.json", json.dumps({**CONFIG, "parallel_draft": 1}))
+    assert "parallel_draft: found 1; expected a whole number >= 2" in refused(2, "run", "r.toml", *TENSOR)
     assert runs(home) == 0
 
 

@@ -14,7 +14,7 @@ import json
 from typing import Any
 
 from autotune.export.served import Export, Lost, others
-from autotune.export.trained import BETAS, EPSILON, TrainJob, only
+from autotune.export.trained import BETAS, EPSILON, TrainJob, only, text_alone
 from autotune.spec.plan import Plan
 from autotune.spec.workload import LEAST_RATE, Workload
 
@@ -27,7 +27,8 @@ SAID = (
 
 def deepspeed(job: TrainJob) -> Export:
     """The config that trains a plan with DeepSpeed."""
-    plan, workload, lost, notes = job.plan, job.workload, others(NAME, job.plan, SAID), list[str]()
+    plan, workload, notes = job.plan, job.workload, list[str]()
+    lost = others(NAME, plan, SAID) + text_alone(NAME, job)
     if plan.pipeline > 1 and plan.schedule != "1f1b":
         lost.append(Lost("schedule", plan.schedule, f"{NAME}'s PipelineModule trains by 1F1B"))
     if plan.context_ring > 1:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from itertools import chain
 
 from autotune.export.served import Export, Lost, others
-from autotune.export.trained import BETAS, EPSILON, TrainJob, only
+from autotune.export.trained import BETAS, EPSILON, TrainJob, only, text_alone
 from autotune.planners.lower.stage import cut_of
 from autotune.spec.model import Experts, LatentAttention, ModelSpec
 from autotune.spec.plan import Plan
@@ -38,7 +38,7 @@ NOTES = (
 
 def megatron(job: TrainJob) -> Export:
     """The command that trains a plan with Megatron-LM."""
-    plan, lost = job.plan, others(NAME, job.plan, SAID)
+    plan, lost = job.plan, others(NAME, job.plan, SAID) + text_alone(NAME, job)
     words = chain(
         job.torchrun(),
         ("pretrain_gpt.py",),

@@ -89,7 +89,7 @@ def lost_by_all(engine: str, job: Job, matches: bool = False) -> list[Lost]:
         found.append(Lost("page", str(plan.page), f"{engine} has pages of a size of its own, which are used"))
     if plan.decoding not in DECODINGS:
         found.append(Lost("decoding", plan.decoding, f"{engine} has no such strategy: plain decoding is used"))
-        axes = [axis for axis in STRATEGIES[plan.decoding].axes if axis != "commit" or plan.changes]
+        axes = [axis for axis in STRATEGIES[plan.decoding].axes if axis != "commit" or plan.commit != MATCH]
         return found + [Lost(axis, str(getattr(plan, axis)), f"of decoding {plan.decoding}") for axis in axes]
     if plan.branches > 1:
         found.append(Lost("branches", str(plan.branches), "one row of proposed tokens is used"))

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from autotune.export.served import Export, Lost, others
-from autotune.export.trained import TrainJob, only
+from autotune.export.trained import TrainJob, only, text_alone
 from autotune.planners.lower.stage import cut_of
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
@@ -60,7 +60,7 @@ NEAREST = BASES["meta-llama--Llama-3.1-8B"]
 
 def torchtitan(job: TrainJob) -> Export:
     """The module that trains a plan with torchtitan, in a function `plan`."""
-    plan, workload, lost = job.plan, job.workload, others(NAME, job.plan, SAID)
+    plan, workload, lost = job.plan, job.workload, others(NAME, job.plan, SAID) + text_alone(NAME, job)
     base = BASES.get(job.model.name, NEAREST)
     if job.model.name not in BASES:
         lost.append(Lost("model", job.model.name, f"{NAME} has none of that name: {base.config} stands in its place"))

@@ -38,6 +38,14 @@ class TrainJob:
         return "torchrun", "--nnodes", str(nodes), "--nproc-per-node", str(here)
 
 
+def text_alone(engine: str, job: TrainJob) -> list[Lost]:
+    """The masks beside a sequence's text, which no engine trains with."""
+    if not (many := sum(job.workload.masks)):
+        return []
+    found = f"{many} rows beside each sequence"
+    return [Lost("masks", found, f"{engine} trains on the text alone: to draft is not learned")]
+
+
 def differs(plan: Plan, axis: str) -> bool:
     """Whether a plan says something about an axis."""
     return bool(getattr(plan, axis) != getattr(Plan(), axis))

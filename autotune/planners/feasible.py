@@ -59,6 +59,7 @@ GATHERS = ("step", "unit")
 CHOICES = ("selective", "uniform")
 KERNELS = (LIBRARY, FUSED)
 PAGES = (0, 16, 64, 256)  # positions of a page
+TAKES_MASK = ("efficient", "sdpa", "math")  # backends of attention, of training
 MOST_FUSED = 64  # tokens at a time, of all sequences: kernels.decode keeps all of a sequence's in registers
 
 
@@ -86,7 +87,7 @@ def _tensor(plan: Plan, model: ModelSpec, workload: Workload, ends: bool) -> lis
         if plan.tensor == 1:
             found.append("sequence_parallel needs tensor > 1 (found 1; nearest 2)")
         if workload.kind == "train":
-            tokens = plan.micro_batch * (workload.sequence_length // plan.context)
+            tokens = plan.micro_batch * (workload.rows // plan.context)
             found.append(_divides("tensor", plan.tensor, tokens, "tokens of a micro-batch"))
     return found
 
@@ -128,6 +129,8 @@ def _context(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | Non
     found = [_divides("context_ring", ring, plan.context, "context")]
     if plan.context == 1 or found[0]:
         return found
+    if workload.masks:
+        found.append("context needs rows that see all that come before them (found masks among them; nearest 1)")
     found.append(_divides("context", plan.context, length, "sequence_length"))
     if ring > 1:
         found.append(_divides("2 x context_ring", 2 * ring, length, "sequence_length"))
@@ -186,6 +189,10 @@ def _vocabulary(plan: Plan, model: ModelSpec) -> str | None:
     if plan.vocabulary not in VOCABULARIES:
         near = nearest_name(plan.vocabulary, ("ends", *VOCABULARIES))
         return f"vocabulary {plan.vocabulary!r} is unknown (nearest {near or 'ends'!r})"
+    if model.masks:
+        return (
+            f"vocabulary {plan.vocabulary} needs a vocabulary without mask tokens (found {model.masks}; nearest 'ends')"
+        )
     if plan.pipeline == 1:
         return f"vocabulary {plan.vocabulary} needs pipeline > 1 (found 1; nearest 2)"
     if VOCABULARIES[plan.vocabulary].together and plan.schedule != TOGETHER:
@@ -219,7 +226,20 @@ def _training(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | No
     found.append(_sharding(plan))
     found.append(_sync(plan))
     found.append(_weight_gradients(plan, model))
+    if model.frozen:
+        found.append(_frozen(plan))
+    if workload.masks and plan.attention not in TAKES_MASK:
+        takes = f"an attention that is told which rows see which: {', '.join(TAKES_MASK)}"
+        found.append(f"masks need {takes} (found {plan.attention}; nearest {TAKES_MASK[0]})")
     return found + _meaningless(plan, GENERATION_AXES, "training")
+
+
+def _frozen(plan: Plan) -> str | None:
+    """What is wrong with how mask tokens alone are trained: they are few, and in the first stage."""
+    for axis in ("pipeline", "zero", "optimizer_offload"):
+        if (value := getattr(plan, axis)) != (usual := getattr(Plan(), axis)):
+            return f"{axis} has nothing to share where mask tokens alone are trained (found {value}; nearest {usual})"
+    return None
 
 
 def _sharding(plan: Plan) -> str | None:

@@ -20,6 +20,7 @@ from autotune.planners.schedules import OWN, SCHEDULES, Place, held, schedule_of
 from autotune.spec.machine import Profile
 from autotune.spec.plan import FUSED, LIBRARY, PLAIN, Plan
 from autotune.spec.prediction import Question
+from autotune.spec.work import MASKED, Attention
 
 Values = tuple[object, ...]
 SEARCHED = tuple(name for name, entry in SCHEDULES.items() if entry.searched)
@@ -32,8 +33,8 @@ def divisors(number: int) -> tuple[int, ...]:
 
 def backends(profile: Profile) -> Values:
     """Attention backends worth trying: those the profile has measured, but never the materialised scores."""
-    seen = {s.work.backend for s in profile.samples if s.work.kind == "attention"}  # type: ignore[union-attr]
-    return tuple(sorted(str(b) for b in seen - {"math", "sdpa"})) or ("sdpa",)
+    seen = {s.work.backend for s in profile.samples if isinstance(s.work, Attention)}
+    return tuple(sorted(b for b in seen - {"math", "sdpa"} if not b.startswith(MASKED))) or ("sdpa",)
 
 
 def axis_values(question: Question) -> dict[str, Values]:

@@ -190,6 +190,7 @@ def workload_from(raw: Mapping[str, Any]) -> Workload:
         parts["draft"] = model_from(parts["draft"])
     parts["prompt_lengths"] = tuple(parts.get("prompt_lengths", ()))
     parts["acceptance"] = tuple(acceptance_from(one) for one in parts.get("acceptance", ()))
+    parts["masks"] = tuple(parts.get("masks", ()))
     workload: Workload = record(Workload, parts)
     return workload
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from autotune.kernels.one_shot import all_reduce
 from autotune.planners.costs.works import works
 from autotune.planners.lower.body import Body, lower_block
-from autotune.planners.lower.shape import Shape
+from autotune.planners.lower.shape import Shape, sight_columns
 from autotune.profiles_db.cores import all_cores, own_cores
 from autotune.profiles_db.probes.crew import Crew, join
 from autotune.runners.at_once import at_once
@@ -111,6 +111,9 @@ def _copies(model: ModelSpec, piece: Piece, device: torch.device, group: Any) ->
     main = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
     rope = tables(model, shape.queries, device)
     positions = torch.arange(shape.queries, device=device)
+    sight = None
+    if shape.masked:  # all pairs are computed, whoever sees whom
+        sight = torch.zeros((shape.queries, sight_columns(shape.queries)), dtype=dtype, device=device)
 
     def reduce(tensor: Tensor, how: str) -> Tensor:
         if group is not None:
@@ -122,7 +125,7 @@ def _copies(model: ModelSpec, piece: Piece, device: torch.device, group: Any) ->
         weights = {
             w.name: (0.02 * torch.randn(local_shape(w, shape.tensor), device=device)).to(dtype) for w in block.weights()
         }
-        grads = {name: torch.zeros_like(w, dtype=main) for name, w in weights.items()}
+        grads = {w.name: torch.zeros_like(weights[w.name], dtype=main) for w in block.trained()}
         weights |= {c.name: torch.zeros(c.shape, dtype=main, device=device) for c in block.constants()}
         env = Env(
             model,
@@ -138,6 +141,7 @@ def _copies(model: ModelSpec, piece: Piece, device: torch.device, group: Any) ->
             ring_size=shape.ring,
             all_reduce=reduce,
             attention=shape.attention,
+            sight=sight,
         )
         made.append(_Copy(env, {}))
     return made

@@ -19,9 +19,10 @@ from autotune.runners.corpus import open_corpus
 from autotune.runners.data import batch
 from autotune.runners.job import Job
 from autotune.runners.pieces import gathered
-from autotune.runners.reference import init_weights, reference_gradients, with_target
+from autotune.runners.reference import init_weight, init_weights, reference_gradients, with_target
+from autotune.runners.rows import Batch, prepared
 from autotune.runners.state import DTYPES, Key
-from autotune.runners.training import Batch, Trainer
+from autotune.runners.training import Trainer
 from autotune.spec.heads import HeadsSpec
 from autotune.spec.program import Instruction
 
@@ -64,7 +65,9 @@ def judge(job: Job, loss: float, device: torch.device, whole: Mapping[Key, torch
     dtype = REFERENCE[job.workload.precision]
     weights = init_weights(job.model, job.seed, DTYPES[job.workload.precision])
     if job.checkpoint:
-        weights = open_checkpoint(job.checkpoint).whole(job.model, DTYPES[job.workload.precision])
+        weights = open_checkpoint(job.checkpoint).whole(
+            job.model, DTYPES[job.workload.precision], lambda weight, dtype: init_weight(weight, job.seed, dtype)
+        )
     if isinstance(job.model, HeadsSpec) and job.model.target:
         target = init_weights(job.model.target, job.seed, DTYPES[job.workload.precision])
         if job.target_checkpoint:
@@ -72,11 +75,14 @@ def judge(job: Job, loss: float, device: torch.device, whole: Mapping[Key, torch
         weights = with_target(job.model, weights, target, begin=not job.checkpoint)
     corpus = open_corpus(job.workload.data, job.model.vocab)
     size = job.workload.global_batch
-    tokens, targets = batch(corpus, 0, size, job.workload.sequence_length, 0, size)
+    text = Batch(*batch(corpus, 0, size, job.workload.sequence_length, 0, size))
+    tokens, targets, rows = prepared(job.model, job.workload, text, 0)
     moved = {id(w): w.to(device) for w in weights.values()}
     weights = {key: moved[id(w)] for key, w in weights.items()}
     with torch.enable_grad():
-        expected, gradients = reference_gradients(job.model, weights, tokens.to(device), targets.to(device), dtype)
+        expected, gradients = reference_gradients(
+            job.model, weights, tokens.to(device), targets.to(device), dtype, rows
+        )
     worst = abs(loss - float(expected)) / abs(float(expected))
     for key, gradient in whole.items():
         ours, theirs = gradient.to(device, dtype), gradients[key].to(dtype)

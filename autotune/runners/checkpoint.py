@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,10 +54,21 @@ class Checkpoint(Headers):
                 row += piece.shape[0]
         return result
 
-    def whole(self, model: ModelSpec, dtype: torch.dtype) -> dict[tuple[int, str], torch.Tensor]:
-        """Every tensor of `model`, on the CPU, by (block index, name)."""
-        held = [(block.index, weight) for block in blocks(model) for weight in block.tensors()]
-        return {(index, weight.name): self.load(weight, 0, 1, kept(weight, dtype), "cpu") for index, weight in held}
+    def whole(
+        self,
+        model: ModelSpec,
+        dtype: torch.dtype,
+        begin: Callable[[Weight, torch.dtype], torch.Tensor] | None = None,
+    ) -> dict[tuple[int, str], torch.Tensor]:
+        """Every tensor of `model`, on the CPU, by (block index, name); what it lacks and a training may begin without
+        is as `begin` says."""
+        found: dict[tuple[int, str], torch.Tensor] = {}
+        for block in blocks(model):
+            for weight in block.tensors():
+                own = kept(weight, dtype)
+                made = begin(weight, own) if begin and self.lacks(weight) else self.load(weight, 0, 1, own, "cpu")
+                found[block.index, weight.name] = made
+        return found
 
 
 def kept(weight: Weight, dtype: torch.dtype) -> torch.dtype:

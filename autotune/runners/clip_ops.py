@@ -45,7 +45,7 @@ def counted(trainer: Trainer, stage: int) -> list[Tensor]:
     ranges: list[list[int]] = []
     spans = set()
     for block in state.blocks:
-        for weight in block.weights():
+        for weight in block.trained():
             whole = weight.shard is None and not rows and plan.tensor > 1 and trainer.mesh.tensor > 0
             if not whole and not (tied and weight.name in ("embed.weight", "lm_head.weight")):
                 place = state.places[block.index, weight.name].range

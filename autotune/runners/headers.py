@@ -40,8 +40,14 @@ class Headers:
     source: Path
     entries: Mapping[str, Entry]
 
-    def verify(self, weights: Iterable[Weight]) -> None:
-        """Nothing, or a UsageError that lists every tensor of `weights` that is missing, misshapen or quantised."""
+    def lacks(self, weight: Weight) -> bool:
+        """Whether it has nothing of a weight that a training may begin without."""
+        return weight.fresh and all(name not in self.entries for name, _ in weight.parts)
+
+    def verify(self, weights: Iterable[Weight], train: bool = False) -> None:
+        """Nothing, or a UsageError that lists every tensor of `weights` that is missing, misshapen or quantised.
+        `train`: those that a training may begin without may be missing."""
+        weights = (w for w in weights if not (train and self.lacks(w)))
         wanted = {name: (rows, *w.shape[1:]) for w in weights for name, rows in w.parts}
         problems: list[Problem] = []
         for name, shape in wanted.items():

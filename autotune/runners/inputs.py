@@ -39,7 +39,8 @@ def check_inputs(
     if workload.data or (runs and not prompts):
         _check_data(recipe, model, workload)
     if checkpoint:
-        read_headers(checkpoint).verify(weight for block in blocks(model) for weight in block.tensors())
+        whole = (weight for block in blocks(model) for weight in block.tensors())
+        read_headers(checkpoint).verify(whole, train=workload.kind == "train")
     if draft_checkpoint and workload.draft:
         drafted = blocks(workload.draft)
         read_headers(draft_checkpoint).verify(weight for block in drafted for weight in block.tensors())

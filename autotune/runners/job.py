@@ -63,6 +63,7 @@ def _workload(raw: dict[str, Any]) -> Workload:
     raw["draft"] = _model(raw["draft"]) if raw["draft"] else None
     raw["prompt_lengths"] = tuple(raw["prompt_lengths"])
     raw["acceptance"] = tuple(acceptance_from(one) for one in raw["acceptance"])
+    raw["masks"] = tuple(raw["masks"])
     return Workload(**raw)
 
 

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from autotune.planners.decoding.strategies import tree_of
+from autotune.planners.decoding.strategies import STRATEGIES, tree_of
 from autotune.runners.check import BOUNDS
 from autotune.runners.checkpoint import open_checkpoint
-from autotune.runners.decoding.reference import speculative, typical
+from autotune.runners.decoding.reference import at_once, one_by_one, speculative, typical
 from autotune.runners.drift import Drift, drift
 from autotune.runners.emulated import EMULATIONS
 from autotune.runners.generation import Generated
@@ -125,12 +125,14 @@ def _off_speculative(
     def chances(of: ModelSpec, whole: Mapping[Key, Tensor], tokens: Tensor) -> Tensor:
         return distribution(reference_logits(of, whole, tokens[None], dtype)[0], workload)
 
+    own = partial(chances, model, drafts)
+    proposes = at_once(own, model.mask_token) if STRATEGIES[job.plan.decoding].masks else one_by_one(own)
     many, new = part.tokens.shape
     streams = {p: draws(job.seed, prompts.first, many, new, p).tolist() for p in ("", "accept", "draft")}
     for row, ours in enumerate(part.answers):
         expected, slack = speculative(
             partial(chances, job.model, weights),
-            partial(chances, model, drafts),
+            proposes,
             prompts.tokens[row, : prompts.lengths[row]].tolist(),
             part.tokens.shape[1],
             job.plan.speculate,

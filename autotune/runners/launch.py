@@ -233,7 +233,8 @@ def gather(job: Job, log_dir: Path) -> RunResult:
     losses = tuple(sum(r.losses[i] for r in reports) / job.plan.tensor for i in range(len(first.losses)))
     mfu = 0.0
     if job.workload.kind == "train" and job.peak_flops and median:
-        flops = model_flops(job.model, job.workload.global_batch, job.workload.sequence_length)
+        workload = job.workload
+        flops = model_flops(job.model, workload.global_batch, workload.rows, workload.seen if workload.masks else 0.0)
         mfu = flops / (median * job.peak_flops * job.plan.world)
     return RunResult(
         steps,

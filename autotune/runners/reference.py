@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from autotune.runners import reference_parts as parts
 from autotune.runners import rope
+from autotune.runners.rows import Rows
 from autotune.spec.graph import Block, Node, Weight, blocks
 from autotune.spec.heads import HeadsSpec
 from autotune.spec.heads_graph import TARGET
@@ -113,7 +114,7 @@ def _rotary(node: Node, qkv: Tensor, cos: Tensor, sin: Tensor, norms: Sequence[T
     return (*turned, v)
 
 
-def _attention(node: Node, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _attention(node: Node, q: Tensor, k: Tensor, v: Tensor, rows: Rows | None) -> Tensor:
     width, groups = node.attr("head_dim"), node.attr("heads") // node.attr("kv_heads")
     q, k = (x.reshape(*x.shape[:-1], -1, width).transpose(-2, -3) for x in (q, k))
     v = v.reshape(*v.shape[:-1], -1, node.attr("v_dim")).transpose(-2, -3)
@@ -124,12 +125,21 @@ def _attention(node: Node, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     seen = distance >= 0
     if node.attr("window"):
         seen &= distance < node.attr("window")
+    if rows is not None:
+        seen = rows.seen(q.device, node.attr("window"))
     scores = scores.masked_fill(~seen, float("-inf"))
     return (scores.softmax(-1) @ v).transpose(-2, -3).flatten(-2)
 
 
-def _run(block: Block, values: dict[str, Tensor], weights: Weights, tables: tuple[Tensor, Tensor]) -> None:
-    """Evaluates the nodes of `block` on `values` [batch, sequence, ...] by name, in order."""
+def _run(
+    block: Block,
+    values: dict[str, Tensor],
+    weights: Weights,
+    tables: tuple[Tensor, Tensor],
+    rows: Rows | None = None,
+) -> None:
+    """Evaluates the nodes of `block` on `values` [batch, sequence, ...] by name, in order; `tables`: cos and sin of
+    each place of the sequence."""
     for node in block.nodes:
         reads = [values[name] for name in node.reads if name in values]
         if len(reads) < len(node.reads):
@@ -139,7 +149,7 @@ def _run(block: Block, values: dict[str, Tensor], weights: Weights, tables: tupl
         if node.op == "frozen":
             continue  # its rows are there
         if node.op == "embedding":
-            out = (F.embedding(reads[0], own[0]),)
+            out = (F.embedding(reads[0], torch.cat(own)),)  # masks come after the vocabulary
         elif node.op == "rmsnorm":
             out = (_norm(reads[0], own[0], node.number("eps")),)
         elif node.op == "linear":
@@ -148,7 +158,7 @@ def _run(block: Block, values: dict[str, Tensor], weights: Weights, tables: tupl
             cos, sin = (table[: reads[0].shape[1], None] for table in tables)
             out = _rotary(node, reads[0], cos, sin, own)
         elif node.op == "attention":
-            out = (_attention(node, *reads),)
+            out = (_attention(node, reads[0], reads[1], reads[2], rows),)
         elif node.op == "swiglu":
             gate, up = reads[0].chunk(2, dim=-1)
             out = (F.silu(gate) * up,)
@@ -172,15 +182,20 @@ def _trained(model: ModelSpec, weights: Weights) -> dict[Key, Tensor]:
     return {key: tensor for key, tensor in weights.items() if key in changed}
 
 
-def _forward(model: ModelSpec, weights: Weights, tokens: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
-    """Every value of the head block: at least logits [batch, sequence, vocab], and the loss if there are targets."""
-    tables = rope.tables(model, tokens.shape[1], tokens.device)
+def _forward(
+    model: ModelSpec, weights: Weights, tokens: Tensor, targets: Tensor | None, rows: Rows | None = None
+) -> dict[str, Tensor]:
+    """Every value of the head block: at least logits [batch, sequence, vocab], and the loss if there are targets.
+    `rows`: where the rows of a sequence stand and what they see, if not one after another all before them."""
+    places = torch.arange(tokens.shape[1]) if rows is None else rows.positions
+    cos, sin = rope.tables(model, int(places.max()) + 1, tokens.device)
+    tables = cos[places.to(tokens.device)], sin[places.to(tokens.device)]
     values = {"tokens": tokens}
     if isinstance(model, HeadsSpec) and model.target:
         own = {of_target(key): tensor for key, tensor in weights.items() if key[0] < 0}
         values["y"] = head_values(model.target, own, tokens)["h"]
     for block in blocks(model):
-        _run(block, values, weights, tables)
+        _run(block, values, weights, tables, rows)
         if block.kind != "head":
             values = {"x": values[block.nodes[-1].writes[0]]}
             if block.index == model.layers and targets is not None:
@@ -214,9 +229,11 @@ def heads_logits(model: HeadsSpec, weights: Weights, rows: Tensor) -> list[Tenso
 
 
 @torch.no_grad()
-def reference_logits(model: ModelSpec, weights: Weights, tokens: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def reference_logits(
+    model: ModelSpec, weights: Weights, tokens: Tensor, dtype: torch.dtype | None = None, rows: Rows | None = None
+) -> Tensor:
     """Logits [batch, sequence, vocab] of int64 tokens [batch, sequence]."""
-    return _forward(model, converted(weights, dtype), tokens, None)["logits"]
+    return _forward(model, converted(weights, dtype), tokens, None, rows)["logits"]
 
 
 @torch.no_grad()
@@ -228,7 +245,12 @@ def reference_loss(
 
 
 def reference_gradients(
-    model: ModelSpec, weights: Weights, tokens: Tensor, targets: Tensor, dtype: torch.dtype | None = None
+    model: ModelSpec,
+    weights: Weights,
+    tokens: Tensor,
+    targets: Tensor,
+    dtype: torch.dtype | None = None,
+    rows: Rows | None = None,
 ) -> tuple[Tensor, dict[Key, Tensor]]:
     """The mean loss and its gradient by every weight; tied weights share one tensor, the sum of both uses.
 
@@ -241,7 +263,7 @@ def reference_gradients(
     loss, sums = torch.zeros(()), [torch.zeros_like(leaf) for leaf in leaves.values()]
     with torch.enable_grad():
         for row, target in zip(tokens.split(1), targets.split(1), strict=True):
-            part = _forward(model, own, row, target)["loss"] / len(tokens)
+            part = _forward(model, own, row, target, rows)["loss"] / len(tokens)
             for total, gradient in zip(sums, torch.autograd.grad(part, list(leaves.values())), strict=True):
                 total.add_(gradient)
             loss = part.detach() + loss.to(part)

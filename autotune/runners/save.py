@@ -25,8 +25,9 @@ def save_weights(trainer: Trainer, saved: Saved, load: Loader, folder: Path) -> 
     mine: dict[Key, Tensor] = {}
     for stage, state in trainer.states.items():
         # One after another: as much as a stage's whole weights fits beside what is there, as it does in a step.
-        of_stage = trainer.whole(stage, state.weight)
+        of_stage = dict(trainer.whole(stage, state.weight))
         if trainer.mesh.replica == 0:
+            of_stage |= state.frozen
             mine |= {key: tensor.to("cpu", copy=True) for key, tensor in of_stage.items()}
         del of_stage
     whole = gathered(trainer, mine, folder, "weights")

@@ -52,6 +52,22 @@ def _views(flat: Tensor, places: Mapping[Key, Place]) -> dict[Key, Tensor]:
     return {key: flat[place.range].view(place.shape) for key, place in places.items()}
 
 
+def _frozen(
+    blocks: tuple[Block, ...], load: Loader, tensor_size: int, dtype: torch.dtype, device: torch.device
+) -> dict[Key, Tensor]:
+    """The frozen weights; two blocks that share a tensor share it."""
+    made: dict[tuple[tuple[str, int], ...], Tensor] = {}
+    found: dict[Key, Tensor] = {}
+    for block in blocks:
+        for weight in block.weights():
+            if weight.frozen:
+                if weight.parts not in made:
+                    made[weight.parts] = torch.empty(local_shape(weight, tensor_size), dtype=dtype, device=device)
+                    made[weight.parts].copy_(load(block.index, weight))
+                found[block.index, weight.name] = made[weight.parts]
+    return found
+
+
 class Rates(NamedTuple):
     learning_rate: float
     weight_decay: float
@@ -103,6 +119,7 @@ class StageState:
     places: Mapping[Key, Place] = field(default_factory=dict)
     shared: Sharding = NOTHING
     constants: Mapping[Key, Tensor] = field(default_factory=dict)  # whole on every rank
+    frozen: Mapping[Key, Tensor] = field(default_factory=dict)  # this tensor rank's shards of weights that never change
 
     @classmethod
     def build(
@@ -129,7 +146,7 @@ class StageState:
         keys: list[tuple[Key, Weight, tuple[str, ...]]] = []
         size = 0
         for block in blocks:
-            for weight in (w for w in block.weights() if not w.form):  # others: runners/rounded.py
+            for weight in (w for w in block.trained() if not w.form):  # others: runners/rounded.py
                 shape = local_shape(weight, tensor_size)
                 tensor = tuple(name for name, _ in weight.parts)
                 keys.append(((block.index, weight.name), weight, tensor))
@@ -175,6 +192,7 @@ class StageState:
             hosted,
             places=places,
             shared=shared,
+            frozen=_frozen(blocks, load, tensor_size, dtype, device),
             constants={(b.index, c.name): load(b.index, c).to(device, main) for b in blocks for c in b.constants()},
         )
 
@@ -203,10 +221,11 @@ class StageState:
         self, block: Block, weights: Flat | None = None, grads: Flat | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(weights and constants, gradients) of one block by name, of those that are here or lent."""
-        names = [weight.name for weight in block.weights() if not weight.form]
+        names = [weight.name for weight in block.trained() if not weight.form]
         sources = (weights.views if weights else self.weights, grads.views if grads else self.grads)
         found = [{name: source[block.index, name] for name in names} if source else {} for source in sources]
         fixed = {constant.name: self.constants[block.index, constant.name] for constant in block.constants()}
+        fixed |= {w.name: self.frozen[block.index, w.name] for w in block.weights() if w.frozen}
         return found[0] | fixed, found[1]
 
     def update(self, rates: Rates) -> None:

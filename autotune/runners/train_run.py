@@ -15,9 +15,10 @@ from autotune.runners.interpreter import Trace
 from autotune.runners.job import Job, RankReport
 from autotune.runners.memory import peak_during
 from autotune.runners.mesh import barrier
+from autotune.runners.rows import Batch, prepared
 from autotune.runners.save import save_weights
 from autotune.runners.state import Loader
-from autotune.runners.training import Batch, Trainer
+from autotune.runners.training import Trainer
 
 
 def batches(job: Job, data: int) -> Iterator[Batch]:
@@ -26,7 +27,8 @@ def batches(job: Job, data: int) -> Iterator[Batch]:
     each = job.workload.global_batch // job.plan.data
     step = 0
     while True:
-        yield batch(corpus, step, job.workload.global_batch, job.workload.sequence_length, data * each, each)
+        text = batch(corpus, step, job.workload.global_batch, job.workload.sequence_length, data * each, each)
+        yield prepared(job.model, job.workload, Batch(*text), step)
         step += 1
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from autotune.planners.lower.body import PROGRAMS
 from autotune.planners.lower.expand import expand
 from autotune.planners.lower.join import joined_body, part_of
-from autotune.planners.lower.shape import Shape, training_shape
+from autotune.planners.lower.shape import Shape, sight_columns, training_shape
 from autotune.planners.lower.sharding import sharding
 from autotune.planners.lower.stage import cut_of, stage_blocks
 from autotune.planners.lower.train import lower_training
@@ -39,7 +39,8 @@ from autotune.runners.interpreter import Interpreter, Operation
 from autotune.runners.mesh import Mesh, staged
 from autotune.runners.ops import Env
 from autotune.runners.rope import tables
-from autotune.runners.state import Flat, Key, Loader, Rates, StageState
+from autotune.runners.rows import Batch
+from autotune.runners.state import DTYPES, Flat, Key, Loader, Rates, StageState
 from autotune.runners.vocabulary_shard import loaded_rows
 from autotune.spec.graph import Block, blocks
 from autotune.spec.heads import HeadsSpec
@@ -60,7 +61,6 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     **subgroup_ops.OPERATIONS,
 }
 NUMBERS = (NORM, CARRIED, WHOLE)
-Batch = tuple[Tensor, Tensor]  # tokens and targets, int64 [sequences of this replica, sequence length]
 
 
 def places(plan: Plan, workload: Workload, context: int) -> Tensor:
@@ -71,11 +71,19 @@ def places(plan: Plan, workload: Workload, context: int) -> Tensor:
     """
     heads = plan.context // plan.context_ring
     at, part = divmod(context, heads)
-    tokens = torch.arange(workload.sequence_length)
+    tokens = torch.arange(workload.rows)  # of sequences with masks, the numbers of their rows: positions come with them
     if plan.context_ring > 1:
         pieces = tokens.view(2 * plan.context_ring, -1)
         tokens = torch.cat((pieces[at], pieces[-1 - at]))
     return tokens.view(heads, -1)[part]
+
+
+def sight(workload: Workload, device: torch.device) -> Tensor | None:
+    """Room for which rows of a sequence see which (see ops.Env), where they do not see all before them."""
+    if not workload.masks:
+        return None
+    shape = workload.rows, sight_columns(workload.rows)
+    return torch.zeros(shape, dtype=DTYPES[workload.precision], device=device)
 
 
 @dataclass
@@ -142,7 +150,7 @@ class Trainer:
             plan.micro_batch,
             shape.queries,
             places(plan, workload, mesh.context).to(device),
-            tables(model, workload.sequence_length, device),
+            tables(model, workload.sequence_length + len(workload.masks), device),
             {},
             tensor_rank=mesh.tensor,
             tensor_size=plan.tensor,
@@ -151,8 +159,9 @@ class Trainer:
             ring_size=plan.context_ring,
             all_reduce=mesh.all_reduce,
             attention=plan.attention,
-            loss_scale=1.0 / workload.tokens,
+            loss_scale=1.0 / (workload.global_batch * workload.rows),
             frozen=target.rows if target else None,
+            sight=sight(workload, device),
         )
         trainer = cls(plan, model, workload, mesh, states, program, env, shape, calls, target)
         by_host = frozenset(i.lane for i in program.ranks[rank] if i.peers) if staged(device) else frozenset()
@@ -166,7 +175,7 @@ class Trainer:
         for s, state in self.states.items():
             own = (state.master,) if state.master.dtype != state.weight.dtype else ()
             values |= {
-                f"w.{s}": state.weight,
+                f"w.{s}": (state.weight, *state.frozen.values()) if state.frozen else state.weight,
                 f"g.{s}": state.grad,
                 f"o.{s}": (*own, state.exp_avg, state.exp_avg_sq),
                 **{f"oh.{s}.{j}": states for j, states in enumerate(state.hosted)},
@@ -181,13 +190,19 @@ class Trainer:
             values["loss"] = torch.zeros((), dtype=dtype, device=self.mesh.device)
         return values
 
-    def feed(self, batch: Batch) -> None:
-        """Tokens and targets of a step, on the ranks that need them, each a part of each sequence; clears the loss."""
+    def feed(self, batch: Batch | tuple[Tensor, Tensor]) -> None:
+        """Tokens and targets of a step, on the ranks that need them, each a part of each sequence; clears the loss.
+        How its rows lie goes to where the last step's are."""
+        batch = Batch(*batch)
+        if batch.rows is not None and self.env.sight is not None:
+            self.env.positions.copy_(batch.rows.positions)
+            seen = batch.rows.seen(self.mesh.device, self.model.window)
+            self.env.sight[:, : len(seen)].masked_fill_(seen, 0).masked_fill_(~seen, float("-inf"))
         if self.plan.context > 1:
             here = self.env.positions.to(batch[0].device)
-            batch = batch[0][:, here], batch[1][:, here]
-        tokens, targets = (t.to(self.mesh.device) for t in batch)
-        needed = {"tokens": tokens, "targets": targets}
+            batch = Batch(batch.tokens[:, here], batch.targets[:, here])
+        tokens, targets = (t.to(self.mesh.device) for t in batch[:2])
+        needed = {"tokens": tokens, "targets": targets, "sight": self.env.sight}
         named = self.program.buffers[self.mesh.rank]
         self.interpreter.values.update({name: value for name, value in needed.items() if name in named})
         if "loss" in self.interpreter.values:

@@ -44,7 +44,8 @@ def assemble(
                 found[block.index, weight.name] = stacked[: weight.shape[0]]
             else:
                 by_rank = {tensor: tensors[key] for _, tensor, tensors in pieces if key in tensors}
-                found[block.index, weight.name] = unshard(weight, [by_rank[rank] for rank in sorted(by_rank)])
+                if by_rank:  # what is frozen has no gradient
+                    found[block.index, weight.name] = unshard(weight, [by_rank[rank] for rank in sorted(by_rank)])
     return found
 
 

@@ -100,10 +100,12 @@ def _weights(job: Job, model: ModelSpec, folder: str, tensor: int, tensors: int,
         return lambda index, weight: shard(
             weight, init_weight(weight, job.seed, kept(weight, dtype), where), tensor, tensors
         )
-    checkpoint = open_checkpoint(folder)
-    checkpoint.verify(weight for block in blocks(model) for weight in block.tensors())
+    checkpoint, trains = open_checkpoint(folder), job.workload.kind == "train"
+    checkpoint.verify((weight for block in blocks(model) for weight in block.tensors()), trains)
 
     def load(index: int, weight: Weight) -> torch.Tensor:
+        if trains and checkpoint.lacks(weight):  # drawn on a CPU: the same on every rank, whatever it runs on
+            return shard(weight, init_weight(weight, job.seed, kept(weight, dtype)), tensor, tensors)
         return checkpoint.load(weight, tensor, tensors, kept(weight, dtype), device)
 
     return load

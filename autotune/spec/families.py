@@ -278,6 +278,25 @@ def _latent(fields: Fields) -> LatentAttention:
     return latent
 
 
+def _masks(fields: Fields, latent: bool) -> tuple[int, int]:
+    """(tokens drafted in one pass, distinct mask tokens), keys of our own: PARD (2504.18583, 3.1) has one mask for all
+    places, ParallelSpec (2410.05589, 3.1) one for each."""
+    drafts = fields.integer("parallel_draft", 0, least=2)
+    if not drafts:
+        if fields.value("parallel_masks") is not None:
+            fields.problem("parallel_masks", "masks without parallel_draft", "parallel_draft, or no such key")
+        return 0, 0
+    masks = fields.integer("parallel_masks", 1)
+    if masks > drafts - 1:
+        expected = f"at most one for each token but the first: parallel_draft - 1 = {drafts - 1}"
+        fields.problem("parallel_masks", str(masks), expected, str(drafts - 1))
+    if latent:
+        fields.problem(
+            "parallel_draft", str(drafts), "attention with a key-value cache: latent attention drafts nothing"
+        )
+    return drafts, masks
+
+
 def from_config(raw: Mapping[str, Any], source: str, name: str = "", *, inline: bool = False) -> ModelSpec:
     """A ModelSpec from config keys. `source` is the file they came from, for errors; `name` defaults to its name.
 
@@ -307,6 +326,7 @@ def from_config(raw: Mapping[str, Any], source: str, name: str = "", *, inline: 
         found, most = str(experts.top_k), str(experts.count)
         fields.problem("num_experts_per_tok", found, f"at most the number of experts, {most}", most)
     qkv_bias, out_bias = family.bias(fields)
+    drafts, masks = _masks(fields, family.latent)
     theta, scaling = _rotary(fields, family.rope_theta, inline)
     fields.choice("hidden_act", ("silu",), "silu")
     fields.only("mlp_bias", False, "a bias in the feed-forward is not supported")
@@ -334,6 +354,8 @@ def from_config(raw: Mapping[str, Any], source: str, name: str = "", *, inline: 
         experts=experts,
         latent=latent,
         extra_layers=fields.integer("num_nextn_predict_layers", 0, least=0, also=("num_mtp_layers",)),
+        drafts=drafts,
+        masks=masks,
     )
     if inline:
         fields.unknown(COMMON | family.ignored)

@@ -7,6 +7,7 @@ prices, and the operations that the executor runs. They cannot drift apart becau
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 
 from autotune.spec.experts_graph import experts_feed_forward
@@ -56,9 +57,14 @@ def _feed_forward(model: ModelSpec, prefix: str) -> Iterator[Node]:
 
 
 def _embed(model: ModelSpec) -> Block:
-    weight = Weight("embed.weight", (model.vocab, model.hidden), (("model.embed_tokens.weight", model.vocab),), shard=0)
+    weights = [
+        Weight("embed.weight", (model.vocab, model.hidden), (("model.embed_tokens.weight", model.vocab),), shard=0)
+    ]
+    if model.masks:  # of tokens beyond the vocabulary
+        parts = (("model.mask_tokens.weight", model.masks),)
+        weights.append(Weight("mask.weight", (model.masks, model.hidden), parts, fresh=True))
     width = (("width", model.hidden), ("vocab", model.vocab))
-    return Block("embed", 0, (Node("embedding", "embed", ("tokens",), ("y",), (weight,), "vocab", width),))
+    return Block("embed", 0, (Node("embedding", "embed", ("tokens",), ("y",), tuple(weights), "vocab", width),))
 
 
 def _head(model: ModelSpec) -> Block:
@@ -83,6 +89,15 @@ def _layer(model: ModelSpec, layer: int) -> Block:
     return Block("layer", layer + 1, (*attention(model, prefix), *feed_forward(model, prefix)))
 
 
+def _frozen(block: Block) -> Block:
+    """All weights but those that a training may begin without as they are."""
+    nodes = (
+        replace(node, weights=tuple(replace(weight, frozen=not weight.fresh) for weight in node.weights))
+        for node in block.nodes
+    )
+    return replace(block, nodes=tuple(nodes))
+
+
 @lru_cache(maxsize=64)
 def blocks(model: ModelSpec) -> tuple[Block, ...]:
     """Every block in order: the embedding, the layers, the head with its loss; of decoding heads the frozen target and
@@ -90,7 +105,8 @@ def blocks(model: ModelSpec) -> tuple[Block, ...]:
     if isinstance(model, HeadsSpec):
         target = model.target
         return training_blocks(model, features(blocks(target))) if target else head_blocks(model)
-    return (_embed(model), *(_layer(model, i) for i in range(model.layers)), _head(model))
+    made = (_embed(model), *(_layer(model, i) for i in range(model.layers)), _head(model))
+    return tuple(map(_frozen, made)) if model.frozen else made
 
 
 def parameters(model: ModelSpec) -> int:

@@ -69,6 +69,13 @@ class ModelSpec:
     experts: Experts | None = None
     latent: LatentAttention | None = None
     extra_layers: int = 0  # multi-token-prediction layers in the checkpoint, not in the model that is built
+    drafts: int = 0  # tokens that it can draft in one pass, the first after real ones, the others after mask tokens
+    masks: int = 0  # distinct mask tokens, with embeddings of their own beyond the vocabulary; 1: one for all places
+    frozen: bool = False  # trained in its mask tokens alone: nothing else changes
+
+    def mask_token(self, place: int) -> int:
+        """The token that stands at a place to be drafted, from 0: the last mask for all that have none of their own."""
+        return self.vocab + min(place, self.masks - 1)
 
     @property
     def digest(self) -> str:

@@ -22,6 +22,8 @@ class Weight:
     init: str = "normal"  # normal | ones | zeros | target (of heads: as the target's output projection)
     wide: bool = False  # kept in fp32 at least, whatever the precision
     form: str = ""  # how it is kept: "" as the precision says | int8 | scale (of an int8 one's rows): spec.int8_graph
+    fresh: bool = False  # a training may begin without it, whatever else its checkpoint has: then it is random
+    frozen: bool = False  # a weight like others for what reads it, but it has no gradient and never changes
 
     @property
     def size(self) -> int:
@@ -49,6 +51,11 @@ class Node:
     attrs: tuple[tuple[str, int | float | str], ...] = ()
     constants: tuple[Weight, ...] = ()
     inner: tuple[Block, ...] = ()
+
+    @property
+    def learns(self) -> bool:
+        """Whether it has a weight with a gradient."""
+        return any(not weight.frozen for weight in self.weights)
 
     def attr(self, key: str) -> int:
         return int(dict(self.attrs)[key])
@@ -86,6 +93,10 @@ class Block:
     def weights(self) -> Iterator[Weight]:
         for node in self.nodes:
             yield from node.weights
+
+    def trained(self) -> Iterator[Weight]:
+        """Those that are not frozen."""
+        return (weight for weight in self.weights() if not weight.frozen)
 
     def constants(self) -> Iterator[Weight]:
         for node in self.nodes:

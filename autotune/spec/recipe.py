@@ -25,8 +25,18 @@ from autotune.spec.model import ModelSpec
 from autotune.spec.prediction import Question
 from autotune.spec.recipe_layers import from_environment, from_flags, merge, parse_toml, read_toml
 from autotune.spec.recipe_problems import problems
-from autotune.spec.recipe_schema import AXES, SCHEMA_ID, GenerateSection, ModelSection, RecipeFile, json_schema
-from autotune.spec.workload import Acceptance, Workload
+from autotune.spec.recipe_schema import (
+    AXES,
+    MASK_LEAST,
+    MASK_SHARE,
+    SCHEMA_ID,
+    GenerateSection,
+    ModelSection,
+    RecipeFile,
+    TrainSection,
+    json_schema,
+)
+from autotune.spec.workload import Acceptance, Workload, mask_rows
 
 __all__ = ["AXES", "SCHEMA_ID", "Recipe", "from_merged", "json_schema", "load_recipe"]
 
@@ -118,6 +128,8 @@ class Recipe:
     @cached_property
     def _model(self) -> ModelSpec:
         model = self._spec(self.file.model, "model")
+        if getattr(self.file.workload, "trained", "all") == "masks":
+            model = replace(model, frozen=True)
         if self.file.target is None:
             return model
         if not isinstance(model, HeadsSpec):
@@ -148,6 +160,7 @@ class Recipe:
                 clip=section.clip,
                 warmup_steps=section.warmup_steps,
                 decay_steps=section.decay_steps,
+                masks=self._masks(section),
             )
         return Workload(
             kind="generate",
@@ -173,6 +186,28 @@ class Recipe:
         lengths = tuple(len(text.encode("utf-8", "surrogateescape")) for text in texts)
         told = len(lengths) == section.batch and all(1 <= n <= section.prompt_length for n in lengths)
         return lengths if told else ()
+
+    def _masks(self, section: TrainSection) -> tuple[int, ...]:
+        """The rows of masks that a training of this model has. UsageError where there is no room for them, or where the
+        recipe says how many there are of masks that its model does not have."""
+        drafts, length = self.model().drafts, section.sequence_length
+        if drafts:
+            if length < drafts:
+                expected = f"at least parallel_draft = {drafts}, the tokens that are drafted after a text"
+                found = Problem(self.path, "workload.sequence_length", str(length), expected, str(drafts))
+                raise UsageError(f"{self.path}: its sequences are too short to learn to draft", problems=[found])
+            return mask_rows(length, drafts, section.mask_share, section.mask_least)
+        usual = {"trained": "all", "mask_share": MASK_SHARE, "mask_least": MASK_LEAST}
+        wrong = [
+            Problem(
+                self.path, f"workload.{key}", str(value), "a model with mask tokens (parallel_draft), or no such key"
+            )
+            for key, default in usual.items()
+            if (value := getattr(section, key)) != default
+        ]
+        if wrong:
+            raise UsageError(f"{self.path}: its model has no mask tokens", problems=wrong)
+        return ()
 
     def axes(self) -> dict[str, tuple[object, ...]]:
         """Axis name to the values that `[search]` allows; an absent axis is not restricted."""

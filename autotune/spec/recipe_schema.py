@@ -17,6 +17,7 @@ from autotune.spec.plan import Plan
 
 VERSION: Final = 1
 SCHEMA_ID = "autotune.recipe/1"
+MASK_SHARE, MASK_LEAST = 0.7, 0.2  # PARD's (2504.18583, section 4.1)
 LONGEST_RANGE = 4096  # values that one { min, max } may stand for
 
 # Axes of the design that no plan of this version can hold yet: known by name, so that they are refused as such.
@@ -34,7 +35,7 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "offload_choice": ("selective", "uniform"),
     "gather_each": ("step", "unit"),
     "weight_gradients": ("apart", "joined"),
-    "decoding": ("plain", "ngram", "jacobi", "lookahead", "draft", "heads"),
+    "decoding": ("plain", "ngram", "jacobi", "lookahead", "masks", "draft", "parallel", "heads"),
     "refine": ("none", "ngram"),
     "commit": ("match", "rejection", "typical"),
     "weights": ("exact", "int8"),
@@ -93,6 +94,15 @@ class TrainSection(Section):
     clip: float = Field(default=0.0, ge=0, description="most that the gradients' global norm may be; 0: no limit")
     warmup_steps: int = Field(default=0, ge=0, description="steps over which learning_rate rises; 0: none")
     decay_steps: int = Field(default=0, ge=0, description="step at which it has fallen to a tenth; 0: never")
+    trained: Literal["all", "masks"] = Field(
+        default="all", description='"masks": the mask tokens alone, all other weights stay what they are'
+    )
+    mask_share: float = Field(
+        default=MASK_SHARE, gt=0, le=1, description="of the masks one place ahead those that have another after them"
+    )
+    mask_least: float = Field(
+        default=MASK_LEAST, ge=0, le=1, description="of all places those that have a mask, however far ahead"
+    )
 
 
 class GenerateSection(Section):

@@ -42,7 +42,8 @@ class Matmul:
 
 
 PAGES = "pages"  # what a `Memory` is called that puts pages of a cache side by side
-MASKED = "masked"  # the backend of attention whose queries do not see all that come before them
+# The backend of attention whose queries do not see all that come before them; in training with whose it is, by a dot.
+MASKED = "masked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,10 @@ class Attention:
 
     @property
     def flops(self) -> float:
-        """Of the causal half only: 2 products forward, 5 backward (FlashAttention-2, 2307.08691, section 3.1)."""
+        """Of the causal half only: 2 products forward, 5 backward (FlashAttention-2, 2307.08691, section 3.1). Under a
+        mask of all pairs: what nobody sees is computed and then left out."""
         pairs = self.queries * (self.keys - self.queries) + self.queries * (self.queries + 1) / 2
+        pairs = self.queries * self.keys if self.backend.startswith(MASKED) else pairs
         return 2.0 * (2 if self.form == "fwd" else 5) * self.batch * self.heads * self.head_dim * pairs
 
     @property

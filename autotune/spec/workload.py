@@ -45,6 +45,14 @@ def acceptance_from(raw: Mapping[str, Any]) -> Acceptance:
 LEAST_RATE = 0.1  # of the learning rate, which is what a decay ends at (GPT-3, 2005.14165, appendix B)
 
 
+def mask_rows(sequence_length: int, drafts: int, share: float, least: float) -> tuple[int, ...]:
+    """Of each training sequence the rows of masks that stand one, two, ... places after a text that ends: of all places
+    after which `drafts` tokens follow, the share r of the one before, and never less than `least` (PARD, 2504.18583,
+    section 3.2, conditional drop: a mask is there only where those before it are)."""
+    places = sequence_length - drafts + 1
+    return tuple(max(1, round(places * max(share**ahead, least))) for ahead in range(1, drafts))
+
+
 @dataclass(frozen=True)
 class Workload:
     """`kind` train uses sequence_length and global_batch; generate uses prompt_length, new_tokens and batch."""
@@ -72,6 +80,7 @@ class Workload:
     clip: float = 0.0  # most that the gradients' global L2 norm may be (and a step with a NaN is skipped); 0: no limit
     warmup_steps: int = 0  # optimizer steps over which the learning rate rises to its full height; 0: at once
     decay_steps: int = 0  # the step at which it has fallen to a tenth; 0: it never falls
+    masks: tuple[int, ...] = ()  # rows of masks that a training sequence has beside its text, by how far they are ahead
 
     @property
     def digest(self) -> str:
@@ -88,6 +97,19 @@ class Workload:
             return self.learning_rate
         along = min(1.0, (step - self.warmup_steps) / max(1, self.decay_steps - self.warmup_steps))
         return self.learning_rate * (LEAST_RATE + (1 - LEAST_RATE) * (1 + cos(pi * along)) / 2)
+
+    @property
+    def rows(self) -> int:
+        """Rows of one training sequence: its text, and masks."""
+        return self.sequence_length + sum(self.masks)
+
+    @property
+    def seen(self) -> float:
+        """Pairs of a training sequence's rows of which one sees the other, itself too: of causal text half of all; of a
+        mask the text before it, on average half of where masks may be, and its own group."""
+        text = self.sequence_length * (self.sequence_length + 1) / 2
+        before = (self.sequence_length - len(self.masks) + 1) / 2
+        return text + sum(many * (before + ahead) for ahead, many in enumerate(self.masks, 1))
 
     @property
     def tokens(self) -> int:

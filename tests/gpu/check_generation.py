@@ -18,6 +18,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from autotune.planners.decoding.strategies import STRATEGIES
 from autotune.planners.feasible import KERNELS, PAGES
 from autotune.planners.lower.stage import FORMS
 from autotune.runners.job import Job
@@ -49,6 +50,10 @@ DECODINGS = (
     Plan(micro_batch=4, decoding="draft", speculate=3),
     Plan(micro_batch=1, decoding="draft", speculate=5),
     Plan(micro_batch=4, decoding="draft", speculate=3, commit="rejection"),
+    Plan(micro_batch=4, decoding="parallel", speculate=4),
+    Plan(micro_batch=1, decoding="parallel", speculate=8),
+    Plan(micro_batch=4, decoding="parallel", speculate=4, commit="rejection"),
+    Plan(micro_batch=4, decoding="masks", speculate=2),
     Plan(micro_batch=4, decoding="heads", speculate=4),
     Plan(micro_batch=1, decoding="heads", speculate=3, tree="0,0,0,1,1,2,4"),
     Plan(micro_batch=4, decoding="heads", speculate=2, tree="0,0,1,2", commit="typical"),
@@ -85,16 +90,18 @@ def main() -> int:
                 if name == "answers":
                     work, prompts = replace(work, temperature=0.8, top_k=50, top_p=0.95), PROMPTS
                     work = replace(work, prompt_lengths=tuple(map(len, PROMPTS)))
-                if plan.decoding == "draft":
-                    work = replace(work, draft=replace(model, layers=2) if name == "answers" else model)
+                own = replace(model, drafts=8, masks=7) if STRATEGIES[plan.decoding].masks else model
                 if plan.decoding == "heads":  # untrained: they guess that a token comes again
                     wide = (model.hidden, 0, 1, 1, 2, 0, model.vocab)
                     work = replace(work, draft=HeadsSpec("heads", "MedusaHeads", *wide, count=4))
+                elif STRATEGIES[plan.decoding].draft:
+                    work = replace(work, draft=replace(own, layers=2) if name == "answers" else own)
                 if plan.commit == "rejection" and not work.temperature:
                     continue
                 attention = "flash" if asked.device == "cuda" and precision == "bf16" else "math"
                 at = replace(plan, attention=attention, weights=asked.weights, page=asked.page)
-                job = Job(at, model, work, 2, 2, check=True, device=asked.device, prompts=prompts)
+                mine = own if plan.decoding == "masks" else model
+                job = Job(at, mine, work, 2, 2, check=True, device=asked.device, prompts=prompts)
                 with tempfile.TemporaryDirectory() as folder:
                     ran = launch(job, nproc=plan.world, log_dir=Path(folder), timeout_s=120)
                 failed += not ran.equal

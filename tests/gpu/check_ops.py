@@ -13,17 +13,22 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from autotune.planners.lower.shape import sight_columns
 from autotune.runners import reference, rope
 from autotune.runners.ops import OPERATIONS, Env, KVCache, attention
 from autotune.runners.ops.attention_cache import Lengths
+from autotune.runners.ops.attention_masked import FORMULAS, chosen
+from autotune.runners.rows import drawn_rows
 from autotune.spec.graph import Block, Node, blocks
 from autotune.spec.model import LatentAttention, ModelSpec
 from autotune.spec.opset import OPS
+from autotune.spec.workload import Workload, mask_rows
 
 BOUND = {torch.bfloat16: 1.5e-2, torch.float32: 1e-4}  # of the norm of the difference over the norm
 LAYER = ModelSpec(
@@ -192,6 +197,35 @@ def check_backends(table: Table, device: torch.device, small: bool) -> None:
 
 
 @torch.no_grad()
+def check_masked(table: Table, device: torch.device, small: bool) -> None:
+    """Attention of a training with masks beside its text, as a plan has it, against the formulas in float64; its rows
+    are 1024 of text and 2412 of masks (recipes/byte-parallel.toml)."""
+    length = 64 if small else 1024
+    work = Workload(sequence_length=length, masks=mask_rows(length, 8, 0.7, 0.2))
+    seen, many = drawn_rows(work, 0).seen(device), work.rows
+    for heads, kv_heads, width in ((8, 8, 64), (32, 8, 128)):
+        for dtype in BOUND:
+            counts = (heads, kv_heads, kv_heads, heads)
+            flat = [random(device, 1, many, n, width, seed=i).to(dtype) for i, n in enumerate(counts)]
+            q, k, v, g = (x.transpose(1, 2) for x in flat)
+            whole = torch.zeros((many, sight_columns(many)), device=device, dtype=torch.float64)
+            whole[:, :many].masked_fill_(~seen, float("-inf"))
+            wide, exact = [x.double() for x in (q, k, v, g)], whole[:, :many]
+            o, lse = FORMULAS.forward(*wide[:3], exact)
+            wanted = (o, lse, *FORMULAS.backward(wide[3], *wide[:3], o, lse, exact))
+            backend, sight = chosen("efficient", q), whole.to(dtype)[:, :many]
+            o, lse = backend.forward(q, k, v, sight)
+            found = (o, lse, *backend.backward(g, q, k, v, o, lse, sight))
+            costs = {
+                "o": table.time(partial(backend.forward, q, k, v, sight)),
+                "dq": table.time(partial(backend.backward, g, q, k, v, o, lse, sight)),
+            }
+            what = f"masked {str(dtype)[6:]} h{heads}:{kv_heads} rows {many} d{width}"
+            for label, ours, theirs in zip(("o", "lse", "dq", "dk", "dv"), found, wanted, strict=True):
+                table.row(f"{what} {label}", ours, theirs, BOUND[dtype], costs.get(label))
+
+
+@torch.no_grad()
 def check_decoding(table: Table, model: ModelSpec, device: torch.device, told: bool) -> None:
     """Prefill, one token and several tokens against a cache, compared with attention over the whole sequence; whether
     the host is `told` how full the cache is, or only the device."""
@@ -241,6 +275,7 @@ def main() -> int:
     for shape, node in check_model:
         check_node(table, shape, node, tokens, 2, device)
     check_backends(table, device, not on_cuda)
+    check_masked(table, device, not on_cuda)
     for window in (0, 40):
         for told in (True, False):
             check_decoding(table, replace(model, window=window), device, told)

@@ -21,7 +21,7 @@ from autotune.planners.costs.price_scatter import Point, Scatter
 from autotune.planners.costs.price_tables import SizeTable
 from autotune.spec.errors import UsageError
 from autotune.spec.machine import Interference, Profile
-from autotune.spec.work import BYTES, Attention, Collective, Copy, Launch, Matmul, Memory, Optimizer, Work
+from autotune.spec.work import BYTES, MASKED, Attention, Collective, Copy, Launch, Matmul, Memory, Optimizer, Work
 
 GRADES = ("measured", "interpolated", "extrapolated", "datasheet")  # from the surest
 
@@ -112,10 +112,12 @@ class Pricer:
     def _attention(self, work: Attention) -> Price:
         wanted: Key = ("attention", work.dtype, work.form, work.backend)
 
+        whose = work.backend.removeprefix(f"{MASKED}.")  # without a mask: the nearest to what was not measured with one
+
         def unlike(key: Key) -> Any:
             backend = str(key[3])
             order = BACKENDS.index(backend) if backend in BACKENDS else len(BACKENDS)
-            same = 0 if backend == work.backend else 1 + order
+            same = 0 if backend == work.backend else 1 if backend == whose else 2 + order
             return key[2] != work.form, _width(key[1], work.dtype), same, _far(key[-1], self.ranks)
 
         return self._dense(work, wanted, unlike)

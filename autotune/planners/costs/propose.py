@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from autotune.planners.costs.between import commit_work, lookup_work, pool_work
 from autotune.planners.costs.body import NOTHING, Cost
-from autotune.planners.decoding.passes import draft_shapes, heads_shape
+from autotune.planners.decoding.passes import draft_passes, heads_shape
 from autotune.planners.decoding.strategies import LATTICE, LONGEST, REFINES
 from autotune.planners.lower.generate import ID, drafted, inference_body, text_columns, transient_bytes
 from autotune.planners.lower.shape import Shape
@@ -55,13 +55,15 @@ def pool(costs: PassCosts, first: bool) -> Cost:
 
 
 def draft(costs: PassCosts, first: bool) -> Cost:
-    """The draft's passes: over the prompt at first, over two tokens, over one at a time; each chooses a token."""
-    prompt, pair, single = draft_shapes(costs.plan, costs.workload, costs.keys + 1)
-    choice = costs.choice(costs.shape.batch * costs.model.vocab * costs.shape.width, 1)
-    total = _pass(costs, pair) + choice
+    """The draft's passes, over the prompt at first and those of a round; each chooses a token after all that it has
+    scored."""
+    passes, total = draft_passes(costs.plan, costs.workload, costs.keys + 1), NOTHING
     if first:
-        total += _pass(costs, prompt, head=False)
-    return total + (_pass(costs, single) + choice).times(costs.plan.speculate - 1)
+        total += _pass(costs, passes.prompt, head=False)
+    for shape, times in passes.round:
+        logits = shape.batch * shape.scored * costs.model.vocab * shape.width
+        total += (_pass(costs, shape) + costs.choice(logits, 1)).times(times)
+    return total
 
 
 def _pass(costs: PassCosts, shape: Shape, head: bool = True) -> Cost:
@@ -105,9 +107,10 @@ def windows(costs: PassCosts, first: bool) -> int:
 
 def drafting(costs: PassCosts, first: bool) -> int:
     """What the draft's largest pass takes."""
-    model, shapes = costs.workload.draft, draft_shapes(costs.plan, costs.workload)
+    model, passes = costs.workload.draft, draft_passes(costs.plan, costs.workload)
     assert model is not None
-    return max(sum(transient_bytes(model, cut_of(Plan(), model), 0, shape)) for shape in shapes[0 if first else 1 :])
+    shapes = [shape for shape, times in passes.round if times] + [passes.prompt] * first
+    return max(sum(transient_bytes(model, cut_of(Plan(), model), 0, shape)) for shape in shapes)
 
 
 def ranking(costs: PassCosts, first: bool) -> int:
@@ -133,6 +136,8 @@ PROPOSALS: dict[str, Proposal] = {
     "ngram": Proposal(lookup, windows),
     "jacobi": Proposal(guesses),
     "lookahead": Proposal(pool),
+    "masks": Proposal(guesses),
     "draft": Proposal(draft, drafting),
+    "parallel": Proposal(draft, drafting),
     "heads": Proposal(heads, ranking),
 }

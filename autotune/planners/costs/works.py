@@ -70,7 +70,9 @@ def _attention(form: str) -> Rule:
         window = node.attr("window")
         keys = min(shape.keys, window) if window and shape.queries == 1 else shape.keys
         width, narrow = node.attr("head_dim"), node.attr("v_dim")
-        backend = MASKED if shape.masked else shape.attention
+        backend = shape.attention
+        if shape.masked:  # over a cache there is one way, whatever the plan says
+            backend = f"{MASKED}.{backend}" if shape.queries == shape.keys else MASKED
         core = Attention(shape.batch, shape.queries, keys, heads, kv, width, shape.dtype, backend, form)
         if form == "fwd" and shape.page and shape.keys > shape.queries:
             # Read and written once more, side by side, by those that take no table.
@@ -250,25 +252,28 @@ def flops(block: Block, program: Program, body: Body, shape: Shape) -> float:
     return sum(work.flops for i in program.ranks[0] for work in works(block, body, i, shape))
 
 
-def model_flops(model: ModelSpec, batch: int, sequence: int) -> float:
+def model_flops(model: ModelSpec, batch: int, sequence: int, seen: float = 0.0) -> float:
     """Forward and backward FLOPs of a training step on `batch` sequences, nothing recomputed: what MFU divides by.
 
-    Of experts those that a token visits; of latent attention no padding of its values.
+    Of experts those that a token visits; of latent attention no padding of its values. `seen`: pairs of a sequence's
+    tokens of which one sees the other; 0: those of causal attention.
     """
     shape = Shape(batch, sequence, sequence)
+    of_causal = seen / (sequence * (sequence + 1) / 2) if seen else 1.0
     every, total = blocks(model), 0.0
     for block in every:
         body = lower_block(block, shape)
         both = (*body.forward.ranks[0], *body.backward.ranks[0])
-        total += sum(_counted(block, body, i, shape) for i in both if i.op != "frozen")
+        total += sum(_counted(block, body, i, shape, of_causal) for i in both if i.op != "frozen")
     for block in frozen_blocks(every):
         body = lower_block(block, shape, loss=False, train=False)
-        total += sum(_counted(block, body, instruction, shape) for instruction in body.forward.ranks[0])
+        total += sum(_counted(block, body, instruction, shape, of_causal) for instruction in body.forward.ranks[0])
     return total
 
 
-def _counted(block: Block, body: Body, instruction: Instruction, shape: Shape) -> float:
-    """An instruction's FLOPs as models are counted."""
+def _counted(block: Block, body: Body, instruction: Instruction, shape: Shape, of_causal: float) -> float:
+    """An instruction's FLOPs as models are counted. `of_causal`: pairs of tokens that see one another, as a share of
+    causal attention's."""
     total = 0.0
     for work in works(block, body, instruction, shape):
         if isinstance(work, Attention):
@@ -276,7 +281,7 @@ def _counted(block: Block, body: Body, instruction: Instruction, shape: Shape) -
             # one. A half of the products are as wide as values.
             products, counted = (2, 2) if work.form == "fwd" else (5, 4)
             one, narrow = work.flops / products, block.nodes[instruction.part].attr("v_dim")
-            total += counted / 2 * (one + one / work.head_dim * narrow)
+            total += of_causal * counted / 2 * (one + one / work.head_dim * narrow)
         else:
             total += work.flops
     return total

@@ -56,14 +56,22 @@ def _parsed(text: str) -> Tree:
     return Tree.parse(text)
 
 
+def row_and_masks(plan: Plan) -> Tree:
+    """A row to be verified, then groups of as many masks: after the newest token, and after each token of the row."""
+    parents, many = list(rows(plan).parents), plan.speculate
+    for node in range(1 + many):
+        parents += [len(parents) + place if place else node for place in range(many)]
+    return Tree(tuple(parents))
+
+
 @dataclass(frozen=True)
 class Strategy:
     """`axes`: of AXES those that say something about it. `tree`: what a round scores, of which those of `kept` come
     first and may be kept. `tried`: the values of its axes that a search tries. `nested`: whether fewer tokens are
     proposed as they would be among more, so that one acceptance tells them all. `draft`: whether the model of [draft]
-    proposes, and `rows`: whether that is heads, which read the target's hidden rows. `choices`: of its axes together
-    what a search tries, or what of it is given; all combinations without it. `told`: axes of which one acceptance tells
-    every value."""
+    proposes, and `rows`: whether that is heads, which read the target's hidden rows. `masks`: whether who proposes
+    needs mask tokens: the draft model, else the model itself. `choices`: of its axes together what a search tries, or
+    what of it is given; all combinations without it. `told`: axes of which one acceptance tells every value."""
 
     axes: tuple[str, ...] = ("speculate",)
     tree: Callable[[Plan], Tree] = rows
@@ -71,6 +79,7 @@ class Strategy:
     commits: tuple[str, ...] = (MATCH, REJECTION)  # where `commit` is one of its axes
     draft: bool = False
     rows: bool = False
+    masks: bool = False
     nested: bool = True
     tried: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: {"speculate": (2, 4, 8, 16)})
     choices: Callable[[Workload, Given], Iterator[dict[str, object]]] | None = None
@@ -112,8 +121,15 @@ STRATEGIES: dict[str, Strategy] = {
         nested=False,
         tried={"speculate": (3, 4), "branches": (4, 7), "window": (5, 10)},
     ),
+    # The model itself after mask tokens, in the pass that verifies (PaSS, 2311.13581; PPD, 2405.18628).
+    "masks": Strategy(("speculate",), row_and_masks, masks=True, nested=False, tried={"speculate": (1, 2, 3, 4)}),
     # A smaller model (Leviathan et al., 2211.17192; Chen et al., 2302.01318).
     "draft": Strategy(("speculate", "commit"), draft=True, tried={"speculate": (1, 2, 3, 4, 5, 6, 8)}),
+    # One with mask tokens, in one pass (PARD, 2504.18583; ParallelSpec, 2410.05589). A token further ahead is drafted
+    # worse, so what a long round keeps says too little of shorter ones.
+    "parallel": Strategy(
+        ("speculate", "commit"), draft=True, masks=True, nested=False, tried={"speculate": (2, 3, 4, 6, 8, 12, 16)}
+    ),
     # Heads on the target's hidden rows (Stern et al., 1811.03115; Cai et al., 2401.10774): a node of depth k and rank r
     # is what head k holds the (r + 1)-th likeliest.
     "heads": Strategy(
@@ -216,7 +232,10 @@ def refused(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None
         found.append(
             f"commit {REJECTION} needs drawn tokens: [workload] temperature above 0 (found 0; nearest {MATCH})"
         )
-    return found + (_draft(plan, model, workload) if strategy.draft else [])
+    if strategy.draft:
+        found += _draft(plan, model, workload)
+    drafts = workload.draft if strategy.draft else model
+    return found + (_masks(plan, drafts, ahead=not strategy.draft) if strategy.masks and drafts else [])
 
 
 def _tree(plan: Plan, deep: bool) -> str | None:
@@ -233,6 +252,20 @@ def _tree(plan: Plan, deep: bool) -> str | None:
     if deep and tree.depth != plan.speculate:
         return f"speculate must be the depth of tree (found {plan.speculate}; nearest {tree.depth})"
     return None
+
+
+def _masks(plan: Plan, model: ModelSpec, ahead: bool) -> list[str | None]:
+    """What is wrong with the mask tokens of who proposes. `ahead`: the first token that is proposed is a mask's too."""
+    if not model.masks:
+        who = "a draft with mask tokens" if STRATEGIES[plan.decoding].draft else "a model with mask tokens"
+        near = "draft" if STRATEGIES[plan.decoding].draft else PLAIN
+        how = "parallel_draft in the config that it was trained with"
+        return [f"decoding {plan.decoding} needs {who}: {how} (found none in {model.name}; nearest decoding {near})"]
+    most = model.drafts - ahead
+    if plan.speculate <= most:
+        return []
+    what = "the places of its masks" if ahead else f"the tokens that {model.name} drafts at once"
+    return [f"speculate must be at most {most}, {what} (found {plan.speculate}; nearest {most})"]
 
 
 def _draft(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:

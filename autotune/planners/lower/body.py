@@ -245,7 +245,7 @@ class _Backward:
                     self.gradient(read)
             if node.split == "column" and self.shape.tensor > 1 and not instruction.reads[0].endswith(".full"):
                 self.out.extend(map(_sum, made))
-        if node.weights:
+        if node.learns:
             saved = tuple(self.need(groups[where][i]) for where, i in rule.wgrad)
             op = f"{instruction.op}.wgrad"
             self.out.append(Instruction(op, part=instruction.part, reads=gradients + saved))
@@ -294,7 +294,7 @@ def saved_values(block: Block, forward: list[Instruction], policy: str) -> set[s
         written, stats = instruction.writes[: len(node.writes)], instruction.writes[len(node.writes) :]
         groups = {"read": instruction.reads, "write": written, "stat": stats}
         needed += [groups[where][i] for where, i in rule.dgrad]
-        needed += [groups[where][i] for where, i in rule.wgrad if node.weights]
+        needed += [groups[where][i] for where, i in rule.wgrad if node.learns]
     producer = _producers(forward)
     saved: set[str] = set()
     seen: set[str] = set()

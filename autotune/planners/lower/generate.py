@@ -166,11 +166,17 @@ def news(plan: Plan, first: bool) -> int:
     return 1 + (1 + plan.speculate) + (0 if tree_of(plan).chain else plan.speculate)
 
 
+def draft_room(plan: Plan, workload: Workload) -> int:
+    """Positions of a sequence's cache of the draft model: as many as the target's has, and never fewer than a pass that
+    drafts all at once fills after the shortest prompt."""
+    return max(room(plan, workload), 2 * plan.speculate)
+
+
 def draft_bytes(plan: Plan, workload: Workload) -> tuple[int, int]:
     """Bytes of the draft model's weights and of its cache, whole on each rank that proposes; (0, 0) without one."""
     if not STRATEGIES[plan.decoding].draft or workload.draft is None:
         return 0, 0
-    tokens = workload.batch // plan.data * room(plan, workload)
+    tokens = workload.batch // plan.data * draft_room(plan, workload)
     cache = tokens * kv_bytes_per_token(workload.draft, BYTES[workload.precision])
     return local_bytes(drafted(plan, workload.draft), 1, BYTES[workload.precision]), cache
 

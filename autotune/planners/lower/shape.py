@@ -25,7 +25,7 @@ class Shape:
     context: int = 1  # ranks that share each sequence
     ring: int = 1  # of them those that pass keys and values around
     fused: bool = False  # whether neighbours are joined (lower.fuse): of decoded tokens alone
-    masked: bool = False  # whether new tokens see others than those before them: a tree's, their ancestors
+    masked: bool = False  # whether tokens see others than those before them: a tree's, their ancestors; masks, a text
     page: int = 0  # positions of a page of the cache; 0: each sequence's lie one after another
     room: int = 0  # with pages: positions that the longest sequence's have
     scored: int = 1  # of a sequence's new tokens those that get logits (generation): the last, or all of a round
@@ -56,15 +56,24 @@ def training_shape(plan: Plan, workload: Workload) -> Shape:
     """The shape of one micro-batch of a training step."""
     return Shape(
         plan.micro_batch,
-        workload.sequence_length // plan.context,
-        workload.sequence_length,
+        workload.rows // plan.context,
+        workload.rows,
         plan.tensor,
         plan.sequence_parallel,
         workload.precision,
         plan.attention,
         plan.context,
         plan.context_ring,
+        masked=bool(workload.masks),
     )
+
+
+SIGHT_ALIGN = 16  # kernels that take a mask want its rows to begin at so manieth elements
+
+
+def sight_columns(rows: int) -> int:
+    """Columns of the mask that says which rows of a training sequence see which, its padding too."""
+    return -(-rows // SIGHT_ALIGN) * SIGHT_ALIGN
 
 
 def generation_shape(plan: Plan, workload: Workload, queries: int, keys: int) -> Shape:

@@ -59,6 +59,7 @@ class Sizes:
     input_gradient: int = 0  # transient bytes; below 0 where what it needs is gone before all that it leaves is there
     weight_gradient: int = 0  # transient bytes
     late_gradient: bool = False  # whether the weight gradient reads the gradient of the stage's output
+    frozen: int = 0  # elements of weights beside the parameters
 
 
 @lru_cache(maxsize=1024)
@@ -151,13 +152,14 @@ def local_size(weight: Weight, tensor: int) -> int:
     return weight.size // (tensor if weight.shard is not None else 1)
 
 
-def local_parameters(stage: tuple[Block, ...], tensor: int) -> int:
-    """Elements of a stage's weights that one tensor rank holds; a tensor shared by two of its blocks counts once."""
-    return _added(stage, tensor, _elements)
+def local_parameters(stage: tuple[Block, ...], tensor: int, frozen: bool = False) -> int:
+    """Elements of a stage's weights that one tensor rank holds, of those that train or of those that are frozen; a
+    tensor shared by two of its blocks counts once."""
+    return _added(stage, tensor, partial(_elements, frozen))
 
 
 def local_bytes(stage: tuple[Block, ...], tensor: int, width: int) -> int:
-    """Bytes of the same, where what is kept as the precision says takes `width` an element."""
+    """Bytes of all of them, where what is kept as the precision says takes `width` an element."""
     return _added(stage, tensor, partial(_bytes, width))
 
 
@@ -165,14 +167,14 @@ def _added(stage: tuple[Block, ...], tensor: int, of: Callable[[Block, int], Map
     layers = sum(sum(of(canonical(block), tensor).values()) for block in stage if block.kind == "layer")  # by itself
     sizes: dict[object, int] = {}
     for number, block in enumerate(stage):
-        for weight in block.weights() if block.kind != "layer" else ():
-            sizes[weight.parts or (number, weight.name)] = of(block, tensor)[weight.name]
+        found = of(block, tensor) if block.kind != "layer" else {}
+        sizes |= {w.parts or (number, w.name): found[w.name] for w in block.weights() if w.name in found}
     return layers + sum(sizes.values())
 
 
 @lru_cache(maxsize=1024)
-def _elements(block: Block, tensor: int) -> Mapping[str, int]:
-    return {weight.name: local_size(weight, tensor) for weight in block.weights()}
+def _elements(frozen: bool, block: Block, tensor: int) -> Mapping[str, int]:
+    return {weight.name: local_size(weight, tensor) for weight in block.weights() if weight.frozen == frozen}
 
 
 @lru_cache(maxsize=1024)
@@ -203,7 +205,11 @@ def sizes(model: ModelSpec, cut: Cut, shape: Shape, policy: str, site: Site) -> 
     """The bytes of every stage; stages of equal blocks are worked out once."""
     runs, held, first = stage_runs(model, cut), stage_blocks(model, cut), first_alike(model, cut)
     found = {
-        stage: replace(_sizes(runs[stage], shape, policy, site), parameters=local_parameters(held[stage], shape.tensor))
+        stage: replace(
+            _sizes(runs[stage], shape, policy, site),
+            parameters=local_parameters(held[stage], shape.tensor),
+            frozen=local_parameters(held[stage], shape.tensor, frozen=True),
+        )
         for stage in set(first)
     }
     return tuple([found[stage] for stage in first])

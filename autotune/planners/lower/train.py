@@ -11,6 +11,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
 
+from autotune.planners.lower.shape import sight_columns
 from autotune.planners.lower.sharding import sharding
 from autotune.planners.lower.stage import local_parameters
 from autotune.planners.lower.subgroups import split, subgroup_bytes, wide
@@ -92,16 +93,18 @@ def _kinds_of(listing: Sequence[Instruction]) -> dict[str, str]:
 
 def kinds_of(plan: Plan, model: ModelSpec, w: Workload, stages: Collection[int] | None = None) -> Mapping[str, Buffer]:
     """The buffer of every kind: sizes, and whether it outlives the step. `stages`: those of these stages alone."""
-    each = w.sequence_length // plan.context
+    each = w.rows // plan.context
     tokens = Buffer(micro_batches(plan, w) * plan.micro_batch * each * 8, persistent=True)
     shards = plan.replicas if plan.zero else 1
     kinds = {"tokens": tokens, "targets": tokens, "loss": Buffer(max(4, BYTES[w.precision]), persistent=True)}
     kinds |= {name: Buffer(16, persistent=True) for name in (NORM, CARRIED, WHOLE)}
     kinds["tw"] = Buffer(local_parameters(frozen_blocks(blocks(model)), 1) * BYTES[w.precision], persistent=True)
+    kinds |= {"sight": Buffer(w.rows * sight_columns(w.rows) * BYTES[w.precision], persistent=True)} if w.masks else {}
     sizes = stage_sizes(plan, model, w)
     for s in range(len(sizes)) if stages is None else stages:
         size = sizes[s]
         own = stage_bytes(plan, s, size.parameters, w.precision)
+        own = own._replace(weights=own.weights + size.frozen * BYTES[w.precision])
         states, gradient, weight = subgroup_bytes(
             split(size.parameters, shards, plan.optimizer_offload)[1], w.precision
         )

@@ -48,6 +48,7 @@ class Traits:
     offload_choice: str = "selective"  # which of them move
     joined: bool = False  # whether W's of a stage in a row are one
     frozen: bool = False  # whether the first stage's input is made by another model, which stays as it is
+    masked: bool = False  # whether a sequence's rows see others than those before them: `sight` says which
 
     @cached_property
     def place(self) -> Place:
@@ -109,7 +110,7 @@ def partial_weights(block: Block, tensor: int, sequence_parallel: bool) -> tuple
         for node in block.nodes
         if tensor > 1 and (node.split == "heads" or (sequence_parallel and not node.split))
         for weight in node.weights
-        if weight.shard is None
+        if weight.shard is None and not weight.frozen
     )
 
 
@@ -150,4 +151,5 @@ def traits(plan: Plan, model: ModelSpec, workload: Workload) -> Traits:
         plan.offload_choice,
         plan.weight_gradients == "joined",
         bool(frozen_blocks(blocks(model))),
+        bool(workload.masks),
     )

@@ -90,7 +90,7 @@ def _blocks(c: Call) -> tuple[int, int]:
 
 def _mask(c: Call) -> int:
     """A sliding window is an added mask: one number a pair."""
-    window = c.node.attr("window")
+    window = 0 if c.shape.masked else c.node.attr("window")  # under a mask that is given, it is in that
     return c.shape.queries * c.shape.keys * c.shape.width if 0 < window < c.shape.keys else 0
 
 
@@ -171,15 +171,27 @@ def _loss_dgrad(c: Call) -> int:
     return (_row_chunk(c) if c.narrow else 0) + c.shape.tokens * (INT + BOOL + c.wide)
 
 
+def _masks(c: Call) -> int:
+    """Distinct mask tokens beyond the vocabulary."""
+    return c.node.weights[1].shape[0] if len(c.node.weights) > 1 else 0
+
+
+def _local(c: Call) -> int:
+    """Each token's row in what this rank has of the vocabulary, and whether it is elsewhere."""
+    return c.shape.tokens * (INT + BOOL) if c.shape.tensor > 1 or _masks(c) else 0
+
+
 def _embedding(c: Call) -> int:
-    """Rows of a shard: each token's row here, and whether it is elsewhere."""
-    return c.shape.tokens * (INT + BOOL) if c.shape.tensor > 1 else 0
+    """Rows of a shard; of masks, on the first rank, the number of each, whether it is one, and its embedding."""
+    return _local(c) + (c.shape.tokens * (INT + BOOL) + c.made[0] if _masks(c) else 0)
 
 
 def _embedding_wgrad(c: Call) -> int:
-    """A shard copies the gradient to clear other ranks' rows; a narrow one is widened first."""
+    """A shard copies the gradient to clear rows that are elsewhere; a narrow one is widened first. Before that, which
+    mask each token is, a number each."""
     gradient = c.widened(c.reads[0])
-    return _embedding(c) + gradient * ((c.shape.tensor > 1) + c.narrow)
+    shard = _local(c) + gradient * (c.shape.tensor > 1 or bool(_masks(c)))
+    return gradient * c.narrow + max(shard, _masks(c) * (c.shape.tokens * (BOOL + c.wide) + INT))
 
 
 def _linear_wgrad(c: Call) -> int:

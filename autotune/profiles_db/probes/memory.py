@@ -33,7 +33,7 @@ def probed(work: Work) -> bool:
     """Whether a probe can time this work by itself. A memory-bound operation without one is timed inside bodies alone,
     and priced as a copy elsewhere; so is attention under a mask, whose probes know of none."""
     if isinstance(work, Attention):
-        return work.backend != MASKED
+        return not work.backend.startswith(MASKED)
     if isinstance(work, Matmul):
         return work.form != "int8"  # no library multiplies so
     return not isinstance(work, Memory) or work.op in OPS

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from autotune.runners.decoding.draft import Draft
+from autotune.runners.decoding.draft import AtOnce, OneByOne
 from autotune.runners.decoding.heads import Heads
 from autotune.runners.decoding.lookahead import Lookahead
+from autotune.runners.decoding.masks import Masks
 from autotune.runners.decoding.ngram import lookup
 from autotune.runners.decoding.seen import Drafter, Proposer, Seen
 from autotune.runners.state import Loader
@@ -54,9 +55,11 @@ PROPOSERS: dict[str, Callable[[Plan, ModelSpec, int, torch.device], Proposer]] =
     "ngram": lambda plan, model, batch, device: Ngram(plan.speculate, plan.branches, plan.match),
     "jacobi": lambda plan, model, batch, device: Jacobi(plan.speculate),
     "lookahead": Lookahead.build,
+    "masks": Masks.build,
 }
 # What has weights: given the loader of them and the numbers that tokens are drawn by.
 DRAFTERS: dict[str, Callable[[Plan, Workload, Loader, torch.device, Tensor], Drafter]] = {
-    "draft": Draft.build,
+    "draft": OneByOne.build,
+    "parallel": AtOnce.build,
     "heads": Heads.build,
 }

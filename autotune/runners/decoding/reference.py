@@ -14,6 +14,18 @@ import torch
 from torch import Tensor
 
 Chances = Callable[[Tensor], Tensor]  # tokens int64 [n] -> probabilities [n, vocabulary] of the token after each
+# A text and what is drafted after it so far -> probabilities [vocabulary] of the next draft.
+Drafts = Callable[[Sequence[int], Sequence[int]], Tensor]
+
+
+def one_by_one(draft: Chances) -> Drafts:
+    """Each after those before it."""
+    return lambda text, drafted: draft(torch.tensor([*text, *drafted]))[-1]
+
+
+def at_once(draft: Chances, mask: Callable[[int], int]) -> Drafts:
+    """Each after masks, `mask(place)` from place 0, whatever was drafted there."""
+    return lambda text, drafted: draft(torch.tensor([*text, *map(mask, range(len(drafted)))]))[-1]
 
 
 def _draw(p: Tensor, number: float) -> tuple[int, float]:
@@ -28,7 +40,7 @@ def _draw(p: Tensor, number: float) -> tuple[int, float]:
 
 def speculative(
     target: Chances,
-    draft: Chances,
+    draft: Drafts,
     prompt: Sequence[int],
     new_tokens: int,
     length: int,
@@ -47,7 +59,7 @@ def speculative(
     while len(text) - len(prompt) < new_tokens:
         drafted, q, edges = list[int](), list[Tensor](), list[float]()
         for ahead in range(length):
-            q.append(draft(torch.tensor(text + drafted))[-1])
+            q.append(draft(text, drafted))
             token, room = _draw(q[-1], number("draft", ahead))
             drafted.append(token)
             edges.append(room)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from autotune.runners.ops import attention_aten as fused
 from autotune.runners.ops import attention_math as plain
 from autotune.runners.ops.attention_cache import over_cache
+from autotune.runners.ops.attention_masked import chosen
 from autotune.runners.ops.env import Env
 from autotune.spec.errors import UsageError, nearest_name
 from autotune.spec.graph import Node
@@ -102,6 +103,9 @@ def forward(env: Env, node: Node, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tens
         env.cache.append_at(env.layer, keys, values, env.lengths.places)
     elif env.cache is not None:
         env.cache.append(env.layer, keys, values, env.start)
+    if env.sight is not None:
+        o, lse = chosen(env.attention, queries).forward(queries, keys, values, env.sight[:, : keys.shape[2]])
+        return _flat(o[..., : node.attr("v_dim")]), _flat(lse)
     if env.lengths is not None or env.start:
         return _flat(over_cache(env, queries, window)), q.new_empty(0)
     o, lse = BACKENDS[env.attention].forward(queries, keys, values, window)
@@ -113,7 +117,10 @@ def dgrad(env: Env, node: Node, grads: tuple[Tensor, ...], saved: tuple[Tensor, 
     q, k = _heads(env, node.attr("head_dim"), *saved[:2])
     g, v, o = _values(env, node, grads[0], *saved[2:4])
     lse = saved[4].view(env.batch, g.shape[2], -1).transpose(1, 2)
-    dq, dk, dv = BACKENDS[env.attention].backward(g, q, k, v, o, lse, window_of(env, node, g.shape[2]))
+    if env.sight is not None:
+        dq, dk, dv = chosen(env.attention, q).backward(g, q, k, v, o, lse, env.sight[:, : k.shape[2]])
+    else:
+        dq, dk, dv = BACKENDS[env.attention].backward(g, q, k, v, o, lse, window_of(env, node, g.shape[2]))
     return _flat(dq), _flat(dk), _flat(dv[..., : node.attr("v_dim")])
 
 

@@ -31,28 +31,44 @@ class Math:
         """Everything with a floating type."""
         return None if dtype.is_floating_point else f"needs a floating type, not {dtype}"
 
-    def _scores(self, q: Tensor, k: Tensor, window: int, causal: bool) -> tuple[Tensor, Tensor]:
-        """q folded to [batch, kv_heads, groups * sequence, width] and its masked scores over the keys."""
+    def _scores(
+        self, q: Tensor, k: Tensor, window: int, causal: bool, sight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """q folded to [batch, kv_heads, groups * sequence, width] and its masked scores over the keys. `sight`
+        [sequence, keys] is added to those of every head."""
         batch, heads, sequence, width = q.shape
         kv_heads = k.shape[1]
         folded = q.to(wide(q.dtype)).reshape(batch, kv_heads, -1, width)
         scores = torch.matmul(folded, k.to(folded.dtype).transpose(2, 3)).mul_(1 / sqrt(width))
-        if causal:
+        if sight is not None:
+            scores.view(batch, kv_heads, heads // kv_heads, sequence, -1).add_(sight)
+        elif causal:
             mask = hidden(sequence, sequence, window, q.device)
             scores.view(batch, kv_heads, heads // kv_heads, sequence, sequence).masked_fill_(mask, float("-inf"))
         return folded, scores
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, window: int, causal: bool = True) -> tuple[Tensor, Tensor]:
-        _, scores = self._scores(q, k, window, causal)
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, window: int, causal: bool = True, sight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        _, scores = self._scores(q, k, window, causal, sight)
         lse = scores.logsumexp(-1)
         o = torch.matmul(scores.sub_(lse.unsqueeze(-1)).exp_(), v.to(scores.dtype))
         return o.view(q.shape).to(q.dtype), lse.view(q.shape[:3])
 
     def backward(
-        self, g: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, window: int, causal: bool = True
+        self,
+        g: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        o: Tensor,
+        lse: Tensor,
+        window: int,
+        causal: bool = True,
+        sight: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """With p the probabilities: dv = p^T g; ds = p * (g v^T - rowsum(g * o)); dq = ds k, dk = ds^T q, scaled."""
-        folded, p = self._scores(q, k, window, causal)
+        folded, p = self._scores(q, k, window, causal, sight)
         p.sub_(lse.reshape(*p.shape[:3], 1)).exp_()
         g_wide = g.to(p.dtype).reshape(folded.shape)
         dv = torch.matmul(p.transpose(2, 3), g_wide)

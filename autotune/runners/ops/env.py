@@ -43,6 +43,8 @@ class Env:
     layer: int = 0  # this block's row of the cache
     start: int = 0  # position of the first token given now: the length the cache had before
     frozen: Callable[[Tensor], Tensor] | None = None  # tokens -> hidden rows of the target that heads are trained for
+    sight: Tensor | None = None  # training rows that see others than those before them: 0, or -inf for those unseen,
+    # [sequence, columns], the activations' type; its columns are padded (planners.lower.shape.sight_columns)
     lengths: Lengths | None = None  # where the device alone knows the cache's length: `start` then says nothing
 
     def combine(self, tensor: Tensor, how: str) -> Tensor:
