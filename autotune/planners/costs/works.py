@@ -187,8 +187,6 @@ PROBE_NAMES = {
     "rotary.dgrad": "rotary",
     "ahead_entropy": "cross_entropy",
     "ahead_entropy.dgrad": "cross_entropy_bwd",
-    "activate": "copy",  # as many bytes by as plain a kernel
-    "activate.dgrad": "add",
 }
 
 
