@@ -50,7 +50,7 @@ class PricedAdvice:
         """The cut by dynamic programming over the blocks' prices; "" where it is the even one."""
         predictor = self.bounder.predictor
         model, costs = predictor.model, self.bounder.costs(plan)
-        runs = whole_runs(model, ends=plan.vocabulary == "ends")
+        runs = whole_runs(model, ends=plan.vocabulary == "ends", expert=plan.expert)
         seconds = {block: costs.block(block) for block in dict.fromkeys(block for block, _ in runs)}
         layers = [seconds[block] for block, count in runs if block.kind == "layer" for _ in range(count)]
         ends = {block.kind: time for block, time in seconds.items()}

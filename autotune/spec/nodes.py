@@ -12,7 +12,8 @@ class Weight:
     """A parameter of one block. `parts` are the Hugging Face tensors it is made of, stacked along dimension 0.
 
     `shard` is the dimension split over tensor ranks (each part by itself, so that a fused q, k, v stays aligned);
-    None: every tensor rank holds it whole.
+    None: every tensor rank holds it whole. `experts`: how many experts' weights are stacked in it, each as many of the
+    parts as the others, for ranks to divide among themselves; 0: it is none of theirs.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Weight:
     shard: int | None = None
     init: str = "normal"  # normal | ones | zeros
     wide: bool = False  # kept in fp32 at least, whatever the precision
+    experts: int = 0
 
     @property
     def size(self) -> int:

@@ -63,6 +63,7 @@ class Plan:
     match: int = 0  # of "ngram": newest tokens that must have come before where a continuation is looked up
     window: int = 0  # of "lookahead": places after the newest token whose tokens are guessed again and again
     commit: str = MATCH  # what is kept: match (what the target itself chooses) | rejection (speculative sampling)
+    expert: int = 1  # replicas that divide each layer's routed experts among themselves (planners.lower.expert)
 
     @property
     def world(self) -> int:
@@ -70,8 +71,13 @@ class Plan:
 
     @property
     def replicas(self) -> int:
-        """Ranks that hold the same weights: what sums gradients and what ZeRO shards over."""
+        """Ranks that hold the same weights, but for routed experts: what sums gradients and what ZeRO shards over."""
         return self.data * self.context
+
+    @property
+    def copies(self) -> int:
+        """Of the replicas those that hold the same routed experts."""
+        return self.replicas // self.expert
 
     @property
     def stages(self) -> int:
@@ -110,11 +116,12 @@ class Plan:
     def describe(self) -> str:
         """One line a person can read: only what differs from the defaults, degrees always."""
         context = f"cp{self.context} " if self.context > 1 else ""
-        mesh = f"dp{self.data} {context}tp{self.tensor} pp{self.pipeline} mb{self.micro_batch}"
+        expert = f"ep{self.expert} " if self.expert > 1 else ""
+        mesh = f"dp{self.data} {context}{expert}tp{self.tensor} pp{self.pipeline} mb{self.micro_batch}"
         rest = [
             f"{f.name}={_short(getattr(self, f.name))}"
             for f in fields(self)
-            if f.name not in ("data", "context", "tensor", "pipeline", "micro_batch")
+            if f.name not in ("data", "context", "expert", "tensor", "pipeline", "micro_batch")
             and getattr(self, f.name) != f.default
         ]
         return " ".join([mesh, *rest])

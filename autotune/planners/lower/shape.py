@@ -25,6 +25,7 @@ class Shape:
     ring: int = 1  # of them those that pass keys and values around
     fused: bool = False  # whether neighbours are joined (lower.fuse): of decoded tokens alone
     masked: bool = False  # whether new tokens see others than those before them: a tree's, their ancestors
+    expert: int = 1  # ranks that divide the routed experts
     scored: int = 1  # of a sequence's new tokens those that get logits (generation): the last, or all of a round
 
     @property
@@ -61,6 +62,7 @@ def training_shape(plan: Plan, workload: Workload) -> Shape:
         plan.attention,
         plan.context,
         plan.context_ring,
+        expert=plan.expert,
     )
 
 

@@ -12,6 +12,7 @@ from autotune.planners.lower.join import joined_body, together
 from autotune.planners.lower.shape import Shape
 from autotune.planners.lower.workspace import Site, workspace
 from autotune.planners.simulate import memory
+from autotune.spec.experts_graph import divided
 from autotune.spec.graph import Block, Node, Weight, blocks
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
@@ -21,10 +22,12 @@ from autotune.spec.program import Program
 @dataclass(frozen=True)
 class Cut:
     """Where the list of layers is cut: how many each stage has. `ends`: the outer stages hold embedding and head;
-    else every rank holds rows of both (see lower.vocabulary), and the last stage ends with the final norm."""
+    else every rank holds rows of both (see lower.vocabulary), and the last stage ends with the final norm. `expert`:
+    the ranks that divide the routed experts of each layer."""
 
     layers: tuple[int, ...]
     ends: bool = True
+    expert: int = 1
 
     @property
     def stages(self) -> int:
@@ -48,6 +51,7 @@ class Sizes:
     made: int = 0  # what the input gradient leaves for the weight gradient
     input_gradient: int = 0  # transient bytes; below 0 where what it needs is gone before all that it leaves is there
     weight_gradient: int = 0  # transient bytes
+    routed: int = 0  # of the parameters those of routed experts
     late_gradient: bool = False  # whether the weight gradient reads the gradient of the stage's output
 
 
@@ -62,19 +66,20 @@ def partition(layers: int, stages: int) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=1024)
-def _cut(layers: int, stages: int, given: str, ends: bool) -> Cut:
-    return Cut(tuple(map(int, given.split(","))) if given else partition(layers, stages), ends)
+def _cut(layers: int, stages: int, given: str, ends: bool, expert: int) -> Cut:
+    return Cut(tuple(map(int, given.split(","))) if given else partition(layers, stages), ends, expert)
 
 
 def cut_of(plan: Plan, model: ModelSpec) -> Cut:
     """The cut of a plan: its own `layers`, or the even one."""
-    return _cut(model.layers, plan.stages, plan.layers, plan.vocabulary == "ends")
+    return _cut(model.layers, plan.stages, plan.layers, plan.vocabulary == "ends", plan.expert)
 
 
 @lru_cache(maxsize=256)
-def stage_blocks(model: ModelSpec, cut: Cut) -> tuple[tuple[Block, ...], ...]:
-    """The blocks of every stage: the embedding joins the first, the head (or its norm alone) the last."""
-    embed, *layers, head = blocks(model)
+def stage_blocks(model: ModelSpec, cut: Cut, expert: int = 0) -> tuple[tuple[Block, ...], ...]:
+    """The blocks of every stage: the embedding joins the first, the head (or its norm alone) the last. Of experts that
+    ranks divide, as that rank has them whose number `expert` is."""
+    embed, *layers, head = (divided(block, cut.expert, expert) for block in blocks(model))
     held: list[tuple[Block, ...]] = []
     at = 0
     for count in cut.layers:
@@ -121,9 +126,9 @@ def stage_runs(model: ModelSpec, cut: Cut) -> tuple[Runs, ...]:
     return tuple(map(runs, canonical_stages(model, cut)))
 
 
-def whole_runs(model: ModelSpec, ends: bool) -> Runs:
-    """The runs of the whole list of blocks, wherever it is cut. `ends`: see `Cut`."""
-    return stage_runs(model, Cut((model.layers,), ends))[0]
+def whole_runs(model: ModelSpec, ends: bool, expert: int = 1) -> Runs:
+    """The runs of the whole list of blocks, wherever it is cut. `ends`, `expert`: see `Cut`."""
+    return stage_runs(model, Cut((model.layers,), ends, expert))[0]
 
 
 @lru_cache(maxsize=1024)
@@ -147,6 +152,16 @@ def local_parameters(stage: tuple[Block, ...], tensor: int) -> int:
             key = weight.parts or (number, weight.name)
             sizes[key] = local_size(weight, tensor)
     return layers + sum(sizes.values())
+
+
+def routed_parameters(stage: tuple[Block, ...], tensor: int) -> int:
+    """Of a stage's weights on one tensor rank the elements of those that are stacked by expert."""
+    return sum(_routed(canonical(block), tensor) for block in stage if block.kind == "layer")
+
+
+@lru_cache(maxsize=1024)
+def _routed(block: Block, tensor: int) -> int:
+    return sum(local_size(weight, tensor) for weight in block.weights() if weight.experts)
 
 
 @lru_cache(maxsize=1024)
@@ -177,7 +192,11 @@ def sizes(model: ModelSpec, cut: Cut, shape: Shape, policy: str, site: Site) -> 
     """The bytes of every stage; stages of equal blocks are worked out once."""
     runs, held, first = stage_runs(model, cut), stage_blocks(model, cut), first_alike(model, cut)
     found = {
-        stage: replace(_sizes(runs[stage], shape, policy, site), parameters=local_parameters(held[stage], shape.tensor))
+        stage: replace(
+            _sizes(runs[stage], shape, policy, site),
+            parameters=local_parameters(held[stage], shape.tensor),
+            routed=routed_parameters(held[stage], shape.tensor),
+        )
         for stage in set(first)
     }
     return tuple([found[stage] for stage in first])
@@ -222,7 +241,7 @@ def _sizes(runs: Runs, shape: Shape, policy: str, site: Site) -> Sizes:
         sum(made),
         first - started - sum(made),
         weight_transient(runs, shape, policy, site, 1),
-        late[-1],
+        late_gradient=late[-1],
     )
 
 

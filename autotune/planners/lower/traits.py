@@ -46,6 +46,7 @@ class Traits:
     offload_window: int = 2  # compute steps that a copy of them may take
     offload_choice: str = "selective"  # which of them move
     joined: bool = False  # whether W's of a stage in a row are one
+    divided: bool = False  # whether replicas hold different experts
 
     @cached_property
     def place(self) -> Place:
@@ -147,4 +148,5 @@ def traits(plan: Plan, model: ModelSpec, workload: Workload) -> Traits:
         plan.offload_window,
         plan.offload_choice,
         plan.weight_gradients == "joined",
+        plan.expert > 1,
     )
