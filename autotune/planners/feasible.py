@@ -128,9 +128,6 @@ def _expert(plan: Plan, model: ModelSpec) -> list[str | None]:
     for whole, of in (("experts", model.experts.count), ("replicas (data x context)", plan.replicas)):
         wrong = f"expert must divide {whole} {of} (found {plan.expert}; nearest {nearest_divisor(plan.expert, both)})"
         found.append(wrong if of % plan.expert else None)
-    if plan.zero and plan.optimizer_offload:
-        why = "a rank's shares of its experts and of the rest are dealt out apart"
-        found.append(f"optimizer_offload needs zero 0 where expert > 1: {why} (found zero {plan.zero}; nearest 0)")
     return found
 
 

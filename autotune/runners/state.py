@@ -88,10 +88,21 @@ def _segments(sizes: Sequence[tuple[str, int, Seat]]) -> tuple[Segment, ...]:
 
 
 class Owned(NamedTuple):
-    """A run of parameters whose optimizer states are on this rank's device: in a flat tensor of all, and of shares."""
+    """A run of this rank's shares: where it is in a flat tensor of all, and in one of the shares alone."""
 
     where: slice
     at: slice
+
+
+def _runs(segments: Sequence[Segment], at: slice) -> tuple[Owned, ...]:
+    """A range of the shares, segment by segment; one run at least, if an empty one."""
+    found = []
+    for segment in segments:
+        begin, end = max(at.start, segment.at.start), min(at.stop, segment.at.stop)
+        ahead = segment.mine.start - segment.at.start
+        if begin < end:
+            found.append(Owned(slice(begin + ahead, end + ahead), slice(begin, end)))
+    return tuple(found) or (Owned(slice(0, 0), slice(0, 0)),)
 
 
 class Rates(NamedTuple):
@@ -138,7 +149,7 @@ class StageState:
     grads: dict[Key, Tensor]
     segments: tuple[Segment, ...]  # one, or two where some of the ranks hold other experts
     owned: tuple[Owned, ...]  # what masters and moments cover
-    rest: slice = field(default_factory=lambda: slice(0, 0))  # what of the share has its states on the host
+    rest: slice = field(default_factory=lambda: slice(0, 0))  # of the shares: what has its states on the host
     hosted: tuple[States, ...] = ()  # states of the rest on the host, a subgroup each, in order
     steps: int = 0  # that were taken
     taken: float | None = 1.0  # what the last step multiplied the gradients by; None: it was skipped
@@ -197,20 +208,16 @@ class StageState:
             if tensor not in loaded:
                 loaded.add(tensor)
                 weights[key].copy_(load(key[0], weight))
-        if shards == 1 or len(segments) == 1:
-            first, share = segments[0].mine.start, -(-sum(sizes) // shards)
-            resident, group = split(sum(sizes), shards, offload)
-            owned: tuple[Owned, ...] = (Owned(slice(first, first + resident), slice(0, resident)),)
-            rest = slice(first + resident, first + share)
-        else:  # no states of these are on the host (see planners.feasible)
-            owned, rest, group = tuple(Owned(s.mine, s.at) for s in segments), slice(0, 0), 0
+        resident, group = split(each, 1, offload)
+        owned, rest = _runs(segments, slice(0, resident)), slice(resident, each)
         kept = torch.cat([flat[s.mine] for s in segments]) if shared.weights else flat
         pieces = [kept[own.at if shared.weights else own.where] for own in owned] if train else [flat[:0]]
         moments = sum(len(piece) for piece in pieces)
 
         def on_host(begin: int) -> States:
             made = [torch.zeros(group, dtype=main, pin_memory=device.type == "cuda") for _ in range(3)]
-            made[0].copy_(flat[begin : begin + group])
+            for run in _runs(segments, slice(begin, begin + group)):
+                made[0][run.at.start - begin : run.at.stop - begin].copy_(flat[run.where])
             return made[0], made[1], made[2]
 
         hosted = tuple(on_host(rest.start + j * group) for j in range(SUBGROUPS)) if train and offload else ()
@@ -276,10 +283,12 @@ class StageState:
         """Every parameter in a flat tensor of all of them."""
         return _views(flat, self.places)
 
-    def subgroup(self, number: int) -> slice:
-        """Where one of the subgroups on the host is in the flat tensors."""
+    def subgroup(self, number: int) -> tuple[Owned, ...]:
+        """Where one of the subgroups on the host is; `at` in its own tensors."""
         each = (self.rest.stop - self.rest.start) // SUBGROUPS
-        return slice(self.rest.start + number * each, self.rest.start + (number + 1) * each)
+        begin = self.rest.start + number * each
+        runs = _runs(self.segments, slice(begin, begin + each)) if each else ()
+        return tuple(Owned(run.where, slice(run.at.start - begin, run.at.stop - begin)) for run in runs)
 
     def of(
         self, block: Block, weights: Flat | None = None, grads: Flat | None = None

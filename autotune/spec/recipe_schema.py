@@ -19,9 +19,6 @@ VERSION: Final = 1
 SCHEMA_ID = "autotune.recipe/1"
 LONGEST_RANGE = 4096  # values that one { min, max } may stand for
 
-# Axes of the design that no plan of this version can hold yet: known by name, so that they are refused as such.
-LATER_AXES = ("expert",)
-
 # The choices of an axis. Schedules are a table of planners, which load_recipe is given; attention backends are one of
 # the executor, which needs torch: a test holds the two equal.
 CHOICES: dict[str, tuple[str | int, ...]] = {

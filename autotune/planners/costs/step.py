@@ -15,7 +15,7 @@ from autotune.planners.lower.shape import Shape, training_shape
 from autotune.planners.lower.sharding import sharding
 from autotune.planners.lower.stage import Runs, Sizes, cut_of, stage_blocks, stage_runs, weight_transient
 from autotune.planners.lower.subgroups import split, subgroup_bytes, wide
-from autotune.planners.lower.train import StageBytes, device_share, segments, stage_bytes, state_bytes
+from autotune.planners.lower.train import StageBytes, own_share, segments, stage_bytes, state_bytes
 from autotune.planners.lower.traits import micro_batches, partial_weights, place_of, stage_sizes
 from autotune.planners.lower.workspace import staging
 from autotune.planners.passes.clip import POST_VALIDATED
@@ -155,9 +155,8 @@ class StepCosts:
 
     def shares(self, stage: int) -> tuple[int, int]:
         """Elements whose optimizer states stay on the device, and those of one subgroup on the host."""
-        plan, size = self.plan, self.sizes[stage]
-        subgroup = split(size.parameters, plan.replicas if plan.zero else 1, plan.optimizer_offload)[1]
-        return device_share(plan, size.parameters, size.routed), subgroup
+        size = self.sizes[stage]
+        return split(own_share(self.plan, size.parameters, size.routed), 1, self.plan.optimizer_offload)
 
     def subgroup(self, stage: int, direction: str, which: int) -> tuple[Work, ...]:
         """A subgroup's states (0), gradients (1) or weights (2) to the host or to the device."""
@@ -202,7 +201,7 @@ class StepCosts:
         """The gradients read once. Scaling them is not priced: it happens only in steps that clip."""
         plan, size = self.plan, self.sizes[stage]
         if plan.expert > 1 and plan.zero:
-            elements = device_share(plan, size.parameters, size.routed)
+            elements = own_share(plan, size.parameters, size.routed)
             return Memory("read", state_bytes(elements, self.workload.precision, 1)[1], self.wide)
         whole = state_bytes(size.parameters, self.workload.precision, 1)[1]
         return Memory("read", whole // (plan.replicas if plan.zero else 1), self.wide)

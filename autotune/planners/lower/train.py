@@ -50,11 +50,9 @@ def segments(plan: Plan, parameters: int, routed: int) -> tuple[Segment, ...]:
     return Segment(DATA, parameters - routed, plan.replicas), Segment(COPIES, routed, plan.copies)
 
 
-def device_share(plan: Plan, parameters: int, routed: int) -> int:
-    """Elements of a stage whose optimizer states are on a rank's device."""
-    if plan.expert > 1 and plan.zero:  # none of these is on the host (see planners.feasible)
-        return sum(segment.share for segment in segments(plan, parameters, routed))
-    return split(parameters, plan.replicas if plan.zero else 1, plan.optimizer_offload)[0]
+def own_share(plan: Plan, parameters: int, routed: int) -> int:
+    """Elements of a stage whose optimizer states a rank keeps, on its device or on the host."""
+    return sum(segment.share for segment in segments(plan, parameters, routed)) if plan.zero else parameters
 
 
 class Segment(NamedTuple):
@@ -91,7 +89,7 @@ def stage_bytes(plan: Plan, stage: int, parameters: int, precision: str, routed:
     return StageBytes(
         share if shared.weights else weights,
         part if shared.gradients else gradients,
-        state_bytes(device_share(plan, parameters, routed), precision, 1)[2],
+        state_bytes(split(own_share(plan, parameters, routed), 1, plan.optimizer_offload)[0], precision, 1)[2],
         padded,
         sums,
     )
@@ -114,16 +112,14 @@ def kinds_of(plan: Plan, model: ModelSpec, w: Workload, stages: Collection[int] 
     """The buffer of every kind: sizes, and whether it outlives the step. `stages`: those of these stages alone."""
     each = w.sequence_length // plan.context
     tokens = Buffer(micro_batches(plan, w) * plan.micro_batch * each * 8, persistent=True)
-    shards = plan.replicas if plan.zero else 1
     kinds = {"tokens": tokens, "targets": tokens, "loss": Buffer(max(4, BYTES[w.precision]), persistent=True)}
     kinds |= {name: Buffer(16, persistent=True) for name in (NORM, CARRIED, WHOLE)}
     sizes = stage_sizes(plan, model, w)
     for s in range(len(sizes)) if stages is None else stages:
         size = sizes[s]
         own = stage_bytes(plan, s, size.parameters, w.precision, size.routed)
-        states, gradient, weight = subgroup_bytes(
-            split(size.parameters, shards, plan.optimizer_offload)[1], w.precision
-        )
+        each = split(own_share(plan, size.parameters, size.routed), 1, plan.optimizer_offload)[1]
+        states, gradient, weight = subgroup_bytes(each, w.precision)
         kinds |= {f"oh.{s}": Buffer(states, HOST, persistent=True), f"f.{s}": Buffer(states)}
         kinds |= {f"hg.{s}": Buffer(gradient, HOST), f"hw.{s}": Buffer(weight, HOST)}
         kinds |= {f"r.{s}": Buffer(), f"e.{s}": Buffer()}
