@@ -168,6 +168,34 @@ def sharded_bytes(rank: int, world: int, plan: Plan, model: ModelSpec, workload:
     return sum(handed)
 
 
+def expert_rows(rank: int, world: int, plan: Plan, model: ModelSpec, workload: Workload) -> tuple[list[int], list[int]]:
+    """Of each all-to-all of one step the bytes that this rank hands to others, and the rows that it gets."""
+    handed, came = [], []
+    exchange = dist.all_to_all_single
+
+    def counting(received: torch.Tensor, sent: torch.Tensor, into: Any = None, out: Any = None, **rest: Any) -> Any:
+        ranks, own = dist.get_world_size(rest["group"]), dist.get_rank(rest["group"])
+        parts = out or [len(sent) // ranks] * ranks
+        handed.append((len(sent) - parts[own]) * (sent.nbytes // max(1, len(sent))))
+        came.append(len(received))
+        return exchange(received, sent, into, out, **rest)
+
+    load = lambda index, weight: shard(  # noqa: E731
+        weight, init_weight(weight, 0, DTYPES[workload.precision]), rank % plan.tensor, plan.tensor
+    )
+    trainer = Trainer.build(plan, model, workload, rank, torch.device("cpu"), load)
+    tokens, targets = random_batch(workload, model.vocab)
+    each = workload.global_batch // plan.data
+    mine = slice(trainer.mesh.data * each, (trainer.mesh.data + 1) * each)
+    trainer.feed((tokens[mine], targets[mine]))
+    try:
+        dist.all_to_all_single = counting
+        trainer.interpreter.step()
+    finally:
+        dist.all_to_all_single = exchange
+    return handed, came
+
+
 def taken(rank: int, world: int, op: str, rows: int, columns: int) -> int:
     """Bytes that a collective of a body takes beyond its operands while it runs: [rows, columns] whole, fp32."""
     x = torch.ones(rows // world if op == "all_gather" else rows, columns)
