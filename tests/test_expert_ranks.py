@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -29,6 +30,7 @@ from tests.equal import assert_equal
 from tests.operands import make_env
 from tests.pool import Pool
 from tests.prices import bare
+from tests.test_conformance import EXPERTS, SEARCHED, draw_plan
 from tests.test_equality import DEEPSEEK, MIXTRAL, SPARSE, WORK
 
 V2 = replace(
@@ -88,6 +90,24 @@ def test_plan_equals_the_reference(pool: Pool, model: ModelSpec, plan: Plan, wor
     plan = replace(plan, attention="math")
     assert why_not(model, work, plan, plan.world) is None
     assert_equal(pool, model, plan, work)
+
+
+def drawn(name: str) -> tuple[ModelSpec, Plan, Workload]:
+    """A plan of a schedule at random whose two replicas divide the experts."""
+    draw = random.Random(f"experts {name}")
+    while True:
+        if (case := draw_plan(draw, name)) is None:
+            continue
+        model, plan, work = case
+        model = model if model.experts else EXPERTS[model]
+        plan = replace(plan, expert=2, weight_gradients="apart")
+        if plan.data == 2 and why_not(model, work, plan, plan.world) is None:
+            return model, plan, work
+
+
+@pytest.mark.parametrize("name", SEARCHED)
+def test_every_schedule_equals_the_reference(pool: Pool, name: str) -> None:
+    assert_equal(pool, *drawn(name))
 
 
 @pytest.mark.parametrize("policy", ["none", "selective", "full"])

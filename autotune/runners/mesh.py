@@ -182,6 +182,9 @@ class Mesh:
         one = torch.ones(1, device=self.device)
         for group in (*(g for g in self.axes.values() if g is not None), *self.copies.values()):
             dist.all_reduce(one, group=group)
+        if (divided := self.axes["expert"]) is not None:  # messages between all of them
+            every = torch.ones(self.plan.expert, device=self.device)
+            dist.all_to_all_single(torch.empty_like(every), every, group=divided)
         for (_, members), group in self.lanes.items():
             dist.all_reduce(one, group=group)
             if len(members) == 2:
