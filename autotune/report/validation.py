@@ -10,7 +10,7 @@ from html import escape
 
 from autotune.report.diagonal import GRADES, Dot, diagonal
 from autotune.report.diagonal import STYLE as PLOT
-from autotune.report.style import STYLE
+from autotune.report.document import document
 from autotune.report.units import percent, seconds, signed, size
 from autotune.spec.validation import Judgement, Summary, Validation
 
@@ -19,9 +19,13 @@ MORE = """
 .plots{display:flex;flex-wrap:wrap;gap:16px;margin:0 0 12px}.plots figure{margin:0;flex:1 1 300px;max-width:460px}
 figcaption{font-size:12px;color:var(--soft)}td.n,th.n{text-align:left;white-space:normal;overflow-wrap:anywhere;
 min-width:110px}h2{text-transform:none;margin-top:22px}summary{cursor:pointer;margin:0 0 8px}
-#legend i{border-radius:50%}
+#legend i{border-radius:50%}thead th{text-transform:none}
 """
 
+HINT = (
+    "Bands: 5 % and 12 % of the measured value. Hollow points: rows that coefficients were fitted to. Errors are "
+    "predicted / measured - 1; regret is what the plan predicted best took longer than the best measured."
+)
 SUMMARY_HEAD = ("table", "metric", "rows", "mean", "bias", "worst", "tau-b", "rho", "regret", "worst regret")
 ROW_HEAD = ("setup", "plan", "metric", "predicted", "measured", "error", "rests on")
 
@@ -133,29 +137,9 @@ def page(found: Validation) -> str:
     if found.failed:
         lines = "".join(f"<li>{escape(plan)}: {escape(why)}</li>" for plan, why in found.failed.items())
         body.append(f"<h2>Did not run</h2><ul>{lines}</ul>")
-    policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'"
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width,initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<style>{STYLE}{PLOT}{MORE}</style>
-</head>
-<body>
-<main>
-<h1>{escape(title)}</h1>
-<ul>{told}</ul>
-<ul id="legend">{legend}</ul>
-{"".join(body)}
-<p class="hint">Bands: 5 % and 12 % of the measured value. Hollow points: rows that coefficients were fitted to. Errors
-are predicted / measured - 1; regret is what the plan predicted best took longer than the best measured.</p>
-</main>
-</body>
-</html>
-"""
+    body.append(f'<p class="hint">{HINT}</p>')
+    front = f'<ul>{told}</ul>\n<ul id="legend">{legend}</ul>\n'
+    return document(title, front + "".join(body), style=PLOT + MORE)
 
 
 def _plots(rows: Sequence[Judgement]) -> str:

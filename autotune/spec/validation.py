@@ -21,10 +21,9 @@ class Judgement:
     """One figure, predicted and measured in the metric's unit.
 
     `grade` is what most of the prediction rests on, `shares` all of it: measured, interpolated, extrapolated,
-    datasheet, or stated where the durations are the source's; `calibrated`: with coefficients that were fitted to runs. A
-    `fitted` row is one of those, and never judged.
-    `case`: rows of one case are alternatives, of which the least is the best. `relative`: the error is a fraction of
-    the measured value, else a difference in the metric's own unit.
+    datasheet, or stated where the durations are the source's. `calibrated`: with coefficients that were fitted to runs;
+    a `fitted` row is one of those runs, and never judged. `case`: rows of one case are alternatives, of which the least
+    is the best. `relative`: the error is a fraction of the measured value, else a difference in the metric's own unit.
     """
 
     table: str

@@ -6,7 +6,7 @@ each rank has its own way out of the node.
 The model is latency and bandwidth (Hockney 1994; for rings Thakur, Rabenseifner & Gropp 2005, section 3):
 t = start + latency x steps + bytes on the link / (bandwidth x efficiency). Bytes are what one rank sends in a ring
 (spec/work.py). Coefficients read here:
-  collective_seconds.<op>, collective_seconds   what starting a collective takes before its first hop
+  collective_seconds                    what starting a collective takes before its first hop
   link_efficiency.<link>.<op>.<group>, link_efficiency.<link>.<op>, link_efficiency.<link>, link_efficiency
                                         the share of the bandwidth that is reached (above 1 where the switch reduces)
   link_pair_share.<link>                on a full mesh, the share of a device's bandwidth that one peer can get: a group
@@ -72,6 +72,7 @@ class Links:
         self._links = profile.links
         self._name = profile.name
         self._roofline = roofline
+        self._start = roofline.coefficient("collective_seconds", default=0.0)
         self._tables = _tables(profile.samples, ranks)
         self._exact = _exact(profile.samples, ranks)
         self._best: dict[tuple[str, int, int], float] = {}
@@ -150,8 +151,7 @@ class Links:
     def _model(self, work: Collective) -> float:
         bandwidth, efficiency = self._bandwidth(work)
         hops = self._link(work).latency * steps(work.op, work.group)
-        start = self._roofline.coefficient(f"collective_seconds.{work.op}", "collective_seconds", default=0.0)
-        return start + hops + work.bytes / (bandwidth * efficiency)
+        return self._start + hops + work.bytes / (bandwidth * efficiency)
 
     def _carried(self, work: Collective, groups: dict[int, SizeTable]) -> tuple[float, str]:
         """From the measured groups on either side, in log of the group; from the nearest where only one side is."""
