@@ -30,6 +30,7 @@ from autotune.cli import (
     search,
     simulate,
     techniques,
+    validate,
 )
 from autotune.spec.errors import AutotuneError, UsageError
 
@@ -47,7 +48,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 GROUPS = {"recipe": recipe.group, "plans": plans.group, "db": db.group}
-for register in (profile.add, search.add, run.add, simulate.add, explain.add, plot.add, report.add, export.add):
+for register in (
+    profile.add,
+    search.add,
+    run.add,
+    simulate.add,
+    explain.add,
+    plot.add,
+    report.add,
+    export.add,
+    validate.add,
+):
     register(app)
 for name in ("plans", "recipe"):
     app.add_typer(GROUPS[name], name=name)

@@ -76,7 +76,16 @@ ACCEPTANCES = (
         facts {text} NOT NULL, created {text} NOT NULL, PRIMARY KEY (conditions, strategy)){strict}""",
 )
 
-STEPS: tuple[tuple[str, ...], ...] = (FIRST, FILES_AND_RANKS, ACCEPTANCES)
+# The next version: what was predicted beside what was measured, suite by suite.
+VALIDATIONS = (
+    """CREATE TABLE validations (id {key} PRIMARY KEY, question {key} NOT NULL, suite {text} NOT NULL,
+        machine {text} NOT NULL, profile {text} NOT NULL, cost_model {text} NOT NULL, state {text} NOT NULL,
+        started {key} NOT NULL, updated {text} NOT NULL, visits {text} NOT NULL, "rows" {text},
+        summary {text}){strict}""",
+    "CREATE INDEX validations_question ON validations (question, started)",
+)
+
+STEPS: tuple[tuple[str, ...], ...] = (FIRST, FILES_AND_RANKS, ACCEPTANCES, VALIDATIONS)
 VERSION = len(STEPS)
 
 # Storage words by dialect; "" serves every server that follows the SQL standard.
