@@ -1,9 +1,9 @@
 """Every schedule of the table, with every pass that is legal on it, gives the serial loss and gradients.
 
 A schedule joins by being in the table: plans are drawn at random over ranks, micro-batches, chunks, uneven layers,
-recompute, experts, offload, clipping, optimizer states on the host, replicas, what they share and when they sum,
-backwards split or not, weight gradients joined or not, and the schedule's own axes. Then every schedule with every way
-to cut the vocabulary's work over pipeline and tensor ranks.
+recompute, experts, whole or divided, offload, clipping, optimizer states on the host, replicas, what they share and
+when they sum, backwards split or not, weight gradients joined or not, and the schedule's own axes. Then every schedule
+with every way to cut the vocabulary's work over pipeline and tensor ranks.
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ def draw_plan(draw: random.Random, name: str) -> tuple[ModelSpec, Plan, Workload
     plan = replace(plan, group=draw.choice(entry.groups(pipe)), limit=draw.choice(entry.limits(pipe)))
     if update.choice([True, False, False]) and why_not(EXPERTS[model], work, plan, plan.world) is None:
         model = EXPERTS[model]
+        plan = replace(plan, expert=update.choice([1, 2]) if data > 1 else 1)
     return (model, plan, work) if why_not(model, work, plan, plan.world) is None else None
 
 

@@ -49,6 +49,12 @@ JOBS |= {
     )
     for name, path in NAMES.items()
 }
+QWEN = load_model(NAMES["Qwen--Qwen3-30B-A3B"])
+JOBS |= {
+    "experts": TrainJob(Plan(8, expert=8, zero=1), WORK, QWEN, steps=9),
+    "experts and width": TrainJob(Plan(4, 2, expert=2, zero=1), WORK, QWEN, steps=9),
+    "experts of replicas": TrainJob(Plan(2, expert=2), WORK, QWEN, steps=9),
+}
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "megatron_options.json").read_text())
 SAID = {"megatron": megatron.SAID, "torchtitan": torchtitan.SAID, "deepspeed": deepspeed.SAID}
 
@@ -114,6 +120,20 @@ def test_megatron_of_experts() -> None:
     assert "--moe-router-enable-expert-bias" in deepseek.arguments
     mixtral = TRAINERS["megatron"](JOBS["plain mistralai--Mixtral-8x7B-v0.1"])
     assert option(mixtral, "--num-experts") == "8" and "--moe-layer-freq" not in mixtral.arguments
+
+
+def test_divided_experts() -> None:
+    """Megatron-LM has a degree for them and for their width; torchtitan one for both; DeepSpeed says they are lost."""
+    own = [TRAINERS["megatron"](JOBS[name]) for name in ("experts", "experts and width")]
+    assert [option(export, "--expert-model-parallel-size") for export in own] == ["8", "2"]
+    assert [option(export, "--expert-tensor-parallel-size") for export in own] == ["1", "2"]
+    assert not any(lost.axis == "expert" for export in own for lost in export.lost)
+    whole, width, replicas = (
+        TRAINERS["torchtitan"](JOBS[name]) for name in ("experts", "experts and width", "experts of replicas")
+    )
+    assert "expert_parallel_degree = 8" in whole.text and "expert_parallel_degree = 4" in width.text
+    assert [any(lost.axis == "expert" for lost in e.lost) for e in (whole, width, replicas)] == [False, True, True]
+    assert "expert" in {lost.axis for lost in TRAINERS["deepspeed"](JOBS["experts"]).lost}
 
 
 @pytest.mark.parametrize("name", sorted(PLANS))

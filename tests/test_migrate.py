@@ -104,7 +104,7 @@ def test_a_step_that_fails_leaves_the_older_version(tmp_path: Path, monkeypatch:
         assert "plans" in names and "artefacts" not in names and "runs_started" not in names
     monkeypatch.undo()
     with Store(path) as store:
-        assert store.info().version == 4
+        assert store.info().version == m.VERSION
 
 
 def test_no_migration_without_its_copy(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_newer_file_is_refused(tmp_path: Path) -> None:
     with closing(sqlite3.connect(path)) as file:
         file.execute("PRAGMA user_version=7")
     fault = refused(path)
-    assert "found plan database version 7; this autotune supports up to version 4" in str(fault)
+    assert f"found plan database version 7; this autotune supports up to version {m.VERSION}" in str(fault)
     assert "upgrade autotune" in str(fault.hint)
 
 
@@ -154,7 +154,7 @@ def test_an_empty_file_becomes_a_database(tmp_path: Path) -> None:
     path = tmp_path / "plans.db"
     path.touch()
     with Store(path) as store:
-        assert store.info().version == 4
+        assert store.info().version == m.VERSION
 
 
 @pytest.fixture
@@ -272,7 +272,7 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 def test_postgresql_holds_the_same(server: str, tmp_path: Path) -> None:
     with Store(server) as store:
-        assert store.info().version == 4 and store.info().dialect == "postgresql"
+        assert store.info().version == m.VERSION and store.info().dialect == "postgresql"
         search = store.start_search(question())
         store.remember_predictions(search, batch(50))
         store.remember_predictions(search, batch(10))

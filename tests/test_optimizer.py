@@ -18,10 +18,10 @@ from autotune.planners.resolve import resolve
 from autotune.planners.schedules import SCHEDULES, Order, Pipe, Step
 from autotune.planners.simulate import simulate
 from autotune.planners.validate import validate
-from autotune.runners.state import Rates, StageState
+from autotune.runners.state import Owned, Rates, Segment, StageState
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
-from autotune.spec.program import Buffer, Instruction
+from autotune.spec.program import DATA, Buffer, Instruction
 from autotune.spec.workload import Workload
 from tests.equal import Faults, assert_equal
 from tests.pool import Pool
@@ -242,14 +242,15 @@ def test_an_update_is_taken_back(steps: int) -> None:
     generator = torch.Generator().manual_seed(steps)
     flat = torch.randn(64, dtype=torch.float64, generator=generator)
     grad, zeros, whole = torch.zeros_like(flat), torch.zeros_like(flat), slice(0, 64)
-    state = StageState((), flat, grad, flat, zeros.clone(), zeros.clone(), torch.zeros(()), {}, {}, whole, 64, whole)
+    segments, owned = (Segment(DATA, whole, whole, whole),), (Owned(whole, whole),)
+    state = StageState((), flat, grad, (flat,), zeros.clone(), zeros.clone(), torch.zeros(()), {}, {}, segments, owned)
     rates = Rates(1e-2, 0.1)
     for _ in range(steps):
-        before = [t.clone() for t in (state.master, state.exp_avg, state.exp_avg_sq, state.step)]
+        before = [t.clone() for t in (*state.masters, state.exp_avg, state.exp_avg_sq, state.step)]
         grad.copy_(torch.randn(64, dtype=torch.float64, generator=generator))
         state.update(rates)
     state.revert(rates)
-    for now, then in zip((state.master, state.exp_avg, state.exp_avg_sq, state.step), before, strict=True):
+    for now, then in zip((*state.masters, state.exp_avg, state.exp_avg_sq, state.step), before, strict=True):
         assert torch.allclose(now, then, rtol=1e-13, atol=1e-15)
 
 

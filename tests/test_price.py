@@ -351,3 +351,16 @@ def test_a_measured_profile_is_indexed_and_asked_in_no_time() -> None:
         pricer.seconds(work)
     assert built - start < 0.2
     assert (time.perf_counter() - built) / len(works) < 1e-3
+
+
+def test_scores_that_are_written_out_take_as_long_for_any_width() -> None:
+    """With a half width of h, a head of d takes (d + h) / d as long as its products alone: h is a time, not a rate."""
+
+    plain = bare(coefficients={"kernel_seconds": 0.0})
+    alone = Pricer(plain).seconds(Attention(4, 4096, 4096, 16, 16, 64, backend="math", form="fwd"))
+    profile = bare(coefficients={"kernel_seconds": 0.0, "attention_half_width.math.fwd": 256.0})
+    for width in (64, 128, 256):
+        work = Attention(4, 4096, 4096, 16, 16, width, backend="math", form="fwd")
+        assert Pricer(profile).seconds(work) == pytest.approx(alone * (width + 256) / 64)
+        other = replace(work, backend="flash")
+        assert Pricer(profile).seconds(other) == pytest.approx(alone * width / 64), "of that backend alone"

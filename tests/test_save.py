@@ -53,11 +53,16 @@ LAYOUTS = {
         (LLAMA, Plan(pipeline=2, schedule="dualpipe")),
         (LLAMA, Plan(context=2, zero=3)),
         (SPARSE, Plan(data=2, zero=3)),
+        (SPARSE, Plan(data=2, expert=2)),
+        (DEEPSEEK, Plan(data=2, expert=2, zero=3)),
     ],
     4: [
         (LLAMA, Plan(1, 2, 2, vocabulary="vocab-1")),
         (LLAMA, Plan(2, 1, 2, 1, "zeropp", 2, zero=3, gathered=1)),
         (DEEPSEEK, Plan(tensor=2, pipeline=2, schedule="zb-h1")),
+        (SPARSE, Plan(2, 2, expert=2, zero=1)),
+        (DEEPSEEK, Plan(2, 1, 2, expert=2, zero=2, vocabulary="vocab-2")),
+        (SPARSE, Plan(4, expert=2, zero=2, optimizer_offload=50)),
     ],
 }
 
@@ -119,16 +124,22 @@ def test_narrow_weights_are_saved_as_they_are(pool: Pool, text: str, tmp_path: P
             assert torch.allclose(weight, expected[key], rtol=2**-7, atol=STEPS * work.learning_rate), key
 
 
-@pytest.mark.parametrize("name", ["llama3-tied", "qwen2", "qwen3-moe", "deepseek-v3"])
-def test_transformers_loads_what_was_trained(pool: Pool, name: str, tmp_path: Path) -> None:
+ALONE, DIVIDED = Plan(attention="math"), Plan(2, expert=2, zero=1, attention="math")
+TRAINED = [(name, ALONE) for name in ("llama3-tied", "qwen2", "qwen3-moe", "deepseek-v3")]
+TRAINED += [(name, DIVIDED) for name in ("mixtral", "qwen3-moe", "deepseek-v2", "deepseek-v3")]
+
+
+@pytest.mark.parametrize(("name", "plan"), TRAINED, ids=lambda x: x if isinstance(x, str) else x.describe())
+def test_transformers_loads_what_was_trained(pool: Pool, name: str, plan: Plan, tmp_path: Path) -> None:
     """From a checkpoint of its own, trained on: our logits, in the type that was written."""
     save(name, tmp_path / "before")
     raw = {**read_config(tmp_path / "before" / "config.json"), "dtype": "bfloat16"}
     del raw["model_type"]
     model = load_model(tmp_path / "before")
     work = replace(WORK, precision="fp32", global_batch=2, sequence_length=16)
-    begun = job(model, Plan(attention="math"), work, tmp_path / "after", config_of(raw, model, "fp32"))
-    pool.run("standing", 1, jobs=[replace(begun, checkpoint=str(tmp_path / "before"))], folder=tmp_path / "logs")
+    begun = job(model, plan, work, tmp_path / "after", config_of(raw, model, "fp32"))
+    jobs = [replace(begun, checkpoint=str(tmp_path / "before"))]
+    pool.run("standing", plan.world, jobs=jobs, folder=tmp_path / "logs")
     assert replace(load_model(tmp_path / "after"), name=model.name, dtype=model.dtype) == replace(model, extra_layers=0)
     weights = open_checkpoint(tmp_path / "after").whole(model, torch.float32)
     tokens = torch.randint(model.vocab, (2, 24), generator=torch.Generator().manual_seed(2))
@@ -139,7 +150,7 @@ def test_transformers_loads_what_was_trained(pool: Pool, name: str, tmp_path: Pa
     assert torch.allclose(reference_logits(model, weights, tokens), logits, rtol=1e-5, atol=1e-5)
     old = open_checkpoint(tmp_path / "before").whole(model, torch.float32)
     same = {key[1] for key, weight in weights.items() if torch.equal(weight, old[key])}
-    assert same == ({"route.bias"} if "deepseek" in name else set()), "all but constants moved"
+    assert same == ({"route.bias"} if name == "deepseek-v3" else set()), "all but constants moved"
 
 
 def test_a_config_says_what_was_written() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from autotune.profiles_db.migrate import VERSION
 from autotune.profiles_db.store import Store
 from autotune.spec.errors import EnvironmentFault, UsageError
 from autotune.spec.plan import Plan
@@ -255,7 +256,7 @@ def test_info_names_place_version_sizes_and_journal(store: Store) -> None:
     store.save_plan(Plan())
     info = store.info(check=True)
     assert info.path == str(store.place.path) == info.shown
-    assert info.version == info.supported == 4
+    assert info.version == info.supported == VERSION
     assert (info.dialect, info.journal_mode, info.notices) == ("sqlite", "wal", ())
     assert info.counts["plans"] == 1 and info.counts["runs"] == 0 and info.size > 0
 
@@ -325,3 +326,19 @@ def test_ten_thousand_predictions_in_about_two_seconds(store: Store) -> None:
     seconds = time.perf_counter() - start
     assert len(store.known(search)) == 10_000
     assert seconds < 6, f"{seconds:.1f} s; about 1 s on an idle core"
+
+
+def test_an_unfinished_validation_is_gone_on_with(store: Store) -> None:
+    asked = {"suite": "cpu", "machine": "print", "profile": "box", "cost_model": "abc"}
+    first = store.begin_validation("question", **asked)
+    assert (first.state, first.visits, first.rows) == ("running", (), ())
+    store.keep_validation(first.id, [{"plan": "a", "steps": [1.0]}])
+    again = store.begin_validation("question", **asked)
+    assert again.id == first.id and again.visits == ({"plan": "a", "steps": [1.0]},)
+    assert store.begin_validation("another", **asked).id != first.id
+    store.finish_validation(first.id, [{"name": "a", "predicted": 1.0}], [{"metric": "step s", "mean": 0.5}])
+    done = next(entry for entry in store.validations() if entry.id == first.id)
+    assert done.state == "finished" and done.rows[0]["name"] == "a" and done.summary[0]["mean"] == 0.5
+    assert store.begin_validation("question", **asked).id != first.id, "a whole one is begun anew"
+    with pytest.raises(UsageError, match="expected one stored"):
+        store.keep_validation("nothing", [])

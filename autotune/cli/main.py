@@ -31,6 +31,7 @@ from autotune.cli import (
     search,
     simulate,
     techniques,
+    validate,
 )
 from autotune.spec.errors import AutotuneError, UsageError
 
@@ -58,6 +59,7 @@ for register in (
     report.add,
     gate.add,
     export.add,
+    validate.add,
 ):
     register(app)
 for name in ("plans", "recipe"):

@@ -28,7 +28,17 @@ SCHEDULES = ("1f1b", "interleaved-1f1b")
 SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
 SAID = (
     *("data", "tensor", "pipeline", "context", "context_ring", "micro_batch", "schedule", "chunks", "layers"),
-    *("recompute", "attention", "zero", "sequence_parallel", "sync", "optimizer_offload", "gather_each", "gathered"),
+    *(
+        "recompute",
+        "attention",
+        "zero",
+        "sequence_parallel",
+        "sync",
+        "optimizer_offload",
+        "gather_each",
+        "gathered",
+        "expert",
+    ),
 )
 NOTES = (
     "data and tokenizer are yours to name: --mock-data and the NullTokenizer stand in their place",
@@ -121,6 +131,8 @@ def _parallel(plan: Plan, model: ModelSpec, lost: list[Lost]) -> list[str]:
         *("--pipeline-model-parallel-size", str(plan.pipeline)),
         *("--context-parallel-size", str(plan.context)),
     ]
+    if plan.expert > 1:  # of the ranks of data x context; tensor ranks divide each expert's width
+        words += ["--expert-model-parallel-size", str(plan.expert), "--expert-tensor-parallel-size", str(plan.tensor)]
     if plan.context > 1:
         heads = plan.context // plan.context_ring
         words += ["--cp-comm-type", "p2p" if heads == 1 else "a2a" if plan.context_ring == 1 else "a2a+p2p"]

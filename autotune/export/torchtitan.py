@@ -34,6 +34,7 @@ RECOMPUTE = {"none": "None", "selective": "SelectiveAC.Config()", "full": "FullA
 SAID = (
     *("data", "tensor", "pipeline", "context", "context_ring", "micro_batch", "schedule", "chunks", "layers"),
     *("recompute", "attention", "zero", "sequence_parallel", "gather_each", "gathered", "optimizer_offload"),
+    "expert",
 )
 
 
@@ -113,11 +114,24 @@ def _parallel(plan: Plan, job: TrainJob, lost: list[Lost]) -> list[str]:
     }
     if sharded:
         found["fsdp_reshard_after_forward"] = "always" if plan.zero == 3 else "never"
+    if plan.expert > 1:
+        found["expert_parallel_degree"] = _experts(plan, job.model, lost)
     if plan.pipeline > 1:
         found["pipeline_parallel_schedule"] = SCHEDULES.get(plan.schedule, "1F1B")
         found["num_pp_microbatches"] = job.micro_batches
         found["module_fqns_per_model_part"] = modules(job.model, plan)
     return [f"    config.parallelism.{key} = {value!r}" for key, value in found.items()]
+
+
+def _experts(plan: Plan, model: ModelSpec, lost: list[Lost]) -> int:
+    """The ranks that whole experts are divided over: of those that shard weights, tensor ranks among them."""
+    degree = plan.expert * plan.tensor
+    if not plan.zero:
+        lost.append(Lost("expert", str(plan.expert), f"{NAME} divides experts over ranks that shard weights alone"))
+        return 1
+    if plan.tensor > 1:
+        lost.append(Lost("expert", str(plan.expert), f"{NAME} divides whole experts over tensor ranks too"))
+    return degree if model.experts and model.experts.count % degree == 0 else 1
 
 
 def modules(model: ModelSpec, plan: Plan) -> list[list[str]]:

@@ -15,6 +15,7 @@ from autotune.planners.costs.step import StepCosts
 from autotune.planners.lower.shape import training_shape
 from autotune.planners.lower.stage import cut_of, whole_runs
 from autotune.planners.lower.subgroups import SUBGROUPS, split, subgroup_bytes
+from autotune.planners.lower.train import own_share
 from autotune.planners.passes.subgroups import AT_ONCE
 from autotune.planners.schedules.times import Times
 from autotune.planners.solvers.partition import partition
@@ -50,7 +51,7 @@ class PricedAdvice:
         """The cut by dynamic programming over the blocks' prices; "" where it is the even one."""
         predictor = self.bounder.predictor
         model, costs = predictor.model, self.bounder.costs(plan)
-        runs = whole_runs(model, ends=plan.vocabulary == "ends")
+        runs = whole_runs(model, ends=plan.vocabulary == "ends", expert=plan.expert)
         seconds = {block: costs.block(block) for block in dict.fromkeys(block for block, _ in runs)}
         layers = [seconds[block] for block, count in runs if block.kind == "layer" for _ in range(count)]
         ends = {block.kind: time for block, time in seconds.items()}
@@ -67,8 +68,8 @@ class PricedAdvice:
         profile, precision = predictor.profile, predictor.workload.precision
         if profile.inline:
             return ()
-        shards = plan.replicas if plan.zero else 1
-        groups = (split(size.parameters, shards, 100)[1] for size in self.bounder.family(plan).sizes)
+        sizes = self.bounder.family(plan).sizes
+        groups = (split(own_share(plan, size.parameters, size.routed), 1, 100)[1] for size in sizes)
         moved = SUBGROUPS * sum(subgroup_bytes(each, precision)[0] for each in groups) // plan.pipeline
         return (100,) if moved * predictor.ranks(plan.world) <= NEAR * profile.host.memory_bytes else ()
 
@@ -88,8 +89,8 @@ class PricedAdvice:
     def stride(self, plan: Plan) -> int:
         """The stride that balances host and device on the rank's largest stage."""
         predictor = self.bounder.predictor
-        parameters = max([size.parameters for size in self.bounder.family(plan).sizes])
-        key = (parameters, plan.replicas if plan.zero else 1, plan.optimizer_offload, predictor.ranks(plan.world))
+        shares = [own_share(plan, size.parameters, size.routed) for size in self.bounder.family(plan).sizes]
+        key = (max(shares), plan.optimizer_offload, predictor.ranks(plan.world))
         if key not in self._strides:
             self._strides[key] = best_stride(SUBGROUPS, subgroup_times(self.bounder.costs(plan)))
         return self._strides[key]

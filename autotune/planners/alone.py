@@ -39,6 +39,7 @@ APART: dict[str, Any] = {  # the traits that nothing but the other passes looks 
     "partial": (),
     "tensor": 1,
     "clip": False,
+    "divided": False,
     "optimizer": "barrier",
     "subgroups": False,
     "stride": 0,

@@ -17,6 +17,7 @@ from operator import attrgetter
 from autotune.planners.costs.step import StepCosts
 from autotune.planners.family import Family, Stages, priced_stages, row_of
 from autotune.planners.lower.sharding import sharding
+from autotune.planners.lower.stage import Sizes
 from autotune.planners.lower.train import stage_bytes
 from autotune.planners.passes.subgroups import joined, moves
 from autotune.planners.predict import Predictor
@@ -74,6 +75,7 @@ class Bounder:
             plan.tensor,
             plan.context,
             plan.context_ring,
+            plan.expert,
             plan.micro_batch,
             plan.recompute,
             plan.attention,
@@ -120,11 +122,11 @@ class Bounder:
     def updates(self, plan: Plan) -> list[tuple[float, float, float]]:
         """(collectives over the replicas, optimizer, the busiest lane of states on the host) seconds of each stage."""
         host = plan.optimizer_offload, plan.optimizer_stride, plan.optimizer_window > 0
-        axes = (plan.replicas, plan.tensor, plan.zero, *host, plan.world)
+        axes = (plan.replicas, plan.expert, plan.tensor, plan.zero, *host, plan.world)
         costs: StepCosts | None = None
         found = []
         for stage, size in enumerate(self.family(plan).sizes):
-            key = (size.parameters, stage == plan.stages, *axes)
+            key = (size.parameters, size.routed, stage == plan.stages, *axes)
             known = self._updates.get(key)
             if known is None:
                 costs = costs or self.costs(plan)
@@ -155,15 +157,17 @@ class Bounder:
     def _states(self, plan: Plan, family: Family, stages: Iterable[int]) -> tuple[int, int]:
         """Bytes of the stages' weights, gradients and optimizer states on one device, and of the least that some of
         them has as whole weights beside these."""
-        found = [self._states_of(plan, stage, family.sizes[stage].parameters) for stage in stages]
+        found = [self._states_of(plan, stage, family.sizes[stage]) for stage in stages]
         return sum(states for states, _ in found), min((whole for _, whole in found), default=0)
 
-    def _states_of(self, plan: Plan, stage: int, parameters: int) -> tuple[int, int]:
+    def _states_of(self, plan: Plan, stage: int, size: Sizes) -> tuple[int, int]:
         """Bytes of a stage's weights, gradients, and optimizer states on the device; of its whole weights where they
         are not among these."""
-        key = (parameters, stage == plan.stages, plan.replicas if plan.zero else 1, plan.zero, plan.optimizer_offload)
+        shards = (plan.replicas, plan.expert) if plan.zero else (1, 1)
+        which = size.parameters, size.routed, stage == plan.stages
+        key = (*which, *shards, plan.zero, plan.optimizer_offload)
         if key not in self._stage_states:
-            own = stage_bytes(plan, stage, parameters, self.predictor.workload.precision)
+            own = stage_bytes(plan, stage, size.parameters, self.predictor.workload.precision, size.routed)
             gathered = own.whole_weights if sharding(plan.zero, stage, plan.stages).weights else 0
             self._stage_states[key] = own.weights + own.gradients + own.states, gathered
         return self._stage_states[key]

@@ -50,7 +50,9 @@ TRAINING_AXES = (
     "split",
     "context",
     "context_ring",
+    "expert",
 )
+ALONE = "needs training: a captured pass of a generation cannot wait for how many rows come"
 TOGETHER = "1f1b"  # the schedule that a vocabulary whose passes all ranks do together has an order for
 OPTIMIZERS = ("barrier", "post-validated")
 SYNCS = ("eager", "late")
@@ -146,6 +148,20 @@ def _context(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | Non
     return found
 
 
+def _expert(plan: Plan, model: ModelSpec) -> list[str | None]:
+    """What is wrong with how replicas divide the routed experts."""
+    if plan.expert == 1:
+        return []
+    if model.experts is None:
+        return [f"expert needs a model with experts: {model.architecture} has none (found {plan.expert}; nearest 1)"]
+    both = gcd(model.experts.count, plan.replicas)
+    found: list[str | None] = []
+    for whole, of in (("experts", model.experts.count), ("replicas (data x context)", plan.replicas)):
+        wrong = f"expert must divide {whole} {of} (found {plan.expert}; nearest {nearest_divisor(plan.expert, both)})"
+        found.append(wrong if of % plan.expert else None)
+    return found
+
+
 def unfit(plan: Plan, model: ModelSpec, workload: Workload) -> str | None:
     """The first reason why no choice of a training plan's inner axes can make it run, or None: degrees that the model
     or the batch cannot be shared by, or that leave an axis without a meaning."""
@@ -154,6 +170,7 @@ def unfit(plan: Plan, model: ModelSpec, workload: Workload) -> str | None:
     checks = (
         *_heads(plan, model, workload),
         *_context(plan, model, workload),
+        *_expert(plan, model),
         *_tensor(plan, model, workload, ends=False),
         *_replicas(plan, workload),
     )
@@ -385,6 +402,8 @@ def _weights(plan: Plan, model: ModelSpec) -> str | None:
 
 def _generation(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]:
     found = [_divides("data x micro_batch", plan.data * plan.micro_batch, workload.batch, "batch")]
+    if plan.expert > 1:
+        found.append(f"expert {ALONE} (found {plan.expert}; nearest 1)")
     if model.latent:
         found.append(f"{model.architecture}'s latent attention has no key-value cache in this version: it trains only")
     if plan.pipeline > model.layers:
@@ -403,13 +422,14 @@ def _generation(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | 
 def why_not(model: ModelSpec, workload: Workload, plan: Plan, devices: int | None = None) -> str | None:
     """The first reason why `plan` cannot run, or None. `devices` must equal the plan's world when given."""
     checks: list[str | None] = []
-    if min(plan.data, plan.context, plan.context_ring, plan.tensor, plan.pipeline, plan.micro_batch, plan.chunks) < 1:
+    degrees = plan.data, plan.context, plan.context_ring, plan.expert, plan.tensor, plan.pipeline, plan.chunks
+    if min(*degrees, plan.micro_batch) < 1:
         return "every degree must be at least 1"
     if devices is not None and plan.world != devices:
-        degrees = "data x context x tensor x pipeline" if plan.context > 1 else "data x tensor x pipeline"
-        checks.append(f"{degrees} must equal devices {devices} (found {plan.world})")
+        names = "data x context x tensor x pipeline" if plan.context > 1 else "data x tensor x pipeline"
+        checks.append(f"{names} must equal devices {devices} (found {plan.world})")
     checks += _heads(plan, model, workload)
-    checks += _context(plan, model, workload) if workload.kind == "train" else []
+    checks += [*_context(plan, model, workload), *_expert(plan, model)] if workload.kind == "train" else []
     checks += _tensor(plan, model, workload, plan.vocabulary == "ends")
     checks += (_training if workload.kind == "train" else _generation)(plan, model, workload)
     return next((reason for reason in checks if reason), None)

@@ -100,7 +100,8 @@ class Predictor:
         pricer = self.pricer(plan.world)
         level, inner = pricer.spread(plan.tensor, 1)
         exchange = pricer.spread(plan.context // plan.context_ring, plan.tensor)
-        around = Around(*exchange, pricer.level(plan.context * plan.tensor))
+        divided = pricer.spread(plan.expert, plan.tensor)
+        around = Around(*exchange, pricer.level(plan.context * plan.tensor), *divided)
         key = (self.ranks(plan.world), level, inner, around)
         if key not in self._bodies:
             self._bodies[key] = BodyCosts(self.profile, pricer, level, inner, around)

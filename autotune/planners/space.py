@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from functools import cached_property
 from itertools import product
-from math import prod
+from math import gcd, prod
 from typing import Protocol
 
 from autotune.planners.decoding.strategies import STRATEGIES, acceptance_key, unknown, variants
@@ -189,7 +189,15 @@ class Enumeration:
         """The degrees that make the number of devices."""
         plans = (Plan().altered(**dict(zip(MESH, d, strict=True))) for d in product(*(self.values[n] for n in MESH)))
         filled = [plan for plan in plans if plan.world == self.question.devices]
-        return [plan.altered(context_ring=ring) for plan in filled for ring in self._rings(plan)]
+        ringed = [plan.altered(context_ring=ring) for plan in filled for ring in self._rings(plan)]
+        return [plan.altered(expert=expert) for plan in ringed for expert in self._experts(plan)]
+
+    def _experts(self, plan: Plan) -> Values:
+        """The `expert` values worth trying: every one that divides both experts and replicas."""
+        experts = self.question.model.experts
+        trains = self.question.workload.kind == "train" and experts is not None
+        degrees = divisors(gcd(experts.count, plan.replicas)) if experts and trains else (DEFAULTS["expert"],)
+        return self.question.axes.get("expert", degrees)
 
     def _rings(self, plan: Plan) -> Values:
         """The `context_ring` values worth trying: as many ranks as can exchange heads, and none."""

@@ -79,7 +79,16 @@ ACCEPTANCES = (
 # Version 4: how likely decoding heads held what came.
 RANKS = ("ALTER TABLE acceptances ADD COLUMN ranks {text}",)
 
-STEPS: tuple[tuple[str, ...], ...] = (FIRST, FILES_AND_RANKS, ACCEPTANCES, RANKS)
+# Version 5: what was predicted beside what was measured, suite by suite.
+VALIDATIONS = (
+    """CREATE TABLE validations (id {key} PRIMARY KEY, question {key} NOT NULL, suite {text} NOT NULL,
+        machine {text} NOT NULL, profile {text} NOT NULL, cost_model {text} NOT NULL, state {text} NOT NULL,
+        started {key} NOT NULL, updated {text} NOT NULL, visits {text} NOT NULL, "rows" {text},
+        summary {text}){strict}""",
+    "CREATE INDEX validations_question ON validations (question, started)",
+)
+
+STEPS: tuple[tuple[str, ...], ...] = (FIRST, FILES_AND_RANKS, ACCEPTANCES, RANKS, VALIDATIONS)
 VERSION = len(STEPS)
 
 # Storage words by dialect; "" serves every server that follows the SQL standard.

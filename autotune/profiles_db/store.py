@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from autotune.profiles_db.cost_model import cost_model_version
-from autotune.profiles_db.database import Database
 from autotune.profiles_db.records import Asked, Origin, PlanEntry, ProfileEntry, RunEntry, SearchEntry
+from autotune.profiles_db.validations import Validations
 from autotune.spec import timeline_file
 from autotune.spec.errors import UsageError, nearest_name
 from autotune.spec.machine import Profile
@@ -27,7 +27,7 @@ from autotune.spec.workload import Acceptance, Workload
 ATTEMPTS = 5  # of a write whose row number another server session took first
 
 
-class Store(Database):
+class Store(Validations):
     """The methods of an open `Database` that remember and look up. Digests are hexadecimal sha256, times UTC text.
 
     A prefix of an id or digest serves wherever one is asked for, if it names one thing only: else UsageError.

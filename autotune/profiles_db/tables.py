@@ -254,3 +254,24 @@ class AcceptanceRow(Base):
     facts: Mapped[dict[str, Any]]
     created: Mapped[str]
     ranks: Mapped[list[Any] | None]
+
+
+class ValidationRow(Base):
+    """A suite of plans or published figures, predicted and measured. `question` is a digest of all that its rows depend
+    on: the suite, its plans, the machine and the cost model; an interrupted one with the same question is gone on with
+    from `visits`. `rows` and `summary` are the answer, once it is whole."""
+
+    __tablename__ = "validations"
+    __table_args__ = (Index("validations_question", "question", "started"),)
+    id: Mapped[Key]
+    question: Mapped[str]
+    suite: Mapped[str]
+    machine: Mapped[str]  # its fingerprint; "": none at hand is judged
+    profile: Mapped[str]  # the name of the profile that predicts; "": each row's own
+    cost_model: Mapped[str]
+    state: Mapped[str]  # running | finished
+    started: Mapped[str]
+    updated: Mapped[str]
+    visits: Mapped[list[Any]]
+    rows: Mapped[list[Any] | None]
+    summary: Mapped[list[Any] | None]

@@ -32,6 +32,7 @@ from autotune.runners.at_once import at_once
 from autotune.runners.bench_rounds import ROUNDS, Stamps, Untimed, held_rounds, hot_rounds
 from autotune.runners.body import Call, Values, compile_body
 from autotune.runners.clock import Clock
+from autotune.runners.expert_layouts import per_expert
 from autotune.runners.ops import Env
 from autotune.runners.rope import tables
 from autotune.runners.state import DTYPES, local_shape
@@ -73,6 +74,16 @@ def stand_in(op: str, tensor: int) -> Callable[[Tensor], Tensor]:
     return lambda x: x
 
 
+def _as_it_goes(env: Env, operands: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return operands
+
+
+# Of what is not as large: what would come if all ranks were as this one.
+AWAY: dict[str, Callable[[Env, tuple[Tensor, ...]], tuple[Tensor, ...]]] = {
+    "counts_to_all": lambda env, operands: (per_expert(operands[0], env.expert_size),)
+}
+
+
 def _run(calls: tuple[Call, ...], env: Env, values: Values, group: Any, clock: Clock) -> list[Any]:
     """Runs a body and stamps before, between and after its calls. Collectives are waited for where they are issued."""
     stamps = [clock.mark()]
@@ -81,7 +92,7 @@ def _run(calls: tuple[Call, ...], env: Env, values: Values, group: Any, clock: C
         if not call.collective:
             made = call.run(env, None, operands)
         elif call.lane != TENSOR:  # what is exchanged or passed on is as large as what comes
-            made = operands
+            made = AWAY.get(call.label, _as_it_goes)(env, operands)[: len(call.writes)]
         elif group is None:
             made = (stand_in(call.label, env.tensor_size)(operands[0]),)
         else:
@@ -139,6 +150,7 @@ def _copies(model: ModelSpec, piece: Piece, device: torch.device, group: Any) ->
             tensor_size=shape.tensor,
             context_size=shape.context // shape.ring,
             ring_size=shape.ring,
+            expert_size=shape.expert,
             all_reduce=reduce,
             attention=shape.attention,
             sight=sight,

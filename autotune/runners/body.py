@@ -20,7 +20,7 @@ from torch import Tensor
 from autotune.kernels.exchange import GATHER, SCATTER, Several, shift
 from autotune.kernels.one_shot import all_reduce
 from autotune.planners.lower.fuse import JOIN, nodes_of
-from autotune.runners.layouts import LAYOUTS
+from autotune.runners import expert_layouts, layouts
 from autotune.runners.ops import OPERATIONS, Env
 from autotune.runners.ops.fused import FUSED
 from autotune.spec.graph import Block
@@ -144,6 +144,7 @@ def _end(work: dist.Work | Several) -> None:
         time.sleep(_pause)
 
 
+LAYOUTS = {**layouts.LAYOUTS, **expert_layouts.LAYOUTS}
 LOCAL = {"accumulate": _accumulate, "concat": _concat}  # of no node
 COLLECTIVES = {
     "all_reduce": _all_reduce,
@@ -152,6 +153,7 @@ COLLECTIVES = {
     "all_to_all": _all_to_all,
     "shift": _shifted(1),
     "shift_back": _shifted(-1),
+    **expert_layouts.COLLECTIVES,
 }
 
 

@@ -36,7 +36,8 @@ def counted(trainer: Trainer, stage: int) -> list[Tensor]:
     """The slices of a stage's flat gradients that this rank counts.
 
     Weights held whole by every tensor rank count on the first, tied embeddings in the first stage, and of ZeRO's
-    gradients only this rank's shard is summed. Rows of a sharded vocabulary are no other rank's. Neighbours are one
+    gradients only this rank's shard is summed; where replicas hold different experts, what several hold counts on their
+    first. Rows of a sharded vocabulary are no other rank's. Neighbours are one
     slice.
     """
     state, plan = trainer.states[stage], trainer.plan
@@ -50,9 +51,11 @@ def counted(trainer: Trainer, stage: int) -> list[Tensor]:
             if not whole and not (tied and weight.name in ("embed.weight", "lm_head.weight")):
                 place = state.places[block.index, weight.name].range
                 spans.add((place.start, place.stop))
-    for begin, end in sorted(spans):
-        begin, end = max(begin, state.shard.start), min(end, state.shard.stop)
-        if begin >= end:
+    once = plan.expert > 1 and not plan.zero
+    for span in sorted(spans):
+        where = state.mine(slice(*span))
+        begin, end = where.start, where.stop
+        if begin >= end or (once and trainer.mesh.number(state.copies(where))):
             continue
         if ranges and ranges[-1][1] == begin:
             ranges[-1][1] = end

@@ -2,45 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from autotune.kernels.exchange import Several
 from autotune.planners.lower.traits import partial_weights
 from autotune.runners.clip_ops import early, factor
 from autotune.runners.interpreter import Started
 from autotune.spec.program import Instruction
 
 if TYPE_CHECKING:
-    from autotune.runners.state import Key, StageState
+    from autotune.runners.state import Key, Segment, StageState
     from autotune.runners.training import Trainer
 
 Store = Mapping[str, Any]
 
 
+def _over_holders(
+    trainer: Trainer, instruction: Instruction, start: Callable[[StageState, Segment, Any], Any]
+) -> Several:
+    """A collective on each segment of a stage, between those that hold the same; none where nobody else does."""
+    state = trainer.states[instruction.stage]
+    held = [(segment, trainer.mesh.holders(segment.axis, instruction)) for segment in state.segments]
+    return Several([start(state, segment, group) for segment, group in held if group is not None], ())
+
+
 def all_reduce(trainer: Trainer, instruction: Instruction, values: Store) -> Started:
     """A stage's gradients over the data ranks."""
-    grad = trainer.states[instruction.stage].grad
-    return Started((grad,), dist.all_reduce(grad, group=trainer.mesh.axes["data"], async_op=True))
+
+    def start(state: StageState, segment: Segment, group: Any) -> Any:
+        return dist.all_reduce(state.grad[segment.where], group=group, async_op=True)
+
+    return Started((trainer.states[instruction.stage].grad,), _over_holders(trainer, instruction, start))
 
 
 def reduce_scatter(trainer: Trainer, instruction: Instruction, values: Store) -> Started:
     """A stage's gradients over the data ranks, each summing its own shard (ZeRO-1)."""
-    state = trainer.states[instruction.stage]
-    mine = state.grad[state.shard]
-    work = dist.reduce_scatter_tensor(mine, state.grad, group=trainer.mesh.axes["data"], async_op=True)
-    return Started((state.grad,), work)
+
+    def start(state: StageState, segment: Segment, group: Any) -> Any:
+        mine, whole = state.grad[segment.mine], state.grad[segment.where]
+        return dist.reduce_scatter_tensor(mine, whole, group=group, async_op=True)
+
+    return Started((trainer.states[instruction.stage].grad,), _over_holders(trainer, instruction, start))
 
 
 def all_gather(trainer: Trainer, instruction: Instruction, values: Store) -> Started:
     """A stage's new weights, every data rank's shard of them."""
-    state = trainer.states[instruction.stage]
-    mine = state.weight[state.shard]
-    work = dist.all_gather_into_tensor(state.weight, mine, group=trainer.mesh.axes["data"], async_op=True)
-    return Started((state.weight,), work)
+
+    def start(state: StageState, segment: Segment, group: Any) -> Any:
+        mine, whole = state.weight[segment.mine], state.weight[segment.where]
+        return dist.all_gather_into_tensor(whole, mine, group=group, async_op=True)
+
+    return Started((trainer.states[instruction.stage].weight,), _over_holders(trainer, instruction, start))
 
 
 def sync(trainer: Trainer, instruction: Instruction, values: Store) -> Started:

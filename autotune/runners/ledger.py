@@ -1,8 +1,9 @@
-"""The rows of a suite, on disk after each of them: what ends a process costs the row at hand and no other."""
+"""The rows of a suite, kept after each of them: what ends a process costs the row at hand and no other."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ ENDED = "its processes ended"
 
 @dataclass
 class Ledger:
-    """`rows` in the order in which they were begun; without a file they are kept in memory alone."""
+    """`rows` in the order in which they were begun. They go to a file, or to whatever `keep` is (the plan database);
+    without either they are kept in memory alone."""
 
     file: Path | None = None
     rows: list[Row] = field(default_factory=list)
+    keep: Callable[[Sequence[Row]], None] | None = None
 
     @classmethod
     def resume(cls, file: Path) -> Ledger:
@@ -41,7 +44,15 @@ class Ledger:
         """The row that was at hand where its processes ended before it was known."""
         return next((row for row in self.rows if row.get("failed") == ENDED), None)
 
+    def again(self) -> None:
+        """Forget that the row at hand was not ended: whoever interrupted it wants it visited once more."""
+        for row in self.rows:
+            if row.get("failed") == ENDED:
+                del row["failed"]
+
     def save(self) -> None:
+        if self.keep is not None:
+            self.keep(self.rows)
         if self.file is None:
             return
         part = self.file.with_name(self.file.name + ".part")

@@ -19,7 +19,7 @@ from autotune.planners.lower.expand import coordinates, groups
 from autotune.runners.flying import Handle
 from autotune.runners.seats import hosts
 from autotune.spec.plan import Plan
-from autotune.spec.program import BESIDE, Instruction, Program
+from autotune.spec.program import BESIDE, COPIES, DATA, Instruction, Program
 
 Members = tuple[int, ...]
 Lane = tuple[str, Members]
@@ -61,6 +61,7 @@ class Mesh:
     tensor: int = 0
     axes: dict[str, dist.ProcessGroup | None] = field(default_factory=dict)
     lanes: dict[Lane, dist.ProcessGroup] = field(default_factory=dict)
+    copies: dict[str, dist.ProcessGroup] = field(default_factory=dict)  # as "copies", for each lane along the data axis
     boxes: Mailboxes | None = None  # of the lanes that have no group, since messages go through mapped memory
     workers: dict[str, ThreadPoolExecutor] = field(default_factory=dict)  # of lanes on a CPU that need a thread
 
@@ -73,6 +74,8 @@ class Mesh:
             "data": plan.replicas,
             "context": plan.context // plan.context_ring,
             "ring": plan.context_ring,
+            "expert": plan.expert,
+            COPIES: plan.copies if plan.expert > 1 else 1,
         }
         for axis, extent in axes.items():
             mesh.axes[axis] = None
@@ -88,9 +91,25 @@ class Mesh:
             group = _group(members, few_blocks(device.type) if few and not staged(device) else None)
             if rank in members:
                 mesh.lanes[lane, members] = group
+        beside = {i.lane for program in programs for _, _, i in program if i.lane.partition(".")[0] == DATA}
+        for lane in sorted(beside) if axes[COPIES] > 1 else ():
+            for members in groups(plan, COPIES):
+                group = _group(members)
+                if rank in members:
+                    mesh.copies[lane] = group
         if not staged(device):
             mesh.connect()
         return mesh
+
+    def number(self, axis: str) -> int:
+        """This rank's place among those that hold the same, all replicas (DATA) or of experts (COPIES)."""
+        return self.replica // (self.plan.expert if axis == COPIES else 1)
+
+    def holders(self, axis: str, instruction: Instruction) -> dist.ProcessGroup | None:
+        """Those ranks, for a collective of the instruction's lane; None where there is no other."""
+        if axis == COPIES:
+            return self.copies.get(instruction.lane)
+        return self.axes[DATA] if instruction.lane == DATA else self.lanes[instruction.lane, instruction.peers]
 
     @property
     def data(self) -> int:
@@ -101,6 +120,11 @@ class Mesh:
     def context(self) -> int:
         """Which part of each sequence this rank takes."""
         return self.replica % self.plan.context
+
+    @property
+    def expert(self) -> int:
+        """Which run of the experts this rank has."""
+        return self.replica % self.plan.expert
 
     def open_boxes(self, messages: Mapping[Lane, int]) -> set[Lane]:
         """The lanes of messages between ranks of one host whose GPUs map each other's memory, on any host."""
@@ -156,8 +180,11 @@ class Mesh:
         if self.device.type != "cuda":
             return
         one = torch.ones(1, device=self.device)
-        for group in (g for g in self.axes.values() if g is not None):
+        for group in (*(g for g in self.axes.values() if g is not None), *self.copies.values()):
             dist.all_reduce(one, group=group)
+        if (divided := self.axes["expert"]) is not None:  # messages between all of them
+            every = torch.ones(self.plan.expert, device=self.device)
+            dist.all_to_all_single(torch.empty_like(every), every, group=divided)
         for (_, members), group in self.lanes.items():
             dist.all_reduce(one, group=group)
             if len(members) == 2:
@@ -186,7 +213,7 @@ class Mesh:
             worker.shutdown()
         self.boxes = None
         axes = [group for group in self.axes.values() if group is not None]
-        for group in reversed([*axes, *self.lanes.values()]):
+        for group in reversed([*axes, *self.lanes.values(), *self.copies.values()]):
             one_shot.forget(group)
             dist.destroy_process_group(group)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from autotune.runners.checkpoint import kept, save_checkpoint, split_parts
 from autotune.runners.mesh import barrier
-from autotune.runners.pieces import gathered
+from autotune.runners.pieces import asked, gathered
 from autotune.runners.saved import Saved
 from autotune.runners.state import DTYPES, Key, Loader
 from autotune.runners.training import Trainer
@@ -25,10 +25,10 @@ def save_weights(trainer: Trainer, saved: Saved, load: Loader, folder: Path) -> 
     mine: dict[Key, Tensor] = {}
     for stage, state in trainer.states.items():
         # One after another: as much as a stage's whole weights fits beside what is there, as it does in a step.
-        of_stage = dict(trainer.whole(stage, state.weight))
+        of_stage, told = trainer.whole(stage, state.weight), asked(trainer)
+        mine |= {key: tensor.to("cpu", copy=True) for key, tensor in of_stage.items() if key in told}
         if trainer.mesh.replica == 0:
-            of_stage |= state.frozen
-            mine |= {key: tensor.to("cpu", copy=True) for key, tensor in of_stage.items()}
+            mine |= {key: tensor.to("cpu", copy=True) for key, tensor in state.frozen.items()}
         del of_stage
     whole = gathered(trainer, mine, folder, "weights")
     if whole is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from autotune.kernels.exchange import Several
 from autotune.runners.interpreter import Started
 from autotune.runners.state import Flat
 from autotune.spec.program import Instruction
@@ -21,29 +22,36 @@ Store = Mapping[str, Any]
 def unshard(trainer: Trainer, instruction: Instruction, values: Store) -> Started:
     """A stage's whole weights from every data rank's share."""
     state = trainer.states[instruction.stage]
-    group = trainer.mesh.lanes[instruction.lane, instruction.peers]
-    whole = state.weight.new_empty(len(instruction.peers) * state.weight.numel())
-    work = dist.all_gather_into_tensor(whole, state.weight, group=group, async_op=True)
-    return Started((Flat(whole, state.views(whole)),), work)
+    whole = state.weight.new_empty(state.whole)
+    started = []
+    for segment in state.segments:
+        share, group = state.weight[segment.at], trainer.mesh.holders(segment.axis, instruction)
+        if group is None:  # nobody else holds these
+            whole[segment.where].copy_(share)
+        else:
+            started.append(dist.all_gather_into_tensor(whole[segment.where], share, group=group, async_op=True))
+    return Started((Flat(whole, state.views(whole)),), Several(started, ()))
 
 
 def fresh(trainer: Trainer, instruction: Instruction, values: Store) -> tuple[Any, ...]:
     """Whole gradients of a stage, zero."""
     state = trainer.states[instruction.stage]
-    whole = torch.zeros(trainer.plan.replicas * state.grad.numel(), dtype=state.grad.dtype, device=state.grad.device)
+    whole = torch.zeros(state.whole, dtype=state.grad.dtype, device=state.grad.device)
     return (Flat(whole, state.views(whole)),)
 
 
 def scatter(trainer: Trainer, instruction: Instruction, values: Store) -> Started:
     """Whole gradients summed over the data ranks, each adding its share to what it has."""
     state = trainer.states[instruction.stage]
-    group = trainer.mesh.lanes[instruction.lane, instruction.peers]
     whole: Flat = values[instruction.reads[0]]
-    share = state.part(whole.whole, state.shard)
+    held = [(segment, trainer.mesh.holders(segment.axis, instruction)) for segment in state.segments]
 
     def run() -> None:
-        dist.reduce_scatter_tensor(share, whole.whole, group=group)
-        state.grad.add_(share)
+        for segment, group in held:
+            share = whole.whole[segment.mine]
+            if group is not None:
+                dist.reduce_scatter_tensor(share, whole.whole[segment.where], group=group)
+            state.grad[segment.at].add_(share)
 
     return Started((state.grad,), trainer.mesh.in_order(instruction.lane, run))
 

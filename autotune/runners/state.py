@@ -5,7 +5,7 @@ Flat, so that one collective sums a stage's gradients, one fused call updates it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from autotune.planners.lower.sharding import NOTHING, Sharding
 from autotune.planners.lower.subgroups import SUBGROUPS, split
 from autotune.spec.graph import Block, Weight
+from autotune.spec.program import COPIES, DATA
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64, "fp16": torch.float16}
 EPSILON = 1e-8  # AdamW's
@@ -32,6 +33,13 @@ def local_shape(weight: Weight, ranks: int) -> tuple[int, ...]:
 
 States = tuple[Tensor, Tensor, Tensor]  # weights in the wide precision and two moments, of a run of parameters
 BETAS = (0.9, 0.95)
+
+
+class Seat(NamedTuple):
+    """A rank among those that share something."""
+
+    rank: int = 0
+    ranks: int = 1
 
 
 class Place(NamedTuple):
@@ -68,6 +76,51 @@ def _frozen(
     return found
 
 
+class Segment(NamedTuple):
+    """A run of a stage's parameters that the same ranks hold: where it is in a flat tensor of all, this rank's share of
+    it there, and the same where a tensor has the shares alone. `axis` of the mesh: those ranks."""
+
+    axis: str
+    where: slice
+    mine: slice
+    at: slice
+
+    @property
+    def ranks(self) -> int:
+        """Of how many this rank has a share."""
+        share = self.mine.stop - self.mine.start
+        return (self.where.stop - self.where.start) // share if share else 1
+
+
+def _segments(sizes: Sequence[tuple[str, int, Seat]]) -> tuple[Segment, ...]:
+    """Segments one after another, of (axis, elements, who holds them): each padded to equal shares."""
+    found, begin, at = [], 0, 0
+    for axis, elements, seat in sizes:
+        each = -(-elements // seat.ranks)
+        end, first = begin + each * seat.ranks, begin + seat.rank * each
+        found.append(Segment(axis, slice(begin, end), slice(first, first + each), slice(at, at + each)))
+        begin, at = end, at + each
+    return tuple(found)
+
+
+class Owned(NamedTuple):
+    """A run of this rank's shares: where it is in a flat tensor of all, and in one of the shares alone."""
+
+    where: slice
+    at: slice
+
+
+def _runs(segments: Sequence[Segment], at: slice) -> tuple[Owned, ...]:
+    """A range of the shares, segment by segment; one run at least, if an empty one."""
+    found = []
+    for segment in segments:
+        begin, end = max(at.start, segment.at.start), min(at.stop, segment.at.stop)
+        ahead = segment.mine.start - segment.at.start
+        if begin < end:
+            found.append(Owned(slice(begin + ahead, end + ahead), slice(begin, end)))
+    return tuple(found) or (Owned(slice(0, 0), slice(0, 0)),)
+
+
 class Rates(NamedTuple):
     learning_rate: float
     weight_decay: float
@@ -96,22 +149,23 @@ def adamw(master: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, gradient: Tensor,
 
 @dataclass
 class StageState:
-    """`weight` is in the compute precision, `grad` fp32 for bf16 weights; `master`, `exp_avg`, `exp_avg_sq` cover
-    this data rank's `shard` of the flat range (all of it without ZeRO). So do `weight` and `grad` where `shared` says
-    so: then there are no `weights` or `grads`, and operations are lent whole ones (`Flat`)."""
+    """`weight` is in the compute precision, `grad` fp32 for bf16 weights; `masters` (one for each run of `owned`),
+    `exp_avg` and `exp_avg_sq` cover this rank's shares of the segments (all of them without ZeRO). So do `weight` and
+    `grad` where `shared` says so: then there are no `weights` or `grads`, and operations are lent whole ones
+    (`Flat`)."""
 
     blocks: tuple[Block, ...]
     weight: Tensor
     grad: Tensor
-    master: Tensor
+    masters: tuple[Tensor, ...]
     exp_avg: Tensor
     exp_avg_sq: Tensor
     step: Tensor
     weights: dict[Key, Tensor]
     grads: dict[Key, Tensor]
-    shard: slice
-    size: int  # elements before padding
-    own: slice  # the part of the shard whose optimizer states are here: what master and moments cover
+    segments: tuple[Segment, ...]  # one, or two where some of the ranks hold other experts
+    owned: tuple[Owned, ...]  # what masters and moments cover
+    rest: slice = field(default_factory=lambda: slice(0, 0))  # of the shares: what has its states on the host
     hosted: tuple[States, ...] = ()  # states of the rest on the host, a subgroup each, in order
     steps: int = 0  # that were taken
     taken: float | None = 1.0  # what the last step multiplied the gradients by; None: it was skipped
@@ -132,63 +186,71 @@ class StageState:
         shards: int,
         shard: int,
         device: torch.device,
+        apart: Seat | None = None,
         train: bool = True,
         offload: int = 0,
         shared: Sharding = NOTHING,
     ) -> StageState:
         """Allocates and fills a stage. Two blocks that share a tensor (tied embeddings) share its view.
 
-        `offload` percent of the optimizer states are put into the host's memory.
+        `offload` percent of the optimizer states are put into the host's memory. `apart`: whose share of the routed
+        experts this rank has, where not all that hold the rest hold the same ones.
         """
         dtype = DTYPES[precision]
         main = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
-        at: dict[tuple[str, ...], tuple[int, tuple[int, ...]]] = {}
+        at: dict[tuple[str, ...], tuple[int, tuple[int, ...], bool]] = {}
         keys: list[tuple[Key, Weight, tuple[str, ...]]] = []
-        size = 0
+        sizes = [0, 0]  # of what all hold, and of what is apart
         for block in blocks:
             for weight in (w for w in block.trained() if not w.form):  # others: runners/rounded.py
-                shape = local_shape(weight, tensor_size)
+                shape, own = local_shape(weight, tensor_size), bool(apart and weight.experts)
                 tensor = tuple(name for name, _ in weight.parts)
                 keys.append(((block.index, weight.name), weight, tensor))
                 if tensor not in at:
-                    at[tensor] = (size, shape)
-                    size += torch.Size(shape).numel()
-        padded = -(-size // shards) * shards
-        each = padded // shards
+                    at[tensor] = (sizes[own], shape, own)
+                    sizes[own] += torch.Size(shape).numel()
+        held = [(DATA, sizes[0], Seat(shard, shards))]
+        segments = _segments([*held, (COPIES, sizes[1], apart)] if apart else held)
+        padded, each = segments[-1].where.stop, segments[-1].at.stop
         flat = torch.zeros(padded, dtype=dtype, device=device)
         grad = torch.zeros((each if shared.gradients else padded) if train else 0, dtype=main, device=device)
-        places = {key: Place(slice(at[t][0], at[t][0] + torch.Size(at[t][1]).numel()), at[t][1]) for key, _, t in keys}
+        places = {}
+        for key, _, tensor in keys:
+            offset, shape, own = at[tensor]
+            begin = segments[own].where.start + offset
+            places[key] = Place(slice(begin, begin + torch.Size(shape).numel()), shape)
         weights = _views(flat, places)
         loaded: set[tuple[str, ...]] = set()
         for key, weight, tensor in keys:
             if tensor not in loaded:
                 loaded.add(tensor)
                 weights[key].copy_(load(key[0], weight))
-        mine = slice(shard * each, (shard + 1) * each)
-        resident, group = split(size, shards, offload)
-        own = slice(mine.start, mine.start + resident)
-        kept, offset = (flat[mine].clone(), mine.start) if shared.weights else (flat, 0)
-        piece = kept[own.start - offset : own.stop - offset] if train else flat[:0]
+        resident, group = split(each, 1, offload)
+        owned, rest = _runs(segments, slice(0, resident)), slice(resident, each)
+        kept = torch.cat([flat[s.mine] for s in segments]) if shared.weights else flat
+        pieces = [kept[own.at if shared.weights else own.where] for own in owned] if train else [flat[:0]]
+        moments = sum(len(piece) for piece in pieces)
 
         def on_host(begin: int) -> States:
             made = [torch.zeros(group, dtype=main, pin_memory=device.type == "cuda") for _ in range(3)]
-            made[0].copy_(flat[begin : begin + group])
+            for run in _runs(segments, slice(begin, begin + group)):
+                made[0][run.at.start - begin : run.at.stop - begin].copy_(flat[run.where])
             return made[0], made[1], made[2]
 
-        hosted = tuple(on_host(own.stop + j * group) for j in range(SUBGROUPS)) if train and offload else ()
+        hosted = tuple(on_host(rest.start + j * group) for j in range(SUBGROUPS)) if train and offload else ()
         return cls(
             blocks,
             kept,
             grad,
-            piece.to(main) if dtype != main else piece,
-            torch.zeros_like(piece, dtype=main),
-            torch.zeros_like(piece, dtype=main),
+            tuple(piece.to(main) if dtype != main else piece for piece in pieces),
+            torch.zeros(moments, dtype=main, device=device),
+            torch.zeros(moments, dtype=main, device=device),
             torch.zeros((), dtype=torch.float32, device=device),
             {} if shared.weights else weights,
             _views(grad, places) if train and not shared.gradients else {},
-            mine,
-            size,
-            own,
+            segments,
+            owned,
+            rest,
             hosted,
             places=places,
             shared=shared,
@@ -197,25 +259,54 @@ class StageState:
         )
 
     def part(self, flat: Tensor, where: slice) -> Tensor:
-        """A range of the stage's parameters in a flat tensor of all of them, or of this rank's shard alone."""
-        offset = self.shard.start if flat.numel() == self.shard.stop - self.shard.start else 0
+        """A range of the stage's parameters in a flat tensor of all of them, or of this rank's shares alone."""
+        offset = 0
+        if flat.numel() == self.share < self.whole:
+            segment = self._of(where)
+            offset = segment.mine.start - segment.at.start
         return flat[where.start - offset : where.stop - offset]
+
+    @property
+    def whole(self) -> int:
+        """Elements of all shares together."""
+        return int(self.segments[-1].where.stop)
+
+    @property
+    def share(self) -> int:
+        """Elements of this rank's shares."""
+        return int(self.segments[-1].at.stop)
+
+    def _of(self, where: slice) -> Segment:
+        """The segment that a range lies in."""
+        at = 0
+        for number, segment in enumerate(self.segments):
+            at = number if segment.where.start <= where.start else at
+        return self.segments[at]
+
+    def mine(self, where: slice) -> slice:
+        """What of a range this rank has a share of."""
+        share = self._of(where).mine
+        begin = min(max(where.start, share.start), share.stop)
+        return slice(begin, max(begin, min(where.stop, share.stop)))
+
+    def copies(self, where: slice) -> str:
+        """The axis of the mesh along which a range is the same."""
+        return self._of(where).axis
 
     def known(self, where: slice) -> slice:
         """What of a range `grad` has."""
-        if not self.shared.gradients:
-            return where
-        begin = min(max(where.start, self.shard.start), self.shard.stop)
-        return slice(begin, max(begin, min(where.stop, self.shard.stop)))
+        return self.mine(where) if self.shared.gradients else where
 
     def views(self, flat: Tensor) -> dict[Key, Tensor]:
         """Every parameter in a flat tensor of all of them."""
         return _views(flat, self.places)
 
-    def subgroup(self, number: int) -> slice:
-        """Where one of the subgroups on the host is in the flat tensors."""
-        each = (self.shard.stop - self.own.stop) // SUBGROUPS
-        return slice(self.own.stop + number * each, self.own.stop + (number + 1) * each)
+    def subgroup(self, number: int) -> tuple[Owned, ...]:
+        """Where one of the subgroups on the host is; `at` in its own tensors."""
+        each = (self.rest.stop - self.rest.start) // SUBGROUPS
+        begin = self.rest.start + number * each
+        runs = _runs(self.segments, slice(begin, begin + each)) if each else ()
+        return tuple(Owned(run.where, slice(run.at.start - begin, run.at.stop - begin)) for run in runs)
 
     def of(
         self, block: Block, weights: Flat | None = None, grads: Flat | None = None
@@ -229,32 +320,37 @@ class StageState:
         return found[0] | fixed, found[1]
 
     def update(self, rates: Rates) -> None:
-        """One AdamW step on what this rank holds of the shard; the subgroups on the host follow by themselves."""
+        """One AdamW step on what this rank owns; the subgroups on the host follow by themselves."""
         self.step += 1
         self.steps += 1
-        adamw(self.master, self.exp_avg, self.exp_avg_sq, self.part(self.grad, self.own), self.step, rates)
+        for master, own in zip(self.masters, self.owned, strict=True):
+            gradient = self.part(self.grad, own.where)
+            adamw(master, self.exp_avg[own.at], self.exp_avg_sq[own.at], gradient, self.step, rates)
         self._narrow()
 
     def _narrow(self) -> None:
         """The masters in the compute precision, where that is another."""
-        if self.master.dtype != self.weight.dtype:
-            self.part(self.weight, self.own).copy_(self.master)
+        for master, own in zip(self.masters, self.owned, strict=True):
+            if master.dtype != self.weight.dtype:
+                self.part(self.weight, own.where).copy_(master)
 
     def revert(self, rates: Rates) -> None:
         """Takes the last step back by solving its equations for what was before (Zero Bubble, 2401.10241, appendix C).
 
         The gradients must be those of the step. Exact up to rounding; the moments before the first step were zero.
         """
-        step, gradient = float(self.step), self.part(self.grad, self.own)
-        divisor = self.exp_avg_sq.div(1 - BETAS[1] ** step).sqrt_().add_(EPSILON)
-        self.master.addcdiv_(self.exp_avg, divisor, value=rates.learning_rate / (1 - BETAS[0] ** step))
-        self.master.div_(1 - rates.learning_rate * rates.weight_decay)
-        if step == 1:
-            self.exp_avg.zero_()
-            self.exp_avg_sq.zero_()
-        else:
-            self.exp_avg.sub_(gradient, alpha=1 - BETAS[0]).div_(BETAS[0])
-            self.exp_avg_sq.addcmul_(gradient, gradient, value=BETAS[1] - 1).div_(BETAS[1]).clamp_(min=0)
+        step = float(self.step)
+        for master, own in zip(self.masters, self.owned, strict=True):
+            gradient, mean, square = self.part(self.grad, own.where), self.exp_avg[own.at], self.exp_avg_sq[own.at]
+            divisor = square.div(1 - BETAS[1] ** step).sqrt_().add_(EPSILON)
+            master.addcdiv_(mean, divisor, value=rates.learning_rate / (1 - BETAS[0] ** step))
+            master.div_(1 - rates.learning_rate * rates.weight_decay)
+            if step == 1:
+                mean.zero_()
+                square.zero_()
+            else:
+                mean.sub_(gradient, alpha=1 - BETAS[0]).div_(BETAS[0])
+                square.addcmul_(gradient, gradient, value=BETAS[1] - 1).div_(BETAS[1]).clamp_(min=0)
         self.step -= 1
         self.steps -= 1
         self._narrow()

@@ -14,15 +14,15 @@ from autotune.runners.tier_ops import to_host
 from autotune.spec.program import Instruction
 
 if TYPE_CHECKING:
-    from autotune.runners.state import StageState
+    from autotune.runners.state import Owned, StageState
     from autotune.runners.training import Trainer
 
 Store = Mapping[str, Any]
 Made = tuple[Any, ...]
 
 
-def _where(trainer: Trainer, instruction: Instruction) -> tuple[StageState, slice]:
-    """The stage's state, and the subgroup's place in its flat tensors."""
+def _where(trainer: Trainer, instruction: Instruction) -> tuple[StageState, tuple[Owned, ...]]:
+    """The stage's state, and the subgroup's places in its flat tensors."""
     state = trainer.states[instruction.stage]
     return state, state.subgroup(instruction.item)
 
@@ -40,8 +40,9 @@ def update_fetched(trainer: Trainer, instruction: Instruction, values: Store) ->
     master, mean, square = values[instruction.reads[0]]
     if state.taken is not None:
         rates = trainer.rates(state.steps)
-        adamw(master, mean, square, state.part(state.grad, where), state.step, rates)
-        state.part(state.weight, where).copy_(master)
+        for run, at in where:
+            adamw(master[at], mean[at], square[at], state.part(state.grad, run), state.step, rates)
+            state.part(state.weight, run).copy_(master[at])
     return tuple(values[name] for name in instruction.writes)
 
 
@@ -55,7 +56,8 @@ def give_back(trainer: Trainer, instruction: Instruction, values: Store) -> Made
 
 def gradient_down(trainer: Trainer, instruction: Instruction, values: Store) -> Made:
     state, where = _where(trainer, instruction)
-    return (to_host(state.part(state.grad, where)),)
+    parts = [state.part(state.grad, run) for run, _ in where]
+    return (to_host(parts[0] if len(parts) == 1 else torch.cat(parts)),)
 
 
 def update_on_host(trainer: Trainer, instruction: Instruction, values: Store) -> Deferred:
@@ -76,7 +78,9 @@ def update_on_host(trainer: Trainer, instruction: Instruction, values: Store) ->
 
 def weight_up(trainer: Trainer, instruction: Instruction, values: Store) -> Made:
     state, where = _where(trainer, instruction)
-    state.part(state.weight, where).copy_(values[instruction.reads[0]], non_blocking=True)
+    made: Tensor = values[instruction.reads[0]]
+    for run, at in where:
+        state.part(state.weight, run).copy_(made[at], non_blocking=True)
     return (None,)
 
 

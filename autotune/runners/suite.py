@@ -33,6 +33,7 @@ from autotune.runners.job import Job, RunResult
 from autotune.runners.launch import launch
 from autotune.runners.ledger import ENDED, Ledger, Row
 from autotune.runners.suites import Suite, suites
+from autotune.runners.validating import ORDERED
 from autotune.runners.world import world_here
 from autotune.spec.errors import AutotuneError
 from autotune.spec.machine import Profile
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from autotune.runners.standing import Standing
 
 STEADY = 0.05  # of a step: what the medians of a plan's runs may differ by before it is run up to as often again
-ORDERED = 8  # rows that are enough to judge an order by
+REPEATS = {"cuda": 1, "cpu": 3}  # rounds of measuring and running
 PATIENCE_S = {"cuda": 60.0, "cpu": 300.0}  # for one plan in a world that stands
 
 
@@ -103,6 +104,7 @@ class Runner:
             "mfu": ran.mfu,
             "differs": ran.max_difference,
             "loss": ran.losses[-1] if ran.losses else None,
+            "grades": dict(said.grades),
             "predicted_kinds": dict(said.breakdown),
             "ops": by_op(said.timeline, ran.timeline),
         }
@@ -169,6 +171,26 @@ def refuse(suite: Suite, world: int) -> None:
             raise SystemExit(f"{plan.describe()}: needs {plan.world} ranks, found {world} (--plans chooses others)")
 
 
+def refiner(
+    suite: Suite, profile: Profile, say: Callable[[str], None], seconds_each: float, as_is: bool
+) -> Callable[[Sequence[Plan]], Profile]:
+    """What measures the operations that plans lack. `as_is`: nothing does; nor where a check judges memory and numbers,
+    for which nothing need be timed."""
+    question = Question(suite.model, suite.workload, measurable(profile, suite), 0)
+    if as_is or suite.check:
+        return lambda plans: question.profile
+    return partial(refine_for, question, progress=say, seconds_each=seconds_each)
+
+
+def profiles(suite: Suite, refine: Callable[[Sequence[Plan]], Profile]) -> Callable[[Plan], Profile]:
+    """The profile that each plan is predicted with: on a processor, whose speed drifts, measured again before every
+    visit; else one for all plans."""
+    if suite.device == "cpu":
+        return lambda plan: refine([plan])
+    refined = refine(suite.plans)
+    return lambda plan: refined
+
+
 def summary(rows: Sequence[Row]) -> list[str]:
     """Mean and worst errors of the rows that ran, and how far predictions and steps agree on their order."""
     good = [r for r in rows if "failed" not in r]
@@ -213,26 +235,16 @@ def main(arguments: Sequence[str]) -> int:
     here = world_here()
     size = here[1] if here and here[1] > 1 else 0
     refuse(suite, size)
-    question = Question(suite.model, suite.workload, measurable(load_profile(asked.profile), suite), 0)
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-    refine: Callable[[Sequence[Plan]], Profile] = partial(
-        refine_for, question, progress=say, seconds_each=asked.seconds_each
-    )
-    if asked.as_is or suite.check:  # a check judges memory and numbers: nothing need be timed for that
-        refine = lambda plans: question.profile  # noqa: E731
+    refine = refiner(suite, load_profile(asked.profile), say, asked.seconds_each, asked.as_is)
     if size:
         _standing(suite, refine, asked)
-    if suite.device == "cpu":
-        profile_for = lambda plan: refine([plan])  # noqa: E731
-    else:
-        refined = refine(suite.plans)
-        profile_for = lambda plan: refined  # noqa: E731
-        if asked.refined:
-            dump_profile(refined, asked.refined)
+    profile_for = profiles(suite, refine)
+    if suite.device != "cpu" and asked.refined:
+        dump_profile(profile_for(suite.plans[0]), asked.refined)
     ledger = Ledger(asked.out)
     header()
-    repeats = asked.repeats or (3 if suite.device == "cpu" else 1)
-    Runner(suite, profile_for, ledger, repeats).run(partial(print, flush=True))
+    Runner(suite, profile_for, ledger, asked.repeats or REPEATS[suite.device]).run(partial(print, flush=True))
     print("\n".join(summary(ledger.rows)))
     return 0
 

@@ -40,14 +40,14 @@ from autotune.runners.mesh import Mesh, staged
 from autotune.runners.ops import Env
 from autotune.runners.rope import tables
 from autotune.runners.rows import Batch
-from autotune.runners.state import DTYPES, Flat, Key, Loader, Rates, StageState
+from autotune.runners.state import DTYPES, Flat, Key, Loader, Rates, Seat, StageState
 from autotune.runners.vocabulary_shard import loaded_rows
 from autotune.spec.graph import Block, blocks
 from autotune.spec.heads import HeadsSpec
 from autotune.spec.heads_graph import frozen_blocks
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
-from autotune.spec.program import Program
+from autotune.spec.program import COPIES, Program
 from autotune.spec.workload import Workload
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -86,6 +86,13 @@ def sight(workload: Workload, device: torch.device) -> Tensor | None:
     return torch.zeros(shape, dtype=DTYPES[workload.precision], device=device)
 
 
+def _apart(plan: Plan, mesh: Mesh) -> Seat | None:
+    """Whose share of its experts a rank has, where replicas hold different ones."""
+    if plan.expert == 1:
+        return None
+    return Seat(mesh.number(COPIES), plan.copies) if plan.zero else Seat()
+
+
 @dataclass
 class Trainer:
     """One rank of a training step. `interpreter.step()` runs it on the batch given to `feed`."""
@@ -120,13 +127,14 @@ class Trainer:
         mesh = Mesh.build(plan, [program], rank, device)
         shape = training_shape(plan, workload)
         place = place_of(plan, micro_batches(plan, workload))
-        stages = stage_blocks(model, cut_of(plan, model))
+        stages = stage_blocks(model, cut_of(plan, model), mesh.expert)
         build = partial(
             StageState.build,
             precision=workload.precision,
             tensor_size=plan.tensor,
             shards=plan.replicas if plan.zero else 1,
             shard=mesh.replica if plan.zero else 0,
+            apart=_apart(plan, mesh),
             device=device,
             offload=plan.optimizer_offload,
         )
@@ -157,6 +165,7 @@ class Trainer:
             context_size=plan.context // plan.context_ring,
             ring_rank=mesh.context // (plan.context // plan.context_ring),
             ring_size=plan.context_ring,
+            expert_size=plan.expert,
             all_reduce=mesh.all_reduce,
             attention=plan.attention,
             loss_scale=1.0 / (workload.global_batch * workload.rows),
@@ -173,7 +182,7 @@ class Trainer:
         """The persistent values: weights, gradients and optimizer states of every stage here."""
         values: dict[str, Any] = {}
         for s, state in self.states.items():
-            own = (state.master,) if state.master.dtype != state.weight.dtype else ()
+            own = state.masters if state.masters[0].dtype != state.weight.dtype else ()
             values |= {
                 f"w.{s}": (state.weight, *state.frozen.values()) if state.frozen else state.weight,
                 f"g.{s}": state.grad,
@@ -231,10 +240,18 @@ class Trainer:
         state = self.states[stage]
         if not self.plan.zero:
             return state.views(flat)
-        share = state.part(flat, state.shard).clone()
-        gathered = share.new_empty(self.plan.replicas * share.numel())
-        dist.all_gather_into_tensor(gathered, share, group=self.mesh.axes["data"])
+        gathered = flat.new_empty(state.whole)
+        self.gather(state, flat, gathered)
         return state.views(gathered)
+
+    def gather(self, state: StageState, flat: Tensor, whole: Tensor) -> None:
+        """This rank's shares of a stage, in `flat`, and all others' into `whole`."""
+        for segment in state.segments:
+            share, group = state.part(flat, segment.mine).clone(), self.mesh.axes[segment.axis]
+            if group is None:
+                whole[segment.where].copy_(share)
+            else:
+                dist.all_gather_into_tensor(whole[segment.where], share, group=group)
 
     def run(self, block: Block, op: str, stage: int, given: Values, many: int = 1) -> Values:
         """The block's program for an outer instruction, of `many` micro-batches together; gives what it leaves."""
@@ -267,8 +284,7 @@ class Trainer:
             state.revert(self.rates(state.steps))
         self.take(state, scale)
         if state.shared.spreads:
-            mine = state.weight[state.shard].clone()
-            dist.all_gather_into_tensor(state.weight, mine, group=self.mesh.axes["data"])
+            self.gather(state, state.weight, state.weight)
 
     def finish(self) -> None:
         """Settles what the last step left open: afterwards the weights are those of all steps. Every rank calls it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from autotune.planners.lower.vocabulary import shard_of, shards, vocabulary_blocks
 from autotune.runners.checkpoint import unshard
 from autotune.runners.state import Loader
+from autotune.spec.experts_graph import share
 from autotune.spec.graph import Weight, blocks
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
@@ -29,24 +31,40 @@ def loaded_rows(load: Loader, model: ModelSpec, number: int) -> Loader:
     return rows
 
 
-def assemble(
-    plan: Plan, model: ModelSpec, pieces: Sequence[tuple[int, int, Mapping[str, Tensor]]]
-) -> dict[tuple[int, str], Tensor]:
-    """Whole tensors by (block, weight name), from (pipeline rank, tensor rank, its tensors by "block/name")."""
+class Piece(NamedTuple):
+    """What a rank has: its tensors by "block/name"."""
+
+    pipeline: int
+    expert: int  # which run of the experts
+    tensor: int
+    tensors: Mapping[str, Tensor]
+
+
+def assemble(plan: Plan, model: ModelSpec, pieces: Sequence[Piece]) -> dict[tuple[int, str], Tensor]:
+    """Whole tensors by (block, weight name), of all ranks' pieces; of equal ones the last."""
     rows = set() if plan.vocabulary == "ends" else _names(model, plan)
     found = {}
     for block in blocks(model):
         for weight in block.weights():
             key = f"{block.index}/{weight.name}"
             if key in rows:
-                by_rank = {shard_of(plan, p, t): tensors[key] for p, t, tensors in pieces if key in tensors}
+                by_rank = {shard_of(plan, p.pipeline, p.tensor): p.tensors[key] for p in pieces if key in p.tensors}
                 stacked = torch.cat([by_rank[number] for number in range(shards(plan))])
                 found[block.index, weight.name] = stacked[: weight.shape[0]]
             else:
-                by_rank = {tensor: tensors[key] for _, tensor, tensors in pieces if key in tensors}
-                if by_rank:  # what is frozen has no gradient
-                    found[block.index, weight.name] = unshard(weight, [by_rank[rank] for rank in sorted(by_rank)])
+                here = [piece for piece in pieces if key in piece.tensors]
+                if here:  # what is frozen has no gradient
+                    found[block.index, weight.name] = _joined(plan, weight, here, key)
     return found
+
+
+def _joined(plan: Plan, weight: Weight, pieces: Sequence[Piece], key: str) -> Tensor:
+    """A weight of the tensor ranks' shards, each of the runs of experts that ranks divide."""
+    runs = plan.expert if weight.experts else 1
+    by_rank = {(piece.expert % runs, piece.tensor): piece.tensors[key] for piece in pieces}
+    own = share(weight, runs, 0)  # all runs are as long
+    whole = [unshard(own, [by_rank[run, tensor] for tensor in range(plan.tensor)]) for run in range(runs)]
+    return whole[0] if runs == 1 else torch.cat(whole)
 
 
 def _names(model: ModelSpec, plan: Plan) -> set[str]:

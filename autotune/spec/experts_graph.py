@@ -9,9 +9,10 @@ of the weight, which would be the largest activation of all.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from autotune.spec.model import Experts, ModelSpec
-from autotune.spec.nodes import Node, Weight, linear, norm
+from autotune.spec.nodes import Block, Node, Weight, linear, norm
 
 # Where each architecture keeps them in its checkpoint: (module below the layer, gate, up and down of one expert).
 TENSORS = {
@@ -73,8 +74,8 @@ def _routed(model: ModelSpec, experts: Experts, module: str) -> Iterator[Node]:
     each, count = experts.top_k, experts.count
     wide = tuple((f"{module}.experts.{i}.{name}.weight", experts.ffn) for i in range(count) for name in (gate, up))
     narrow = tuple((f"{module}.experts.{i}.{down}.weight", model.hidden) for i in range(count))
-    first = Weight("experts.gate_up.weight", (count * 2 * experts.ffn, model.hidden), wide, 0)
-    last = Weight("experts.down.weight", (count * model.hidden, experts.ffn), narrow, 1)
+    first = Weight("experts.gate_up.weight", (count * 2 * experts.ffn, model.hidden), wide, 0, experts=count)
+    last = Weight("experts.down.weight", (count * model.hidden, experts.ffn), narrow, 1, experts=count)
     sizes = (("experts", count), ("top_k", each))
     slots = ("order", "place", "ends")
     width = (*sizes, ("width", model.hidden))
@@ -95,3 +96,26 @@ def _shared(model: ModelSpec, width: int, module: str) -> Iterator[Node]:
     yield linear("shared_gate_up", "h2", "sgu", model.hidden, parts, "column")
     yield Node("swiglu", "shared_swiglu", ("sgu",), ("ss",), (), "heads", (("width", width),))
     yield linear("shared_down", "ss", "sd", width, ((f"{shared}.down_proj", model.hidden),), "row")
+
+
+def divided(block: Block, ranks: int, rank: int = 0) -> Block:
+    """The block as rank `rank` of `ranks` that divide its routed experts has it: the products and weights of its run of
+    experts, all else whole. The router still knows all of them. Untouched where there are no routed experts."""
+    if ranks == 1 or not any(weight.experts for weight in block.weights()):
+        return block
+    return replace(block, nodes=tuple(_divided(node, ranks, rank) for node in block.nodes))
+
+
+def _divided(node: Node, ranks: int, rank: int) -> Node:
+    if not any(weight.experts for weight in node.weights):
+        return node
+    attrs = tuple((key, int(value) // ranks if key == "experts" else value) for key, value in node.attrs)
+    return replace(node, attrs=attrs, weights=tuple(share(weight, ranks, rank) for weight in node.weights))
+
+
+def share(weight: Weight, ranks: int, rank: int) -> Weight:
+    """A rank's run of the experts that are stacked in a weight."""
+    each = len(weight.parts) // ranks
+    shape = (weight.shape[0] // ranks, *weight.shape[1:])
+    parts = weight.parts[rank * each : (rank + 1) * each]
+    return replace(weight, shape=shape, parts=parts, experts=weight.experts // ranks)

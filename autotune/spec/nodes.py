@@ -12,7 +12,8 @@ class Weight:
     """A parameter of one block. `parts` are the Hugging Face tensors it is made of, stacked along dimension 0.
 
     `shard` is the dimension split over tensor ranks (each part by itself, so that a fused q, k, v stays aligned);
-    None: every tensor rank holds it whole.
+    None: every tensor rank holds it whole. `experts`: how many experts' weights are stacked in it, each as many of the
+    parts as the others, for ranks to divide among themselves; 0: it is none of theirs.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Weight:
     form: str = ""  # how it is kept: "" as the precision says | int8 | scale (of an int8 one's rows): spec.int8_graph
     fresh: bool = False  # a training may begin without it, whatever else its checkpoint has: then it is random
     frozen: bool = False  # a weight like others for what reads it, but it has no gradient and never changes
+    experts: int = 0
 
     @property
     def size(self) -> int:

@@ -76,6 +76,7 @@ class Plan:
     commit: str = MATCH
     weights: str = EXACT  # of a generation's layers: exact, as the precision says | int8, rounded (spec.int8_graph)
     page: int = 0  # of a generation's cache, positions of a page; 0: none, all sequences have room for the longest
+    expert: int = 1  # replicas that divide each layer's routed experts among themselves (planners.lower.expert)
 
     @property
     def world(self) -> int:
@@ -83,8 +84,13 @@ class Plan:
 
     @property
     def replicas(self) -> int:
-        """Ranks that hold the same weights: what sums gradients and what ZeRO shards over."""
+        """Ranks that hold the same weights, but for routed experts: what sums gradients and what ZeRO shards over."""
         return self.data * self.context
+
+    @property
+    def copies(self) -> int:
+        """Of the replicas those that hold the same routed experts."""
+        return self.replicas // self.expert
 
     @property
     def stages(self) -> int:
@@ -123,11 +129,12 @@ class Plan:
     def describe(self) -> str:
         """One line a person can read: only what differs from the defaults, degrees always."""
         context = f"cp{self.context} " if self.context > 1 else ""
-        mesh = f"dp{self.data} {context}tp{self.tensor} pp{self.pipeline} mb{self.micro_batch}"
+        expert = f"ep{self.expert} " if self.expert > 1 else ""
+        mesh = f"dp{self.data} {context}{expert}tp{self.tensor} pp{self.pipeline} mb{self.micro_batch}"
         rest = [
             f"{f.name}={_short(getattr(self, f.name))}"
             for f in fields(self)
-            if f.name not in ("data", "context", "tensor", "pipeline", "micro_batch")
+            if f.name not in ("data", "context", "expert", "tensor", "pipeline", "micro_batch")
             and getattr(self, f.name) != f.default
         ]
         return " ".join([mesh, *rest, *(["(changes results)"] if self.changes else [])])

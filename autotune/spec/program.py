@@ -27,7 +27,9 @@ H2D, D2H = "h2d", "d2h"  # copies from the host and to it
 # Lanes named after an axis of the mesh, or after one and a dot: what is on them meets along that axis.
 TENSOR, DATA = "tensor", "data"  # data: all that hold the same weights, ranks that share a sequence included
 CONTEXT, RING = "context", "ring"  # inside bodies: who exchange heads for tokens, who pass keys around
-AXES = (TENSOR, DATA, CONTEXT, RING)
+EXPERT = "expert"  # inside bodies: who divide a layer's experts among themselves
+COPIES = "copies"  # no lane's name: of those along the data axis, who hold the same experts
+AXES = (TENSOR, DATA, CONTEXT, RING, EXPERT)
 BESIDE = "beside."  # how lanes begin whose meetings ranks wait for beside compute, once a micro-batch
 ALL_TENSOR = "*tensor"  # how a lane's name ends whose meetings join all tensor ranks of their peers
 DEVICE = "device"  # the tier that every buffer is in unless it says otherwise

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from autotune.spec.errors import Problem, nearest_name
-from autotune.spec.recipe_schema import AXES, INNER, LATER_AXES, SECTIONS, VERSION, RecipeFile
+from autotune.spec.recipe_schema import INNER, SECTIONS, VERSION, RecipeFile
 
 # pydantic's error types in words; those with a limit take it from the error's own context.
 EXPECTED = {
@@ -49,8 +49,6 @@ def _shown(value: object) -> str:
 
 
 def _unknown(section: str, key: str, kind: str | None) -> tuple[str, str, str | None]:
-    if section == "search" and key in LATER_AXES:
-        return "an axis that is not yet searchable in this version", "one of " + ", ".join(AXES), None
     if section == "workload" and key == "request_rate":
         return "a request rate, which is not yet searchable in this version", "batch instead", "batch"
     valid = keys_of(section, kind)

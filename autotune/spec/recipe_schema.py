@@ -20,9 +20,6 @@ SCHEMA_ID = "autotune.recipe/1"
 MASK_SHARE, MASK_LEAST = 0.7, 0.2  # PARD's (2504.18583, section 4.1)
 LONGEST_RANGE = 4096  # values that one { min, max } may stand for
 
-# Axes of the design that no plan of this version can hold yet: known by name, so that they are refused as such.
-LATER_AXES = ("expert",)
-
 # The choices of an axis. Schedules are a table of planners, which load_recipe is given; attention backends are one of
 # the executor, which needs torch: a test holds the two equal.
 CHOICES: dict[str, tuple[str | int, ...]] = {

@@ -8,7 +8,8 @@ Coefficients read here, each a fraction of a peak unless said, more specific nam
   matmul_efficiency         what a large product reaches; matmul_half_size: the edge (elements) that reaches half of it
   matmul_memory_efficiency  what a skinny product reaches of the memory bandwidth
   attention_efficiency.<backend>.<form>, attention_efficiency.<form>; attention_half_keys, by the same names: the keys
-                            that reach half of it
+                            that reach half of it; attention_half_width, by the same names: the head width that reaches
+                            half of it, where scores are written out, which takes as long for any width
   attention_memory_efficiency, memory_efficiency.<op>, memory_efficiency, optimizer_efficiency,
                             host_optimizer_efficiency
   host_link_bandwidth.<direction>, host_link_bandwidth, disk_bandwidth.<direction>, disk_bandwidth (bytes/s);
@@ -75,6 +76,8 @@ class Roofline:
             best = self.coefficient(*names, default=1.0)
             names = f"attention_half_keys{most}", f"attention_half_keys{less}", "attention_half_keys"
             size, half = float(work.keys), self.coefficient(*names, default=0.0)
+            names = f"attention_half_width{most}", f"attention_half_width{less}", "attention_half_width"
+            best *= work.head_dim / (work.head_dim + self.coefficient(*names, default=0.0))
         return work.flops / (self.peak(work.dtype) * best * size / (size + half))
 
     def dense(self, work: Matmul | Attention) -> float:

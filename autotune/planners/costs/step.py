@@ -15,7 +15,7 @@ from autotune.planners.lower.shape import Shape, training_shape
 from autotune.planners.lower.sharding import sharding
 from autotune.planners.lower.stage import Runs, Sizes, cut_of, stage_blocks, stage_runs, weight_transient
 from autotune.planners.lower.subgroups import split, subgroup_bytes, wide
-from autotune.planners.lower.train import StageBytes, stage_bytes, state_bytes
+from autotune.planners.lower.train import StageBytes, own_share, segments, stage_bytes, state_bytes
 from autotune.planners.lower.traits import micro_batches, partial_weights, place_of, stage_sizes
 from autotune.planners.lower.workspace import staging
 from autotune.planners.passes.clip import POST_VALIDATED
@@ -24,7 +24,7 @@ from autotune.spec.graph import Block
 from autotune.spec.machine import Profile
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
-from autotune.spec.program import Instruction
+from autotune.spec.program import COPIES, Instruction
 from autotune.spec.work import Collective, Copy, Memory, Optimizer, Work
 from autotune.spec.workload import Workload
 
@@ -124,9 +124,16 @@ class StepCosts:
             costs.append(Cost(seconds, {work.kind: seconds}, {self.pricer.grade(work): seconds}, sent))
         return added(costs)
 
-    def over_data(self, op: str, stage: int, which: int) -> Work:
-        """A collective over the data ranks on a stage's weights (0) or gradients (1)."""
-        return self.along_data(op, state_bytes(self.sizes[stage].parameters, self.workload.precision, 1)[which])
+    def over_data(self, op: str, stage: int, which: int, padded: bool = False) -> tuple[Work, ...]:
+        """A collective over those that hold the same of a stage, on its weights (0) or gradients (1)."""
+        plan, size, found = self.plan, self.sizes[stage], list[Work]()
+        for segment in segments(plan, size.parameters, size.routed):
+            elements = segment.share * segment.ranks if padded else segment.elements
+            whole = state_bytes(elements, self.workload.precision, 1)[which]
+            apart = plan.tensor * (plan.expert if segment.axis == COPIES else 1)
+            if segment.ranks > 1 and whole:
+                found.append(Collective(op, whole, segment.ranks, *self.pricer.spread(segment.ranks, apart)))
+        return tuple(found)
 
     def along_data(self, op: str, size: int) -> Work:
         return Collective(op, size, self.plan.replicas, *self.pricer.spread(self.plan.replicas, self.plan.tensor))
@@ -148,8 +155,8 @@ class StepCosts:
 
     def shares(self, stage: int) -> tuple[int, int]:
         """Elements whose optimizer states stay on the device, and those of one subgroup on the host."""
-        shards = self.plan.replicas if self.plan.zero else 1
-        return split(self.sizes[stage].parameters, shards, self.plan.optimizer_offload)
+        size = self.sizes[stage]
+        return split(own_share(self.plan, size.parameters, size.routed), 1, self.plan.optimizer_offload)
 
     def subgroup(self, stage: int, direction: str, which: int) -> tuple[Work, ...]:
         """A subgroup's states (0), gradients (1) or weights (2) to the host or to the device."""
@@ -173,27 +180,31 @@ class StepCosts:
         return wide(self.workload.precision)
 
     def bytes(self, stage: int) -> StageBytes:
-        return stage_bytes(self.plan, stage, self.sizes[stage].parameters, self.workload.precision)
+        size = self.sizes[stage]
+        return stage_bytes(self.plan, stage, size.parameters, self.workload.precision, size.routed)
 
     def clear(self, stage: int) -> Work:
         """The gradients that outlive the step set to zero after the update."""
         return Memory("fill", self.bytes(stage).gradients, self.wide)
 
-    def gather(self, stage: int) -> Work:
+    def gather(self, stage: int) -> tuple[Work, ...]:
         """A stage's whole weights from the data ranks' shares."""
-        return self.along_data("all_gather", self.bytes(stage).whole_weights)
+        return self.over_data("all_gather", stage, 0, padded=True)
 
     def scatter(self, stage: int) -> tuple[Work, ...]:
         """Whole gradients summed over the data ranks, and each one's share added to what it has."""
         own = self.bytes(stage)
-        summed = self.along_data("reduce_scatter", own.whole_gradients)
-        return summed, Memory("accumulate", 3 * own.gradients, self.wide)
+        summed = self.over_data("reduce_scatter", stage, 1, padded=True)
+        return *summed, Memory("accumulate", 3 * own.gradients, self.wide)
 
     def norm(self, stage: int) -> Work:
         """The gradients read once. Scaling them is not priced: it happens only in steps that clip."""
-        size = state_bytes(self.sizes[stage].parameters, self.workload.precision, 1)[1]
-        shards = self.plan.replicas if self.plan.zero else 1
-        return Memory("read", size // shards, self.wide)
+        plan, size = self.plan, self.sizes[stage]
+        if plan.expert > 1 and plan.zero:
+            elements = own_share(plan, size.parameters, size.routed)
+            return Memory("read", state_bytes(elements, self.workload.precision, 1)[1], self.wide)
+        whole = state_bytes(size.parameters, self.workload.precision, 1)[1]
+        return Memory("read", whole // (plan.replicas if plan.zero else 1), self.wide)
 
     def numbers(self, op: str, group: int, span: int) -> Work:
         """The two fp64 numbers of a norm, between `group` ranks of a mesh part of `span` ranks."""
@@ -235,10 +246,10 @@ PIECES: dict[str, Callable[[StepCosts, int], tuple[Work, ...]]] = {
     "TIE_GATHER": lambda c, s: (c.along_data("all_reduce", c.embedding),),
     "TIE_SHARE": lambda c, s: (Memory("accumulate", 2 * c.embedding // c.plan.replicas, c.wide),),
     "SYNC": lambda c, s: (c.sync(s),),
-    "ALL_REDUCE": lambda c, s: (c.over_data("all_reduce", s, 1),),
-    "REDUCE_SCATTER": lambda c, s: (c.over_data("reduce_scatter", s, 1),),
-    "ALL_GATHER": lambda c, s: (c.over_data("all_gather", s, 0),),
-    "UNSHARD": lambda c, s: (c.gather(s),),
+    "ALL_REDUCE": lambda c, s: c.over_data("all_reduce", s, 1),
+    "REDUCE_SCATTER": lambda c, s: c.over_data("reduce_scatter", s, 1),
+    "ALL_GATHER": lambda c, s: c.over_data("all_gather", s, 0),
+    "UNSHARD": lambda c, s: c.gather(s),
     "FRESH": lambda c, s: (Memory("fill", c.bytes(s).whole_gradients, c.wide),),
     "SCATTER": lambda c, s: c.scatter(s),
     "OFFLOAD": lambda c, s: (c.move("d2h", s),),

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from autotune.planners.costs.fused import fused_work
 from autotune.planners.lower.body import Body, lower_block
+from autotune.planners.lower.expert import OPERANDS
 from autotune.planners.lower.fuse import JOIN
 from autotune.planners.lower.pages import gathered_bytes
 from autotune.planners.lower.shape import Shape
@@ -19,7 +20,7 @@ from autotune.spec.graph import Block, Node, blocks
 from autotune.spec.heads_graph import frozen_blocks
 from autotune.spec.model import ModelSpec
 from autotune.spec.opset import NO_NODE
-from autotune.spec.program import CONTEXT, RING, TENSOR, Instruction, Program
+from autotune.spec.program import CONTEXT, EXPERT, RING, TENSOR, Instruction, Program
 from autotune.spec.work import BYTES, MASKED, PAGES, Attention, Collective, Launch, Matmul, Memory, Work
 
 Rule = Callable[[Node, Shape], tuple[Work, ...]]
@@ -182,6 +183,9 @@ def _loss_exchange(shape: Shape) -> tuple[tuple[str, int], ...]:
 # What an operation sends over the tensor group while it computes: (collective, bytes) in order.
 EXCHANGES: dict[str, Callable[[Shape], tuple[tuple[str, int], ...]]] = {"cross_entropy": _loss_exchange}
 
+# What stops the host until the device has come there, which then waits for the next instruction.
+WAITS = ("splits",)
+
 # What probes call a memory-bound operation, where it is not its own name.
 PROBE_NAMES = {
     "rotary.dgrad": "rotary",
@@ -192,11 +196,13 @@ PROBE_NAMES = {
 
 class Around(NamedTuple):
     """How the ranks that share sequences lie on the links: of those that exchange heads as of a `Collective`'s group,
-    and the link level that the ring crosses."""
+    and the link level that the ring crosses; and of those that divide the experts, as of a group."""
 
     level: int = 0
     inner: int = 1
     ring: int = 0
+    expert_level: int = 0
+    expert_inner: int = 1
 
 
 TOGETHER = Around()  # on the innermost level
@@ -218,6 +224,12 @@ def works(
         return (Collective(instruction.op, size, ranks, around.level, around.inner),)
     if instruction.lane == RING:
         return (Collective("send_recv", sum(body.sizes[n] for n in instruction.reads), 2, around.ring),)
+    if instruction.lane == EXPERT:
+        told = instruction.reads[: len(instruction.reads) - OPERANDS.get(instruction.op, 0)]
+        sent = sum(body.sizes[n] for n in told)
+        return (Collective("all_to_all", sent, shape.expert, around.expert_level, around.expert_inner),)
+    if instruction.op in WAITS:
+        return (Launch(1, "train"),)
     if instruction.lane == TENSOR:
         whole = max(body.sizes[n] for n in instruction.reads + instruction.writes)
         return (Collective(instruction.op, whole, shape.tensor, level, inner),)
@@ -240,9 +252,13 @@ def as_captured(found: Iterable[Work]) -> tuple[Work, ...]:
     return tuple(replace(work, captured=True) if isinstance(work, Collective) else work for work in found)
 
 
+# What a collective is handed over as, where that is not its own name.
+HANDED = {"shift_back": "shift", **dict.fromkeys(("counts_to_all", "to_experts", "from_experts"), "all_to_all")}
+
+
 def handed(instruction: Instruction) -> Launch:
     """A collective as the host hands it over, whatever its size: both ways around a ring are one."""
-    return Launch(1, {"shift_back": "shift"}.get(instruction.op, instruction.op))
+    return Launch(1, HANDED.get(instruction.op, instruction.op))
 
 
 def flops(block: Block, program: Program, body: Body, shape: Shape) -> float:

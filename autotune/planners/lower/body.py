@@ -1,8 +1,9 @@
 """Bodies: the program inside one F, B, W or BW of one block, on one rank.
 
-The forward follows the block's nodes and inserts the collectives that their splits ask for, and what ranks that share
-sequences exchange around attention (lower.context); the backward is derived from the forward, `spec.opset` and the
-table GRADIENTS. Both are ordinary programs: an instruction's `part` is the index of its node.
+The forward follows the block's nodes and inserts the collectives that their splits ask for, and what ranks exchange
+around attention that share sequences (lower.context), and around experts that they divide (lower.expert); the backward
+is derived from the forward, `spec.opset` and the table GRADIENTS. Both are ordinary programs: an instruction's `part`
+is the index of its node.
 Names: `v` is a value of the block, `d.v` its gradient, `v.full` a value gathered along the sequence.
 """
 
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from autotune.planners.lower import expert
 from autotune.planners.lower.context import EXCHANGES, around_attention, remade
 from autotune.planners.lower.fuse import fuse
 from autotune.planners.lower.recompute import RECOMPUTE
@@ -55,7 +57,9 @@ class Body:
 
 
 # Of what is linear in what it moves: the operation that takes the gradient back.
-GRADIENTS = {"all_gather": "reduce_scatter", "reduce_scatter": "all_gather", **EXCHANGES}
+GRADIENTS = {"all_gather": "reduce_scatter", "reduce_scatter": "all_gather", **EXCHANGES, **expert.EXCHANGES}
+# What ranks do around a node, if they share what it works on.
+AROUND = {"attention": around_attention, "dispatch": expert.to_experts, "combine": expert.from_experts}
 
 # Which program of a block each outer instruction runs.
 PROGRAMS = {"F": "forward", "BW": "backward", "B": "input_gradient", "W": "weight_gradient"}
@@ -89,6 +93,12 @@ def _stat_columns(node: Node, times: str, shape: Shape) -> int:
 def _sum(name: str) -> Instruction:
     """Adds the partial sums of the tensor ranks, in place."""
     return Instruction("all_reduce", part=NO_NODE, lane=TENSOR, reads=(name,), writes=(name,))
+
+
+def _operands(instruction: Instruction) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Of what an exchange reads that which it moves, and that which tells it how."""
+    at = len(instruction.reads) - expert.OPERANDS.get(instruction.op, 0)
+    return instruction.reads[:at], instruction.reads[at:]
 
 
 def _producers(listing: list[Instruction]) -> dict[str, Instruction]:
@@ -146,7 +156,7 @@ def _forward(block: Block, shape: Shape, values: _Values, train: bool) -> list[I
             count = 0 if cached and node.op == "attention" else _stat_columns(node, stat.times, shape)
             writes.append(values.put(name, count, split, max(4, shape.width)))
         made = Instruction(node.op, part=index, reads=tuple(reads), writes=tuple(writes))
-        out += around_attention(made, shape, values.size) if node.op == "attention" else [made]
+        out += AROUND[node.op](made, shape, values.size) if node.op in AROUND else [made]
         if partial and sharded:
             whole, part = node.writes[0], writes[0]
             values.size[whole], values.split[whole] = values.size[part] // shape.tensor, True
@@ -215,11 +225,14 @@ class _Backward:
             return
         gradients = tuple(g for g in map(self.gradient, instruction.writes) if g is not None)
         if gradients:
-            self.prepare(instruction.reads)
-            made = tuple(self.put(read, serial) for read in instruction.reads)
-            back = Instruction(reverse, part=NO_NODE, lane=instruction.lane, reads=gradients, writes=made)
+            moved, told = _operands(instruction)
+            for name in told:
+                self.need(name)
+            self.prepare(moved)
+            made = tuple(self.put(read, serial) for read in moved)
+            back = Instruction(reverse, part=NO_NODE, lane=instruction.lane, reads=gradients + told, writes=made)
             self.out.append(back)
-            for read, gradient in zip(instruction.reads, made, strict=True):
+            for read, gradient in zip(moved, made, strict=True):
                 self.add(read, gradient)
 
     def node(self, instruction: Instruction, serial: int) -> None:
@@ -289,6 +302,7 @@ def saved_values(block: Block, forward: list[Instruction], policy: str) -> set[s
     needed: list[str] = []
     for instruction in forward:
         if instruction.op not in OPS:
+            needed += _operands(instruction)[1]
             continue
         rule, node = OPS[instruction.op], block.nodes[instruction.part]
         written, stats = instruction.writes[: len(node.writes)], instruction.writes[len(node.writes) :]

@@ -22,7 +22,8 @@ def world_rank(plan: Plan, pipeline: int, replica: int, tensor: int) -> int:
 
 def groups(plan: Plan, axis: str) -> list[tuple[int, ...]]:
     """All groups of ranks that differ along one axis of the mesh alone: "data" (all replicas), "context" (those that
-    exchange heads for tokens), "ring" (those that pass keys around), "tensor" or "pipeline"."""
+    exchange heads for tokens), "ring" (those that pass keys around), "expert" (replicas that divide the
+    experts), "copies" (replicas with the same ones), "tensor" or "pipeline"."""
     heads = plan.context // plan.context_ring
     found: dict[tuple[int, ...], list[int]] = {}
     for rank in range(plan.world):
@@ -32,6 +33,8 @@ def groups(plan: Plan, axis: str) -> list[tuple[int, ...]]:
             "data": (pipeline, tensor),
             "context": (pipeline, replica // heads, tensor),
             "ring": (pipeline, replica // plan.context, replica % heads, tensor),
+            "expert": (pipeline, replica // plan.expert, tensor),
+            "copies": (pipeline, replica % plan.expert, tensor),
             "tensor": (pipeline, replica),
         }
         found.setdefault(outside[axis], []).append(rank)

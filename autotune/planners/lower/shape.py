@@ -28,6 +28,7 @@ class Shape:
     masked: bool = False  # whether tokens see others than those before them: a tree's, their ancestors; masks, a text
     page: int = 0  # positions of a page of the cache; 0: each sequence's lie one after another
     room: int = 0  # with pages: positions that the longest sequence's have
+    expert: int = 1  # ranks that divide the routed experts
     scored: int = 1  # of a sequence's new tokens those that get logits (generation): the last, or all of a round
 
     @property
@@ -65,6 +66,7 @@ def training_shape(plan: Plan, workload: Workload) -> Shape:
         plan.context,
         plan.context_ring,
         masked=bool(workload.masks),
+        expert=plan.expert,
     )
 
 

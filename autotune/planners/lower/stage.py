@@ -13,6 +13,7 @@ from autotune.planners.lower.join import joined_body, together
 from autotune.planners.lower.shape import Shape
 from autotune.planners.lower.workspace import Site, workspace
 from autotune.planners.simulate import memory
+from autotune.spec.experts_graph import divided
 from autotune.spec.graph import Block, Node, Weight, blocks
 from autotune.spec.heads_graph import normed
 from autotune.spec.int8_graph import rounded, weight_bytes
@@ -29,12 +30,14 @@ class Cut:
     """Where the list of layers is cut: how many each stage has. `ends`: the outer stages hold embedding and head;
     else every rank holds rows of both (see lower.vocabulary), and the last stage ends with the final norm. `apart`:
     the final norm is a block by itself, because others than the output projection read what it gives. `weights`: how
-    layers keep their linear weights, a key of FORMS."""
+    layers keep their linear weights, a key of FORMS. `expert`: the ranks that divide the routed experts of each
+    layer."""
 
     layers: tuple[int, ...]
     ends: bool = True
     apart: bool = False
     weights: str = EXACT
+    expert: int = 1
 
     @property
     def stages(self) -> int:
@@ -58,6 +61,7 @@ class Sizes:
     made: int = 0  # what the input gradient leaves for the weight gradient
     input_gradient: int = 0  # transient bytes; below 0 where what it needs is gone before all that it leaves is there
     weight_gradient: int = 0  # transient bytes
+    routed: int = 0  # of the parameters those of routed experts
     late_gradient: bool = False  # whether the weight gradient reads the gradient of the stage's output
     frozen: int = 0  # elements of weights beside the parameters
 
@@ -73,20 +77,22 @@ def partition(layers: int, stages: int) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=1024)
-def _cut(layers: int, stages: int, given: str, ends: bool, apart: bool, weights: str) -> Cut:
-    return Cut(tuple(map(int, given.split(","))) if given else partition(layers, stages), ends, apart, weights)
+def _cut(layers: int, stages: int, given: str, ends: bool, apart: bool, weights: str, expert: int) -> Cut:
+    each = tuple(map(int, given.split(","))) if given else partition(layers, stages)
+    return Cut(each, ends, apart, weights, expert)
 
 
 def cut_of(plan: Plan, model: ModelSpec) -> Cut:
     """The cut of a plan: its own `layers`, or the even one."""
     ends = plan.vocabulary == "ends"
-    return _cut(model.layers, plan.stages, plan.layers, ends, reads_rows(plan), plan.weights)
+    return _cut(model.layers, plan.stages, plan.layers, ends, reads_rows(plan), plan.weights, plan.expert)
 
 
 @lru_cache(maxsize=256)
-def stage_blocks(model: ModelSpec, cut: Cut) -> tuple[tuple[Block, ...], ...]:
-    """The blocks of every stage: the embedding joins the first, the head (or its norm alone) the last."""
-    embed, *layers, head = map(FORMS[cut.weights], blocks(model))
+def stage_blocks(model: ModelSpec, cut: Cut, expert: int = 0) -> tuple[tuple[Block, ...], ...]:
+    """The blocks of every stage: the embedding joins the first, the head (or its norm alone) the last. Of experts that
+    ranks divide, as that rank has them whose number `expert` is."""
+    embed, *layers, head = (divided(FORMS[cut.weights](block), cut.expert, expert) for block in blocks(model))
     held: list[tuple[Block, ...]] = []
     at = 0
     for count in cut.layers:
@@ -135,9 +141,9 @@ def stage_runs(model: ModelSpec, cut: Cut) -> tuple[Runs, ...]:
     return tuple(map(runs, canonical_stages(model, cut)))
 
 
-def whole_runs(model: ModelSpec, ends: bool) -> Runs:
-    """The runs of the whole list of blocks, wherever it is cut. `ends`: see `Cut`."""
-    return stage_runs(model, Cut((model.layers,), ends))[0]
+def whole_runs(model: ModelSpec, ends: bool, expert: int = 1) -> Runs:
+    """The runs of the whole list of blocks, wherever it is cut. `ends`, `expert`: see `Cut`."""
+    return stage_runs(model, Cut((model.layers,), ends, expert=expert))[0]
 
 
 @lru_cache(maxsize=1024)
@@ -170,6 +176,16 @@ def _added(stage: tuple[Block, ...], tensor: int, of: Callable[[Block, int], Map
         found = of(block, tensor) if block.kind != "layer" else {}
         sizes |= {w.parts or (number, w.name): found[w.name] for w in block.weights() if w.name in found}
     return layers + sum(sizes.values())
+
+
+def routed_parameters(stage: tuple[Block, ...], tensor: int) -> int:
+    """Of a stage's weights on one tensor rank the elements of those that are stacked by expert."""
+    return sum(_routed(canonical(block), tensor) for block in stage if block.kind == "layer")
+
+
+@lru_cache(maxsize=1024)
+def _routed(block: Block, tensor: int) -> int:
+    return sum(local_size(weight, tensor) for weight in block.weights() if weight.experts)
 
 
 @lru_cache(maxsize=1024)
@@ -209,6 +225,7 @@ def sizes(model: ModelSpec, cut: Cut, shape: Shape, policy: str, site: Site) -> 
             _sizes(runs[stage], shape, policy, site),
             parameters=local_parameters(held[stage], shape.tensor),
             frozen=local_parameters(held[stage], shape.tensor, frozen=True),
+            routed=routed_parameters(held[stage], shape.tensor),
         )
         for stage in set(first)
     }
@@ -254,7 +271,7 @@ def _sizes(runs: Runs, shape: Shape, policy: str, site: Site) -> Sizes:
         sum(made),
         first - started - sum(made),
         weight_transient(runs, shape, policy, site, 1),
-        late[-1],
+        late_gradient=late[-1],
     )
 
 

@@ -28,7 +28,7 @@ from autotune.spec.graph import blocks
 from autotune.spec.heads_graph import frozen_blocks
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
-from autotune.spec.program import HOST, Buffer, Instruction, Program, uses_of
+from autotune.spec.program import COPIES, DATA, HOST, Buffer, Instruction, Program, uses_of
 from autotune.spec.work import BYTES
 from autotune.spec.workload import Workload
 
@@ -47,9 +47,29 @@ def state_bytes(parameters: int, precision: str, shards: int) -> tuple[int, int,
     return width * parameters, width * parameters, 2 * width * padded
 
 
-def resident_bytes(plan: Plan, parameters: int, precision: str) -> int:
-    """Bytes of the optimizer states of a stage that stay in the device's memory."""
-    return state_bytes(split(parameters, plan.replicas if plan.zero else 1, plan.optimizer_offload)[0], precision, 1)[2]
+def segments(plan: Plan, parameters: int, routed: int) -> tuple[Segment, ...]:
+    """A stage's elements by who holds the same: `routed` are those of the rank's experts."""
+    if plan.expert == 1:
+        return (Segment(DATA, parameters, plan.replicas),)
+    return Segment(DATA, parameters - routed, plan.replicas), Segment(COPIES, routed, plan.copies)
+
+
+def own_share(plan: Plan, parameters: int, routed: int) -> int:
+    """Elements of a stage whose optimizer states a rank keeps, on its device or on the host."""
+    return sum(segment.share for segment in segments(plan, parameters, routed)) if plan.zero else parameters
+
+
+class Segment(NamedTuple):
+    """Elements of a stage that as many ranks hold, along an axis of the mesh."""
+
+    axis: str
+    elements: int
+    ranks: int
+
+    @property
+    def share(self) -> int:
+        """Of one of them, padding included."""
+        return -(-self.elements // self.ranks)
 
 
 class StageBytes(NamedTuple):
@@ -63,16 +83,17 @@ class StageBytes(NamedTuple):
     whole_gradients: int
 
 
-def stage_bytes(plan: Plan, stage: int, parameters: int, precision: str) -> StageBytes:
-    """The bytes of one stage of a plan, on one of its ranks."""
+def stage_bytes(plan: Plan, stage: int, parameters: int, precision: str, routed: int = 0) -> StageBytes:
+    """The bytes of one stage of a plan, on one of its ranks; `routed` of its parameters are of experts."""
     shared = sharding(plan.zero, stage, plan.stages)
-    each = -(-parameters // plan.replicas)
+    held = segments(plan, parameters, routed)
     weights, gradients = state_bytes(parameters, precision, 1)[:2]
-    padded, sums = state_bytes(each * plan.replicas, precision, 1)[:2]
+    padded, sums = state_bytes(sum(segment.share * segment.ranks for segment in held), precision, 1)[:2]
+    share, part = state_bytes(sum(segment.share for segment in held), precision, 1)[:2]
     return StageBytes(
-        padded // plan.replicas if shared.weights else weights,
-        sums // plan.replicas if shared.gradients else gradients,
-        resident_bytes(plan, parameters, precision),
+        share if shared.weights else weights,
+        part if shared.gradients else gradients,
+        state_bytes(split(own_share(plan, parameters, routed), 1, plan.optimizer_offload)[0], precision, 1)[2],
         padded,
         sums,
     )
@@ -95,7 +116,6 @@ def kinds_of(plan: Plan, model: ModelSpec, w: Workload, stages: Collection[int] 
     """The buffer of every kind: sizes, and whether it outlives the step. `stages`: those of these stages alone."""
     each = w.rows // plan.context
     tokens = Buffer(micro_batches(plan, w) * plan.micro_batch * each * 8, persistent=True)
-    shards = plan.replicas if plan.zero else 1
     kinds = {"tokens": tokens, "targets": tokens, "loss": Buffer(max(4, BYTES[w.precision]), persistent=True)}
     kinds |= {name: Buffer(16, persistent=True) for name in (NORM, CARRIED, WHOLE)}
     kinds["tw"] = Buffer(local_parameters(frozen_blocks(blocks(model)), 1) * BYTES[w.precision], persistent=True)
@@ -103,11 +123,10 @@ def kinds_of(plan: Plan, model: ModelSpec, w: Workload, stages: Collection[int] 
     sizes = stage_sizes(plan, model, w)
     for s in range(len(sizes)) if stages is None else stages:
         size = sizes[s]
-        own = stage_bytes(plan, s, size.parameters, w.precision)
+        own = stage_bytes(plan, s, size.parameters, w.precision, size.routed)
         own = own._replace(weights=own.weights + size.frozen * BYTES[w.precision])
-        states, gradient, weight = subgroup_bytes(
-            split(size.parameters, shards, plan.optimizer_offload)[1], w.precision
-        )
+        subgroup = split(own_share(plan, size.parameters, size.routed), 1, plan.optimizer_offload)[1]
+        states, gradient, weight = subgroup_bytes(subgroup, w.precision)
         kinds |= {f"oh.{s}": Buffer(states, HOST, persistent=True), f"f.{s}": Buffer(states)}
         kinds |= {f"hg.{s}": Buffer(gradient, HOST), f"hw.{s}": Buffer(weight, HOST)}
         kinds |= {f"r.{s}": Buffer(), f"e.{s}": Buffer()}

@@ -49,6 +49,7 @@ class Traits:
     joined: bool = False  # whether W's of a stage in a row are one
     frozen: bool = False  # whether the first stage's input is made by another model, which stays as it is
     masked: bool = False  # whether a sequence's rows see others than those before them: `sight` says which
+    divided: bool = False  # whether replicas hold different experts
 
     @cached_property
     def place(self) -> Place:
@@ -152,4 +153,5 @@ def traits(plan: Plan, model: ModelSpec, workload: Workload) -> Traits:
         plan.weight_gradients == "joined",
         bool(frozen_blocks(blocks(model))),
         bool(workload.masks),
+        plan.expert > 1,
     )

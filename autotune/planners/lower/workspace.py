@@ -262,7 +262,11 @@ CUDA: Mapping[str, Rule] = {
     "attention.dgrad": mixed.padded_dgrad(lambda c: 0),
     **mixed.CUDA,
 }
-COLLECTIVES: Mapping[str, Mapping[str, float]] = {"cpu": {"all_gather": 1.0, "reduce_scatter": 1.0}}
+NUMBERED = {"places": 1.0}  # every row's number
+COLLECTIVES: Mapping[str, Mapping[str, float]] = {
+    "cpu": {"all_gather": 1.0, "reduce_scatter": 1.0, **NUMBERED},
+    "cuda": NUMBERED,
+}
 RULES: Mapping[str, Mapping[str, Rule]] = {"cpu": CPU, "cuda": CUDA}
 
 
@@ -280,7 +284,8 @@ def widened(node: Node, shape: Shape, site: Site) -> int:
 
 
 def staging(op: str, whole: int, site: Site) -> int:
-    """Bytes that a collective's backend copies through; `whole` is the unsharded tensor's bytes.
+    """Bytes that a collective's backend copies through, or that what is of no node takes; `whole` is the unsharded, or
+    largest, tensor's bytes.
 
     gloo flattens what it gathers into a buffer of its own, and sums a copy of what it scatters; NCCL does neither.
     """

@@ -34,7 +34,7 @@ def norms(rank: int, traits: Traits) -> list[Instruction]:
     ] or [Instruction("NORM", stages[0], writes=n)]
     if traits.tensor > 1:
         found.append(Instruction("NORM_TENSOR", stages[0], lane=TENSOR, reads=n, writes=n))
-    if traits.data > 1 and traits.zero:
+    if traits.data > 1 and (traits.zero or traits.divided):
         found.append(Instruction("NORM_DATA", stages[0], lane=DATA, reads=n, writes=n))
     if ranks == 1:
         return found

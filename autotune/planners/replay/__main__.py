@@ -25,6 +25,8 @@ def lines(table: Table) -> list[str]:
     for metric, (mean, worst) in summary(results).items():
         digits = 1 if table.relative else 4
         text.append(f"{metric}: mean {mean:.{digits}f}{unit}, worst {worst:+.{digits}f}{unit}")
+    for metric, (mean, worst) in summary(results, fitted=True).items():
+        text.append(f"{metric}, rows fitted to: mean {mean:.{digits}f}{unit}, worst {worst:+.{digits}f}{unit}")
     return text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import cache
 
 from autotune.planners.feasible import why_not
@@ -37,3 +38,10 @@ def predicted(model: ModelSpec, workload: Workload, plan: Plan) -> Prediction:
     if reason := why_not(model, workload, plan):
         raise InfeasibleError(f"plan {plan.describe()}: {reason}")
     return predictor(model, workload).predict(plan, timeline=False)
+
+
+def telling(
+    asked: Callable[[], Prediction], value: Callable[[Prediction], float]
+) -> tuple[Callable[[], float], Callable[[], Mapping[str, float]]]:
+    """A row's `found` and `rests`: what a prediction says, and which grades of prices that rests on."""
+    return lambda: value(asked()), lambda: asked().grades

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Row:
-    """A published value. `found` computes ours, in the same unit; no published value goes into it."""
+    """A published value. `found` computes ours, in the same unit; no published value of a judged row goes into it.
+
+    `rests`: the share of what was found that rests on each grade of price; none where durations are the source's own.
+    A `fitted` row is one that coefficients were fitted to: it is shown and never judged.
+    """
 
     source: str  # paper and table
     setup: str
@@ -17,6 +21,11 @@ class Row:
     metric: str  # with its unit
     published: float
     found: Callable[[], float]
+    rests: Callable[[], Mapping[str, float]] = dict
+    fitted: bool = False
+    calibrated: bool = False  # whether coefficients of the profile behind it were fitted to runs
+    case: str = ""  # rows of one case are alternatives, of which the least value is the best; "": there is none
+    traits: Mapping[str, int | str] = field(default_factory=dict, compare=False)  # by which errors are grouped
 
 
 @dataclass(frozen=True)
@@ -40,9 +49,11 @@ def replay(table: Table) -> list[tuple[Row, float, float]]:
     return [(row, ours, difference(table, row, ours)) for row, ours in found]
 
 
-def summary(results: list[tuple[Row, float, float]]) -> dict[str, tuple[float, float]]:
-    """By metric: the mean of the differences' sizes, and the largest difference with its sign."""
+def summary(results: list[tuple[Row, float, float]], fitted: bool = False) -> dict[str, tuple[float, float]]:
+    """By metric: the mean of the differences' sizes, and the largest difference with its sign. Of the rows that are
+    judged, or of those that were fitted to."""
     by_metric: dict[str, list[float]] = {}
     for row, _, off in results:
-        by_metric.setdefault(row.metric, []).append(off)
+        if row.fitted == fitted:
+            by_metric.setdefault(row.metric, []).append(off)
     return {m: (statistics.fmean(map(abs, offs)), max(offs, key=abs)) for m, offs in by_metric.items()}

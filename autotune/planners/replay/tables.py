@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from autotune.planners.replay import controllable_memory, megatron, megatron_clusters, vocabulary, zero_bubble
+from autotune.planners.replay import (
+    aiconfigurator,
+    controllable_memory,
+    megatron,
+    megatron_clusters,
+    vocabulary,
+    vtrain,
+    zero_bubble,
+)
 from autotune.planners.replay.row import Table
 
 TABLES: dict[str, Table] = {
@@ -11,4 +19,6 @@ TABLES: dict[str, Table] = {
     "controllable-memory": controllable_memory.TABLE,
     "megatron": megatron.TABLE,
     "megatron-clusters": megatron_clusters.TABLE,
+    "vtrain": vtrain.TABLE,
+    "aiconfigurator": aiconfigurator.TABLE,
 }

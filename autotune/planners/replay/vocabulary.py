@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from functools import partial
 
 from autotune.planners.costs.works import model_flops
-from autotune.planners.replay.machine import A100, A100_FLOPS, gpt, predicted
+from autotune.planners.replay.machine import A100, A100_FLOPS, gpt, predicted, telling
 from autotune.planners.replay.row import Row, Table
+from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
+from autotune.spec.prediction import Prediction
 from autotune.spec.workload import Workload
 
 RANKS = 8
@@ -27,24 +29,31 @@ PUBLISHED = (
 )
 
 
-def utilisation(axis: str, size: int) -> float:
+def model(size: int) -> ModelSpec:
+    return gpt("gpt-4b", 32, 3072, 24, size * 1024)
+
+
+def step(axis: str, size: int) -> Prediction:
+    return predicted(model(size), WORK, Plan(pipeline=RANKS, vocabulary=axis, attention="flash"))
+
+
+def utilisation(size: int, said: Prediction) -> float:
     """MFU in percent."""
-    model, plan = gpt("gpt-4b", 32, 3072, 24, size * 1024), Plan(pipeline=RANKS, vocabulary=axis, attention="flash")
-    flops = model_flops(model, WORK.global_batch, WORK.sequence_length)
-    return 100 * flops / (predicted(model, WORK, plan).step_s * RANKS * A100_FLOPS)
+    flops = model_flops(model(size), WORK.global_batch, WORK.sequence_length)
+    return 100 * flops / (said.step_s * RANKS * A100_FLOPS)
 
 
-def peak(axis: str, size: int) -> float:
+def peak(size: int, said: Prediction) -> float:
     """GiB (as which the paper's "GB" is read) handed out by the allocator on the fullest rank."""
-    model, plan = gpt("gpt-4b", 32, 3072, 24, size * 1024), Plan(pipeline=RANKS, vocabulary=axis, attention="flash")
-    return max(predicted(model, WORK, plan).peak_bytes) / 2**30
+    return max(said.peak_bytes) / 2**30
 
 
 def rows() -> Iterator[Row]:
     for name, axis, rates, memories in PUBLISHED:
         for metric, values, ours in (("MFU %", rates, utilisation), ("peak GiB", memories, peak)):
             for size, value in zip(SIZES, values, strict=True):
-                yield Row("2411.05288, table 5", f"p=8 V={size}k", name, metric, value, partial(ours, axis, size))
+                told = telling(partial(step, axis, size), partial(ours, size))
+                yield Row("2411.05288, table 5", f"p=8 V={size}k", name, metric, value, *told)
 
 
 TABLE = Table("Vocabulary parallelism", f"8 x shipped profile {A100}", True, rows)

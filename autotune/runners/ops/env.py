@@ -35,6 +35,7 @@ class Env:
     context_size: int = 1  # ranks that exchange heads for tokens around attention
     ring_rank: int = 0
     ring_size: int = 1  # ranks that pass keys and values around
+    expert_size: int = 1  # ranks that divide the routed experts
     hop: int = 0  # how many ranks far those have come that attention now sees
     all_reduce: Callable[[Tensor, str], Tensor] | None = None  # in place over the tensor group; "sum" or "max"
     attention: str = "sdpa"  # a key of ops.attention.BACKENDS
