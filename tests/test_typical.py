@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 from math import exp, log
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,9 +21,11 @@ from autotune.runners.reference import reference_logits
 from autotune.runners.sampling import draws
 from autotune.spec.graph import blocks
 from autotune.spec.plan import TYPICAL, Plan
+from autotune.spec.recipe import load_recipe
 from autotune.spec.workload import Acceptance, Workload
 from tests.fitted import loaded
 from tests.pool import Pool
+from tests.recipes import RECIPE
 from tests.tasks import random_prompts
 from tests.test_answers import LENGTHS, SAMPLED, expected
 from tests.test_decoding import fitted_to
@@ -171,3 +174,15 @@ def test_other_rules_are_refused(axes: dict[str, object], said: str) -> None:
     draft = Plan(decoding="draft", speculate=2, commit=TYPICAL)
     reason = why_not(MODEL, replace(DRAWN, draft=MODEL), draft)
     assert reason is not None and "commit must be match or rejection with decoding draft (found typical" in reason
+
+
+def test_what_is_typical_is_part_of_a_recipe_only_where_it_is_said(tmp_path: Path) -> None:
+    """A lock of before the keys were there still answers its recipe."""
+    text = RECIPE.split("[workload]")[0] + '[workload]\nkind = "generate"\nprompt_length = 8\nnew_tokens = 8\n'
+    (tmp_path / "r.toml").write_text(text)
+    plain, said, other = (
+        load_recipe(tmp_path / "r.toml", given, environ={})
+        for given in ((), ("workload.typical_delta=0.3",), ("workload.typical_delta=0.4",))
+    )
+    assert plain.digest == said.digest != other.digest
+    assert other.workload_spec().typical_delta == 0.4

@@ -41,6 +41,7 @@ from autotune.spec.workload import Acceptance, Workload, mask_rows
 __all__ = ["AXES", "SCHEMA_ID", "Recipe", "from_merged", "json_schema", "load_recipe"]
 
 STDIN = "-"
+ADDED = ("typical_epsilon", "typical_delta")  # keys of [workload] that earlier versions did not have
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,13 @@ class Recipe:
     def digest(self) -> str:
         """Of everything that the answer depends on: not names and places of files, the gate, or how long to search."""
         merged = self.merged()
-        workload = {key: value for key, value in merged["workload"].items() if key not in ("steps", "prompt", "stop")}
+        usual = Workload()  # what came later and says nothing else than before is left out: older locks stay fresh
+        left = {key for key in ADDED if merged["workload"].get(key) == getattr(usual, key)} | {
+            "steps",
+            "prompt",
+            "stop",
+        }
+        workload = {key: value for key, value in merged["workload"].items() if key not in left}
         axes = {axis: list(values) for axis, values in self.axes().items()}
         parts = {"machine": merged["machine"], "objective": merged["objective"], "workload": workload, "search": axes}
         drafts = {"draft": self._draft.digest} if self._draft else {}
