@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 import pytest
 
 from autotune.cli._validating import Asked, validated
+from autotune.planners.predict import Predictor
 from autotune.planners.replay import fit
 from autotune.planners.replay.aiconfigurator import MODELS, served
 from autotune.planners.replay.calibration import dump, load
@@ -29,7 +30,9 @@ from autotune.report.diagonal import LEFT, SIDE, TOP, Dot, diagonal, ticks
 from autotune.report.validation import markdown, page
 from autotune.runners.agreement import ranks, regrets, spearman_rho
 from autotune.runners.bars import STATED, missed, read
+from autotune.runners.job import Job, RunResult
 from autotune.runners.ledger import ENDED
+from autotune.runners.suites import suites
 from autotune.runners.validating import groups, of_table, summaries
 from autotune.spec.errors import UsageError
 from autotune.spec.families import load_model
@@ -306,28 +309,33 @@ def test_published_figures_go_on_where_they_were_interrupted(home: Home) -> None
         assert entry.cost_model == found.cost_model and any(part["rows"] == 348 for part in entry.summary)
 
 
-def test_a_suite_goes_on_with_the_plan_that_was_interrupted(home: Home) -> None:
+def test_a_suite_goes_on_with_the_plan_that_was_interrupted(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C meets the second plan while its workers run: the first is kept, the second really runs at the next go."""
     asked = Asked("cpu-generate", repeats=1, steps=1, as_is=True)
-    said: list[str] = []
+    suite = suites()["cpu-generate"]
+    line = Predictor(suite.model, suite.workload, two_workers()).predict(suite.plans[0])
+    ran, said = [RunResult((3.0,), 1.0, (2 * line.peak_bytes[0],), timeline=line.timeline)], list[str]()
+
+    def launched(job: Job, **how: Any) -> RunResult:
+        if not ran:
+            raise KeyboardInterrupt
+        return ran.pop()
+
     with home.store() as store:
+        monkeypatch.setattr("autotune.runners.suite.launch", launched)
         with pytest.raises(KeyboardInterrupt):
-            validated(asked, store, interrupting("| dp1 tp1 pp1 mb1 |"))  # type: ignore[arg-type]
+            validated(asked, store, said.append)  # type: ignore[arg-type]
+        monkeypatch.undo()
         (entry,) = [one for one in store.validations() if one.suite == "cpu-generate"]
-        assert entry.state == "running" and [row["plan"] for row in entry.visits] == ["dp1 tp1 pp1 mb1"]
-        steps = entry.visits[0]["steps"]
-        none: dict[str, list[float]] = {"predictions": [], "steps": [], "medians": []}
-        killed = {"plan": "dp1 tp1 pp1 mb8", "failed": ENDED} | none
-        store.keep_validation(entry.id, [*entry.visits, killed])
+        assert entry.state == "running" and [row.get("failed") for row in entry.visits] == [None, ENDED]
+        said.clear()
         found, id = validated(asked, store, said.append)  # type: ignore[arg-type]
         assert id == entry.id and said[0] == "going on after 2 plans that an interrupted validation has begun"
-        assert sum("mb1 |" in line for line in said) == 0, "what was measured is not run again"
-        assert found.failed == {}
+        assert sum("mb1 |" in text for text in said) == 0, "what was measured is not run again"
+        assert found.failed == {} and (found.rows[0].measured, found.rows[1].error) == (3.0, -0.5)
         metrics = ("step s", "peak bytes", "prefill s", "decoded token s")
-        assert [(r.name, r.metric) for r in found.rows] == [
-            (f"dp1 tp1 pp1 mb{size}", metric) for size in (1, 8) for metric in metrics
-        ]
-        assert found.rows[0].measured == steps[0]
-        assert abs(found.rows[1].error) < 0.02, "peaks are counted, whatever the profile says of time"
+        assert [(r.name[-3:], r.metric) for r in found.rows[2:]] == [("mb8", metric) for metric in metrics]
+        assert abs(found.rows[3].error) < 0.02, "peaks are counted, whatever the profile says of time"
         assert {r.grade for r in found.rows} == {"datasheet", "counted"}
         time = next(part for part in found.summaries if part.metric == "step s")
         assert time.cases == 1 and time.regret is not None and time.regret >= 0
@@ -337,28 +345,28 @@ def test_a_suite_goes_on_with_the_plan_that_was_interrupted(home: Home) -> None:
 
 
 def test_the_command_reports_and_requires(home: Home) -> None:
-    words = ("--suite", "megatron", "--json", "--report", "r.html", "--report", "r.md", "--require", "mean=0.01")
-    said = home.run("validate", *words)
-    assert said.code == 7 and "megatron, step s: mean 0.0407, required time.mean <= 0.01" in said.stderr
+    words = ("--suite", "vocabulary", "--json", "--report", "r.html", "--report", "r.md", "--require")
+    said = home.run("validate", *words, "memory.worst=0.03")
+    assert said.code == 7 and "vocabulary, peak GiB: worst 0.0617, required memory.worst <= 0.03" in said.stderr
     told = said.json
     assert told["schema"] == "autotune.validate/1"
     keys = {"schema", "validation_id", "suite", "machine", "profile", "cost_model", "rows", "summary", "groups"}
     assert set(told) == keys | {"failed", "notes", "reports", "required"}
     assert told["required"]["kept"] is False and len(told["required"]["missed"]) == 1
-    assert len(told["rows"]) == 8
-    first, results = told["rows"][0], replay(TABLES["megatron"])
+    assert len(told["rows"]) == 32
+    first, results = told["rows"][0], replay(TABLES["vocabulary"])
     assert {"predicted", "measured", "error", "grade", "fitted", "source"} <= set(first)
     assert first["error"] == pytest.approx(results[0][2] / 100)
-    assert told["summary"][0]["mean"] == pytest.approx(summary(results)["step s"][0] / 100)
+    assert told["summary"][0]["mean"] == pytest.approx(summary(results)["MFU %"][0] / 100)
     assert (home.folder / "r.html").read_text().startswith("<!doctype html>")
-    assert "| 22B t=8 p=1 |" in (home.folder / "r.md").read_text()
+    assert "| p=8 V=32k | vocab-1 |" in (home.folder / "r.md").read_text()
 
 
 def test_people_read_a_table_of_signed_errors(home: Home) -> None:
-    said = home.run("validate", "--suite", "megatron", "--require", "mean=0.05", "--require", "worst=0.1", "-q")
+    said = home.run("validate", "--suite", "vocabulary", "--require", "memory.mean=0.05", "-q")
     assert said.code == 0 and said.stderr == ""
-    assert re.search(r"1T t=8 p=64 +selective\+sequence +step s +78\.4 s +71\.5 s +\+9\.7 % +datasheet", said.stdout)
-    assert re.search(r"^megatron +step s +8 +4\.1 % +\+1\.3 % +\+9\.7 % +1\.000 +1\.000 +– +–$", said.stdout, re.M)
+    assert re.search(r"p=8 V=256k +vocab-2 +MFU % +58\.46 +49\.69 +\+17\.6 % +datasheet", said.stdout)
+    assert re.search(r"^vocabulary +peak GiB +16 +1\.8 % +\+1\.6 % +\+6\.2 % +0\.950 +0\.991 +– +–$", said.stdout, re.M)
 
 
 def test_listed_names_are_known(home: Home) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from autotune.profiles_db.store import Store
     from autotune.runners.suites import Suite
     from autotune.spec.machine import Profile
+    from autotune.spec.plan import Plan
     from autotune.spec.validation import Judgement, Validation
 
 FORMS = (".html", ".md")
@@ -198,8 +199,16 @@ def _suite(asked: Asked, suite: Suite, store: Store, progress: out.Progress) -> 
     if ledger.rows:
         progress(f"going on after {counted(len(ledger.rows), 'plan')} that an interrupted validation has begun")
         ledger.again()
-    refine = refiner(suite, store.refined(profile), progress, SECONDS_EACH, asked.as_is)
-    Runner(suite, profiles(suite, refine), ledger, repeats).run(progress)
+    # A processor's operations are timed anew before every visit; a GPU's once, and an interruption must not lose them.
+    drifts = suite.device == "cpu"
+    refine = refiner(suite, profile if drifts else store.refined(profile), progress, SECONDS_EACH, asked.as_is)
+
+    def remembered(plans: Sequence[Plan]) -> Profile:
+        found = refine(plans)
+        store.save_profile(found)
+        return found
+
+    Runner(suite, profiles(suite, refine if drifts else remembered), ledger, repeats).run(progress)
     order = {plan.describe(): number for number, plan in enumerate(suite.plans)}
     ran = sorted(ledger.rows, key=lambda row: order[row["plan"]])
     rows = tuple(of_suite(asked.suite, suite, ran))
