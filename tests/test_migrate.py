@@ -78,7 +78,7 @@ def test_an_older_file_is_copied_then_migrated(tmp_path: Path) -> None:
         assert (entry.plan, entry.model, entry.workload) == (Plan(tensor=2), DENSE, WORK)
         assert entry.step_s == 1.5 and entry.facts == {} and entry.timeline is None
         info = store.info(check=True)
-        assert (info.version, info.migrated_from) == (4, 1)
+        assert (info.version, info.migrated_from) == (m.VERSION, 1)
         assert info.backup == tmp_path / "plans.db.v1.bak"
         assert "the old file is" in info.notices[0] and str(info.backup) in info.notices[0]
         store.finish_run(run, facts={"new": "column"})

@@ -25,7 +25,7 @@ from autotune.spec.program import COMPUTE, D2H, DEVICE, H2D
 from autotune.spec.timeline import Timeline
 from autotune.spec.workload import Workload
 
-COST_MODEL = "5"  # goes up whenever predictions may change: stored predictions of another version are not reused
+COST_MODEL = "6"  # goes up whenever predictions may change: stored predictions of another version are not reused
 
 CLASSES = {
     "w": "weights",
