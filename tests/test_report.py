@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -17,31 +16,11 @@ from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.workload import Workload
 from tests.commands import two_workers
+from tests.pages import Tags
 from tests.recipes import Autotune
 
 MODEL = ModelSpec("tiny", "LlamaForCausalLM", 32, 4, 4, 2, 8, 48, 256)
 WORK = Workload(sequence_length=16, global_batch=4, precision="fp32")
-VOID = {"meta", "input", "br"}
-
-
-class Tags(HTMLParser):
-    """Every tag that is opened is closed, in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append(tag)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open.pop() == tag, tag
 
 
 def sheet(**changed: object) -> Sheet:

@@ -8,7 +8,6 @@ import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -38,6 +37,7 @@ from autotune.spec.errors import UsageError
 from autotune.spec.families import load_model
 from autotune.spec.validation import Judgement, Validation
 from tests.commands import Home, two_workers
+from tests.pages import Tags
 
 
 @pytest.fixture(scope="module")
@@ -203,27 +203,6 @@ def test_a_bar_that_cannot_be_read_is_refused(text: str) -> None:
 # --- reports
 
 EVIL = '</title><script>alert(1)</script>|<img src=x onerror="alert(2)">&'
-VOID = {"meta", "img", "br"}
-
-
-class Tags(HTMLParser):
-    """Holds every tag to be closed in its place."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append(tag)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
 
 
 def evil() -> Validation:

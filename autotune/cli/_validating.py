@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotune.cli import _output as out
+from autotune.cli._drawing import write_whole
 from autotune.cli._session import at_hand, this_machine
 from autotune.spec.errors import EnvironmentFault, Problem, UsageError, nearest_name
 from autotune.spec.words import counted
@@ -284,11 +284,4 @@ def write_report(file: Path, found: Validation) -> None:
     """Write the report, whole or not at all."""
     from autotune.report.validation import markdown, page
 
-    text = page(found) if file.suffix == ".html" else markdown(found)
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, file)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise EnvironmentFault(f"{file}: cannot be written: {error.strerror}") from None
+    write_whole(file, page(found) if file.suffix == ".html" else markdown(found))
