@@ -1,13 +1,15 @@
 """Iteration times of GPT models on 2 to 8 A100 (vTrain's single-node measurements; 2312.12391, MICRO 2024).
 
 `data/vtrain_single.csv`: 706 of the rows that github.com/VIA-Research/vTrain publishes in its folder `data`, under the
-MIT licence in `data/vtrain_LICENSE` (Copyright 2024, VIA Research Group at KAIST); the columns are renamed. What ran, by
-that folder's README: Megatron-DeepSpeed, GPT of hidden 1024 or 2048 with 16 heads, sequences of 1024, vocabulary 51200
-(tied), fp16, every layer recomputed, on one node of A100.
+MIT licence in `data/vtrain_LICENSE` (Copyright 2024, VIA Research Group at KAIST); the columns are renamed. What ran,
+by that folder's README: Megatron-DeepSpeed, GPT of hidden 1024 or 2048 with 16 heads, sequences of 1024, vocabulary
+51200 (tied), fp16, every layer recomputed, on one node of A100.
 
-How that is said in our terms: fp16 is priced as bf16 (as wide and as fast); attention writes its scores out
-(backend `math`); 1F1B; gradients are summed after the last backward (`sync = "late"`), as DeepSpeed's pipeline engine
-does; the feed-forward's two matrices of 4 h are three of 8/3 h.
+How that is said in our terms (of the backend of attention, 1F1B and late sums no page tells: they are assumed): fp16
+is priced as bf16 (as wide and as fast); attention writes its scores out (backend `math`); 1F1B; gradients are summed
+after the last backward (`sync = "late"`), as DeepSpeed's pipeline engine does; the feed-forward's two matrices of 4 h
+are three of 8/3 h. Which coefficients are fitted was chosen with the errors of both halves in view; their values were
+fitted to one half alone.
 
 The rows are halved by a hash of each: to one half a handful of coefficients were fitted (`fit.py`), the other alone is
 judged.
