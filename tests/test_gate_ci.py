@@ -17,8 +17,6 @@ import yaml
 from autotune.cli import _reference
 from tests.recipes import RECIPE, ROOT, Autotune
 
-pytestmark = pytest.mark.alone
-
 CI = ROOT / "docs" / "ci"
 
 
