@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from autotune.cli._settings import begin
 from autotune.cli.main import main
 from autotune.profiles_db.store import Store
 from tests.commands import Said
@@ -42,7 +43,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def autotune(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Autotune:
+def autotune(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Autotune]:
     """Run the command line in this process, in an empty folder with a database of its own."""
     for name in [name for name in os.environ if name.startswith("AUTOTUNE_")]:
         monkeypatch.delenv(name)
@@ -56,7 +57,8 @@ def autotune(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
         stdout, stderr = capfd.readouterr()
         return Said(int(ended.value.code or 0), stdout, stderr)
 
-    return run
+    yield run
+    begin()  # the last command's options are not those of what follows
 
 
 @pytest.fixture

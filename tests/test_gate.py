@@ -33,7 +33,7 @@ from tests.recipes import RECIPE, ROOT, Autotune
 from tests.small import GENERATE, TRAIN
 from tests.test_cli import modules_after
 
-ONE = TRAIN.replace("devices = 2", "devices = 1").replace("steps = 3", "steps = 20")
+ONE = TRAIN.replace("devices = 2", "devices = 1").replace("steps = 3", "steps = 6")
 TALK = GENERATE.replace("devices = 2", "devices = 1").replace("tensor = 2", "micro_batch = 2")
 FEW = ("--launches", "3", "--retries", "0")
 Edit = Callable[[dict[str, Any]], None]
@@ -86,8 +86,8 @@ def test_a_training_is_gated(home: Home, here: Autotune) -> None:
     (found,) = said.json["recipes"]
     assert found["verdict"] == "updated" and len(found["launches"]["new"]) == 3
     lock = load_lock(file)
-    assert len(lock.measured) == 3 and lock.measured_at and all(len(one.losses) == 22 for one in lock.measured)
-    assert lock.measured[0].losses == lock.measured[2].losses and len(lock.measured[0].step_s) == 20
+    assert len(lock.measured) == 3 and lock.measured_at and all(len(one.losses) == 8 for one in lock.measured)
+    assert lock.measured[0].losses == lock.measured[2].losses and len(lock.measured[0].step_s) == 6
     with home.store() as store:
         run = store.run(lock.measured[0].run_id)
         assert len(run.launches) == 3 and run.status == "finished" and run.peak_bytes
