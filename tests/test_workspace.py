@@ -239,6 +239,7 @@ def peaks(pool: Pool, model: ModelSpec, plan: Plan, masks: tuple[int, ...] = ())
     return max(said), max(found)
 
 
+@pytest.mark.alone  # as above
 @pytest.mark.parametrize(
     ("name", "plan"),
     [
