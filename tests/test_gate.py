@@ -74,6 +74,7 @@ def baseline(file: Path, seconds: float = 0.01, peak: int = 1000, **more: Any) -
 # --- with real launches
 
 
+@pytest.mark.alone  # its launches are timed
 def test_a_training_is_gated(home: Home, here: Autotune) -> None:
     """A baseline is measured; workers that compute and hold more regress against it, in time and in memory."""
     recipe, file = home.write("one.toml", ONE), home.folder / "one.lock.json"
@@ -104,6 +105,7 @@ def test_a_training_is_gated(home: Home, here: Autotune) -> None:
     assert now - was == 1 << 20, "what is held more, and nothing else"
 
 
+@pytest.mark.alone  # its launches are timed
 def test_a_generation_is_gated(home: Home, here: Autotune) -> None:
     """Its answers are compared; where they are others, the one-process reference has the last word."""
     recipe, file = home.write("talk.toml", TALK), home.folder / "talk.lock.json"
