@@ -71,7 +71,8 @@ class Rounded(NamedTuple):
         scale, scales = flat([(index, of) for index, _, of in held], scale_type(dtype))
         for index, whole, of in held:
             shared = reduce if whole.shard == 1 and tensor_size > 1 else None
-            round_rows(load(index, whole), weights[index, whole.name], scales[index, of.name], shared)
+            whole_here = load(index, whole).to(device)  # weights drawn to be checked are drawn by the processor
+            round_rows(whole_here, weights[index, whole.name], scales[index, of.name], shared)
         return cls(weight, scale, weights | scales)
 
     def of(self, block: Block) -> dict[str, Tensor]:

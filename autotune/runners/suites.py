@@ -113,6 +113,19 @@ def _schedules_on_cpu() -> Suite:
     return Suite(_deep(), Workload(sequence_length=256, global_batch=8, precision="fp32"), plans, "cpu", 3, warmup=1)
 
 
+def _contexts() -> dict[str, Suite]:
+    """Llama-3.1-8B decoding 32 tokens after prompts of 1k to 32k, as many sequences at a time as have room."""
+    found = {}
+    for context, batches in ((1024, (1, 8, 32, 128)), (8192, (1, 8, 32)), (32768, (1, 8))):
+        for batch in batches:
+            work = Workload(kind="generate", prompt_length=context, new_tokens=32, batch=batch, precision="bf16")
+            plans = (Plan(micro_batch=batch, prompt_chunk=8192 if context > 8192 else 0),)
+            if batch <= 8:
+                plans += (replace(plans[0], kernels=FUSED),)
+            found[f"h200-8b-{context // 1024}k-{batch}"] = Suite(_llama_8b(), work, plans, "cuda", 1, 1)
+    return found
+
+
 def suites() -> dict[str, Suite]:
     """The suites by name: small models on two CPU workers, the Llama-3.2-1B shape on one and two GPUs."""
     cpu = Workload(sequence_length=256, global_batch=16, precision="fp32")
@@ -242,6 +255,7 @@ def suites() -> dict[str, Suite]:
         "h200x2-context": Suite(_llama_1b(), gpu, together, "cuda"),
         "h200x2-context-check": Suite(wide, short, together, "cuda", steps=2, check=True),
         "h200x2-generate-8b": Suite(_llama_8b(), answers, shares, "cuda", 1),
+        **_contexts(),
         "h200x2-schedules": _schedules(),
         "cpu-schedules": _schedules_on_cpu(),
     }

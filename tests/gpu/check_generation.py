@@ -110,7 +110,7 @@ def main() -> int:
                     f"{at.describe():<48} {mean}{precision} {name:<8} {'equal' if ran.equal else 'DIFFERS'} "
                     f"margin {ran.max_difference:.1e}  a token {ran.decode_s * 1e3:.3f} ms, "
                     f"prefill {ran.prefill_s * 1e3:.3f} ms, peak {max(ran.peak_bytes) / 2**20:.1f} MiB"
-                    + (f"  as the exact model's {ran.drift.equal:.1%}" if ran.drift else ""),
+                    + (f"  as the exact model's {ran.drift['equal']:.1%}" if ran.drift else ""),
                     flush=True,
                 )
     print(f"{failed} differ" if failed else "all equal")

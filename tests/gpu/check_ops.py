@@ -246,7 +246,7 @@ def check_decoding(table: Table, model: ModelSpec, device: torch.device, told: b
         at = replace(env, sequence=new, start=start)
         if start and not told:
             lengths = Lengths.empty(batch, new, cache.max_len, device)
-            lengths.used.fill_(start + new)
+            lengths.move(torch.full((batch,), start, device=device))
             positions = torch.arange(start, start + new, device=device)
             at = replace(env, sequence=new, positions=positions, lengths=lengths)
         o = OPERATIONS["attention"].forward(at, node, *rows)[0]
