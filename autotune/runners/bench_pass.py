@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 import torch
@@ -58,8 +58,11 @@ COLD_BYTES = 256 * 2**20  # of weights that follow one another, so that none is 
 COPIES = 4, 32  # at least, so that what starting a graph takes is spread, and at most
 REPLAYS, WARM = 11, 2
 ROUNDS = 12  # on a CPU: layers that a replay is worth
-# A prefill is a burst after tokens that leave the processors idle: replays in a row would heat the device and slow it.
+# A prefill is a burst after tokens that leave the processors idle. A short one runs at the device's highest clock, one
+# of a fifth of a second at what its power limit allows: layers are timed in bursts as long as the pass, with rests.
 RESTS, LONGEST_REST_S = 3.0, 0.05
+LONGEST_BURST_S, FEWEST, ENOUGH_S = 0.25, 3, 1.0
+HANDOVER_S = 2e-3  # graphs as long follow one another with no gap that counts
 LAUNCHED_S = 3e-4  # the host has handed a graph over
 SHORTEST_S = 1e-7  # what noise makes of an operation that takes next to nothing
 
@@ -138,26 +141,38 @@ def run_part(calls: tuple[Call, ...], env: Env, values: Values) -> None:
             del values[name]
 
 
-def _captured_seconds(calls: tuple[Call, ...], layers: list[Env], given: Values, clock: Clock) -> float:
-    """Median seconds of the calls on one layer, of a graph that runs them on all."""
-    if not calls:
-        return 0.0
-    for env in layers:
-        run_part(calls, env, dict(given))
+def _captured(calls: tuple[Call, ...], layers: Sequence[Env], given: Values) -> Any:
+    """A graph that runs the calls on all of these layers, one after another."""
+    run_part(calls, layers[0], dict(given))  # what is compiled when it first runs
     graph: Any = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for env in layers:
             run_part(calls, env, dict(given))
-    spent: list[float] = []
-    for _ in range(WARM + REPLAYS):
-        time.sleep(min(LONGEST_REST_S, RESTS * spent[-1] if spent else 0.0))
+    return graph
+
+
+def _replayed(graph: Any, clock: Clock, in_a_row: int = 1) -> float:
+    """Median seconds of a replay. `in_a_row`: how many a pass is worth, which follow one another if they are long."""
+    rounds, most, spent = 1, WARM + REPLAYS, list[float]()
+    while len(spent) < most:
+        time.sleep(min(LONGEST_REST_S, RESTS * rounds * spent[-1] if spent else 0.0))
         clock.hold(LAUNCHED_S)
         begin = clock.mark()
-        graph.replay()
+        for _ in range(rounds):
+            graph.replay()
         end = clock.mark()
         clock.settle()
-        spent.append(clock.between(begin, end))
-    return statistics.median(spent[WARM:]) / len(layers)
+        spent.append(clock.between(begin, end) / rounds)
+        if len(spent) == WARM and spent[-1] > HANDOVER_S:
+            rounds = max(1, min(in_a_row, int(LONGEST_BURST_S / spent[-1])))
+            most = WARM + max(FEWEST, min(REPLAYS, ceil(ENOUGH_S / (rounds * spent[-1]))))
+    return statistics.median(spent[WARM:])
+
+
+def _started(calls: tuple[Call, ...], layers: Sequence[Env], given: Values, clock: Clock) -> float:
+    """Seconds before a graph's first kernel: what one of twice the layers does not take twice."""
+    once, twice = (_replayed(_captured(calls, [*layers] * times, given), clock) for times in (1, 2))
+    return max(0.0, 2 * once - twice)
 
 
 def _append(env: Env, group: Any, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
@@ -294,11 +309,13 @@ def time_pass(model: ModelSpec, piece: PassPiece, device: torch.device) -> dict[
     found: dict[Work, list[float]] = defaultdict(list)
     if device.type == "cpu":
         return _stamped(stages(body, compile_body(block, body.forward), piece), layers, {source: x})
-    before = 0.0
-    for calls, added in stages(body, compile_body(block, body.forward), piece):
-        after = _captured_seconds(calls, layers, {source: x}, clock)
+    parts, given = stages(body, compile_body(block, body.forward), piece), {source: x}
+    passes = max(1, model.layers // len(layers)) if block.kind == "layer" else 1
+    before = _started(parts[0][0], layers, given, clock)
+    for calls, added in parts:
+        after = _replayed(_captured(calls, layers, given), clock, passes)
         for work in added:
-            found[work].append((after - before) / len(added))
+            found[work].append((after - before) / len(layers) / len(added))
         before = after
     return {work: max(SHORTEST_S, statistics.fmean(times)) for work, times in found.items()}
 
