@@ -48,7 +48,7 @@ def test_every_part_runs_and_none_is_missing(
         whole = {w for i in body.forward.ranks[0] for w in works(block, body, i, shape) if w.kind != "collective"}
         extra = {work.op for work in timed if isinstance(work, Memory) and work not in whole}
         assert whole <= set(timed)
-        assert extra == {"layer": {"append"}, "head": {"pick", "sample", "sample_cut"}}.get(block.kind, set())
+        assert extra == {"layer": {"append"}, "head": {"pick", "sample", "sample_cut", "settle"}}.get(block.kind, set())
 
 
 def test_a_generation_is_timed_at_both_ends() -> None:
@@ -60,6 +60,7 @@ def test_a_generation_is_timed_at_both_ends() -> None:
 @pytest.mark.parametrize(
     ("plan", "named"),
     [
+        (Plan(), {"settle"}),
         (Plan(decoding="ngram", speculate=3, match=2), {"commit", "lookup"}),
         (Plan(decoding="ngram", speculate=2, match=2, branches=2), {"commit_tree", "lookup"}),
         (Plan(decoding="lookahead", speculate=2, branches=2, window=3), {"commit_tree", "pool"}),

@@ -45,7 +45,7 @@ from autotune.runners.rounded import random_weight
 from autotune.runners.sampling import drawn, likeliest
 from autotune.runners.state import DTYPES, local_shape
 from autotune.spec.errors import EnvironmentFault
-from autotune.spec.graph import Block
+from autotune.spec.graph import Block, blocks
 from autotune.spec.int8_graph import weight_bytes
 from autotune.spec.machine import Sample
 from autotune.spec.model import ModelSpec
@@ -61,9 +61,10 @@ ROUNDS = 12  # on a CPU: layers that a replay is worth
 # A prefill is a burst after tokens that leave the processors idle. A short one runs at the device's highest clock, one
 # of a fifth of a second at what its power limit allows: layers are timed in bursts as long as the pass, with rests.
 RESTS, LONGEST_REST_S = 3.0, 0.05
-LONGEST_BURST_S, FEWEST, ENOUGH_S = 0.25, 3, 1.0
+LONGEST_BURST_S, FEWEST, ENOUGH_S = 0.2, 2, 0.4
 HANDOVER_S = 2e-3  # graphs as long follow one another with no gap that counts
 LAUNCHED_S = 3e-4  # the host has handed a graph over
+ROOM = 4  # columns of a text that is given one token
 SHORTEST_S = 1e-7  # what noise makes of an operation that takes next to nothing
 
 
@@ -118,10 +119,11 @@ def layers_of(model: ModelSpec, piece: PassPiece, device: torch.device) -> list[
 
 
 def _cache(model: ModelSpec, layers: int, shape: Shape, device: torch.device) -> KVCache:
-    """As many positions as the pass sees; pages in the order in which a pool hands them out."""
+    """As many positions as the pass sees and one more, so that sequences lie apart as they do where more tokens are to
+    come; pages in the order in which a pool hands them out."""
     kind: dict[str, Any] = {"tensor_size": shape.tensor, "dtype": DTYPES[shape.dtype], "device": device}
     if not shape.page:
-        return KVCache.empty(model, layers, shape.batch, shape.keys, **kind)
+        return KVCache.empty(model, layers, shape.batch, shape.keys + 1, **kind)
     each = pages_of(shape.keys, shape.page)
     pages = NOWHERE + shape.batch * each
     cache = PagedCache.of_pages(model, layers, pages, shape.page, (shape.batch, each), **kind)
@@ -236,6 +238,16 @@ def _commit(piece: PassPiece, env: Env, group: Any, reads: tuple[Tensor, ...]) -
     return (slate,)
 
 
+def _settle(piece: PassPiece, env: Env, group: Any, reads: tuple[Tensor, ...]) -> tuple[object, ...]:
+    """The same of a token that nobody proposed."""
+    choices = reads[0].view(piece.shape.batch, 1)
+    texts = _texts(piece.shape.batch, ROOM, choices.device)
+    settle(texts, env.lengths or _next(piece, choices.device), 1, 1, False, None, choices, None, choices)
+    for tensor in (texts.filled, texts.round):  # the same again next time
+        tensor.zero_()
+    return (choices,)
+
+
 @lru_cache(maxsize=4)
 def _next(piece: PassPiece, device: torch.device) -> Lengths:
     return Lengths.empty(piece.shape.batch, piece.shape.scored, 1, device)
@@ -266,7 +278,12 @@ def _pool(piece: PassPiece, env: Env, group: Any, reads: tuple[Tensor, ...]) -> 
 
 
 # What lies between a round's choice and the next round: see planners.costs.between.
-BETWEEN: dict[str, Callable[..., tuple[object, ...]]] = {"commit": _commit, "lookup": _lookup, "pool": _pool}
+BETWEEN: dict[str, Callable[..., tuple[object, ...]]] = {
+    "settle": _settle,
+    "commit": _commit,
+    "lookup": _lookup,
+    "pool": _pool,
+}
 
 
 def stages(body: Body, calls: tuple[Call, ...], piece: PassPiece) -> list[tuple[tuple[Call, ...], tuple[Work, ...]]]:
@@ -287,12 +304,15 @@ def stages(body: Body, calls: tuple[Call, ...], piece: PassPiece) -> list[tuple[
                 found.append(((*before, Call(_gather, call.reads, (), (), call.reads, COMPUTE, PAGES)), (work,)))
         found.append((calls[: many + 1], tuple(made) if len(made) == 1 and not call.collective else ()))
     if block.kind == "head":
+        follows = between(piece.round or Plan(), shape.batch, piece.columns, shape.dtype).items()
         for name, run in CHOICES.items():  # each adds to what came before it
             calls = (*calls, Call(run, (body.output,), (f"{name}ed", "column"), (), (), COMPUTE, name))
             found.append((calls, (Memory(name, body.sizes[body.output], shape.dtype),)))
-        for name, work in between(piece.round or Plan(), shape.batch, piece.columns, shape.dtype).items():
-            calls = (*calls, Call(partial(BETWEEN[name], piece), ("picked",), (name,), (), (), COMPUTE, name))
-            found.append((calls, (work,)))
+            if name == "pick":  # and at once what follows a choice: after further ones it would find its code at hand
+                for also, work in follows:
+                    reads, ran = ("picked",), partial(BETWEEN[also], piece)
+                    calls = (*calls, Call(ran, reads, (also,), (), (), COMPUTE, also))
+                    found.append((calls, (work,)))
     return found
 
 
@@ -308,7 +328,8 @@ def time_pass(model: ModelSpec, piece: PassPiece, device: torch.device) -> dict[
         x = torch.randn(shape.tokens, model.hidden, device=device).to(DTYPES[shape.dtype])
     found: dict[Work, list[float]] = defaultdict(list)
     if device.type == "cpu":
-        return _stamped(stages(body, compile_body(block, body.forward), piece), layers, {source: x})
+        others = None if block.kind == "layer" else _others(model, shape)
+        return _stamped(stages(body, compile_body(block, body.forward), piece), layers, {source: x}, others)
     parts, given = stages(body, compile_body(block, body.forward), piece), {source: x}
     passes = max(1, model.layers // len(layers)) if block.kind == "layer" else 1
     before = _started(parts[0][0], layers, given, clock)
@@ -320,8 +341,20 @@ def time_pass(model: ModelSpec, piece: PassPiece, device: torch.device) -> dict[
     return {work: max(SHORTEST_S, statistics.fmean(times)) for work, times in found.items()}
 
 
+def _others(model: ModelSpec, shape: Shape) -> Tensor:
+    """As many bytes as the layers' weights, or enough of them, which a processor reads between an embedding and a head:
+    nothing of these is left in its caches when they come again."""
+    dtype = DTYPES[shape.dtype]
+    weights = [weight for block in blocks(model) if block.kind == "layer" for weight in block.weights()]
+    whole = sum(prod(local_shape(weight, shape.tensor)) for weight in weights)
+    return torch.zeros(max(1, min(whole, COLD_BYTES // dtype.itemsize)), dtype=dtype)
+
+
 def _stamped(
-    parts: list[tuple[tuple[Call, ...], tuple[Work, ...]]], layers: list[Env], given: Values
+    parts: list[tuple[tuple[Call, ...], tuple[Work, ...]]],
+    layers: list[Env],
+    given: Values,
+    others: Tensor | None = None,
 ) -> dict[Work, float]:
     """The same on a CPU: each round runs all layers, and looks at the clock after every call. A call that a longer part
     leaves out again (the copies into the cache, which are also attention's) runs for its own time alone."""
@@ -329,6 +362,8 @@ def _stamped(
     spent: dict[Work, list[float]] = defaultdict(list)
     for number in range(WARM + REPLAYS * max(1, ROUNDS // len(layers))):
         for env in layers:
+            if others is not None:
+                others.sum()
             values, at, within = dict(given), 0, 0.0  # `within`: what the next call does too
             for calls, added in parts:
                 call = calls[-1]

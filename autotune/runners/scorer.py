@@ -158,20 +158,29 @@ class Scorer:
         """x, tokens [batch * new] or activations [batch * new, hidden], through the blocks. `rows`, int64 [batch]:
         those that the head sees, all without it. `filled`: positions of each sequence's cache that are, where the host
         knows. `left`: gets what a final norm gives that is a block by itself, under that block's kind."""
+        begins = self._begins(now, filled)
         for step in now.steps:
             if step.block.kind in ENDS and rows is not None:
                 x, rows = x.index_select(0, rows), None
-            x = self._run(now, step, x, filled, watch)
+            x = self._run(now, step, x, begins, watch)
             if left is not None and step.block.kind == "norm":
                 left["norm"] = x
         return x
+
+    def _begins(self, now: Pass, filled: tuple[int, ...]) -> dict[str, Any]:
+        """What every block is told of where its new tokens begin, where the host knows."""
+        if now.lengths is None or self.device_knows:
+            return {}
+        if len(set(filled)) == 1 and now.lengths.visible is None:  # all alike: only what is filled is read
+            return {"start": filled[0], "positions": now.lengths.positions[: now.shape.queries], "lengths": None}
+        return {"start": max(filled)}
 
     def _run(
         self,
         now: Pass,
         step: Step,
         x: Tensor,
-        filled: tuple[int, ...],
+        begins: dict[str, Any],
         watch: list[tuple[Block, Shape, Watch]] | None,
     ) -> Tensor:
         """One block's body; a function of its own, so that nothing it made outlives it but its output."""
@@ -180,9 +189,5 @@ class Scorer:
             seen = Watch(outside=frozenset({step.source}))
             watch.append((step.block, now.shape, seen))
         given: Values = {step.source: x}
-        env = step.env
-        if now.lengths is not None and not self.device_knows:
-            env = replace(env, start=max(filled))
-            if len(set(filled)) == 1 and now.lengths.visible is None:  # all alike: only what is filled is read
-                env = replace(env, positions=now.lengths.positions[: now.shape.queries], lengths=None)
+        env = step.env.altered(**begins) if begins else step.env
         return run_body(step.calls, env, given, self.groups, seen)[step.output]

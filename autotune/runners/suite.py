@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 STEADY = 0.05  # of a step: what the medians of a plan's runs may differ by before it is run up to as often again
 REPEATS = {"cuda": 1, "cpu": 3}  # rounds of measuring and running
+PARTS = "predicted_prefill_s", "predicted_decode_s", "prefill_s", "decode_s"  # of a generation, at each visit
 PATIENCE_S = {"cuda": 60.0, "cpu": 300.0}  # for one plan in a world that stands
 
 
@@ -89,6 +90,7 @@ class Runner:
             row["failed"] = error.message
             return
         predictions, steps = [*row["predictions"], said.step_s], [*row["steps"], *ran.step_s]
+        parts = [*row.get("parts", []), [said.prefill_s, said.decode_s, ran.prefill_s, ran.decode_s]]
         row |= {
             "predictions": predictions,
             "steps": steps,
@@ -97,10 +99,8 @@ class Runner:
             "measured_s": statistics.median(steps),
             "predicted": max(said.peak_bytes),
             "measured": max(ran.peak_bytes),
-            "predicted_prefill_s": said.prefill_s,
-            "predicted_decode_s": said.decode_s,
-            "prefill_s": ran.prefill_s,
-            "decode_s": ran.decode_s,
+            "parts": parts,
+            **dict(zip(PARTS, map(statistics.median, zip(*parts, strict=True)), strict=True)),
             "mfu": ran.mfu,
             "differs": ran.max_difference,
             "loss": ran.losses[-1] if ran.losses else None,

@@ -18,6 +18,11 @@ def commit_work(plan: Plan, batch: int, dtype: str) -> Memory:
     return Memory("commit" if tree.chain else "commit_tree", batch * scored(plan) * ID * (1 + tree.depth), dtype)
 
 
+def settle_work(batch: int, dtype: str) -> Memory:
+    """Where one token of each sequence goes, and what follows from it: a few operations on whole numbers."""
+    return Memory("settle", batch * ID, dtype)
+
+
 def lookup_work(plan: Plan, batch: int, columns: int, dtype: str) -> Memory:
     """The newest tokens compared with every place of texts of so many `columns`."""
     return Memory("lookup", batch * columns * LONGEST * ID, dtype)
@@ -38,7 +43,7 @@ PIECES: dict[str, tuple[str, Callable[[Plan, int, int, str], Memory]]] = {
 def between(plan: Plan, batch: int, columns: int, dtype: str) -> dict[str, Memory]:
     """The pieces of a plan's round, by what does them."""
     if plan.decoding == PLAIN:
-        return {}
+        return {"settle": settle_work(batch, dtype)}
     found = {"commit": commit_work(plan, batch, dtype)}
     if plan.decoding in PIECES:
         name, work = PIECES[plan.decoding]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from autotune.planners.costs import propose
+from autotune.planners.costs.between import settle_work
 from autotune.planners.costs.body import NOTHING, BodyCosts, Cost
 from autotune.planners.decoding.strategies import scored
 from autotune.planners.lower.generate import (
@@ -114,7 +115,7 @@ class PassCosts:
         """A token after each that was scored, and which of those that were proposed are kept."""
         choice = self.choice(self.sizes[stage].output, self.plan.tensor)
         if self.first or self.plan.decoding == PLAIN:
-            return choice
+            return choice + self.piece(settle_work(self.shape.batch, self.shape.dtype))
         if self.plan.commit == TYPICAL:  # of every row its distribution, as for a draw
             whole = self.sizes[stage].output * self.plan.tensor
             choice += self.piece(Memory("sample", whole, self.shape.dtype)) + self._gathered(whole, self.plan.tensor)

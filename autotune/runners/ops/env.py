@@ -1,12 +1,13 @@
 """What every operation may look at besides its operands: this rank's weights, shapes, positions, group and cache.
 
-One Env serves one block of one micro-batch; `dataclasses.replace` makes the next one.
+One Env serves one block of one micro-batch; `altered`, or `dataclasses.replace`, makes the next one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +48,12 @@ class Env:
     sight: Tensor | None = None  # training rows that see others than those before them: 0, or -inf for those unseen,
     # [sequence, columns], the activations' type; its columns are padded (planners.lower.shape.sight_columns)
     lengths: Lengths | None = None  # where the device alone knows the cache's length: `start` then says nothing
+
+    def altered(self, **changes: Any) -> Env:
+        """As `dataclasses.replace` gives it, in a tenth of its time: a decoded token asks once a block."""
+        made = object.__new__(Env)
+        made.__dict__.update(self.__dict__, **changes)
+        return made
 
     def combine(self, tensor: Tensor, how: str) -> Tensor:
         """`tensor` reduced in place over the tensor group; untouched where the group is this rank alone."""
