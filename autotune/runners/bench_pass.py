@@ -155,9 +155,10 @@ def _captured(calls: tuple[Call, ...], layers: Sequence[Env], given: Values) -> 
 
 def _replayed(graph: Any, clock: Clock, in_a_row: int = 1) -> float:
     """Median seconds of a replay. `in_a_row`: how many a pass is worth, which follow one another if they are long."""
-    rounds, most, spent = 1, WARM + REPLAYS, list[float]()
+    rounds, most, rest, spent = 1, WARM + REPLAYS, True, list[float]()
     while len(spent) < most:
-        time.sleep(min(LONGEST_REST_S, RESTS * rounds * spent[-1] if spent else 0.0))
+        if spent and rest:
+            time.sleep(min(LONGEST_REST_S, RESTS * rounds * spent[-1]))
         clock.hold(LAUNCHED_S)
         begin = clock.mark()
         for _ in range(rounds):
@@ -167,6 +168,7 @@ def _replayed(graph: Any, clock: Clock, in_a_row: int = 1) -> float:
         spent.append(clock.between(begin, end) / rounds)
         if len(spent) == WARM and spent[-1] > HANDOVER_S:
             rounds = max(1, min(in_a_row, int(LONGEST_BURST_S / spent[-1])))
+            rest = rounds == in_a_row  # a longer pass keeps the device at its limit from one burst to the next
             most = WARM + max(FEWEST, min(REPLAYS, ceil(ENOUGH_S / (rounds * spent[-1]))))
     return statistics.median(spent[WARM:])
 
