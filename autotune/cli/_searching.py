@@ -88,7 +88,8 @@ def find(recipe: Recipe, store: Store, lock: bool, progress: Callable[[str], Non
 
     profile = machine(recipe, store)
     question = replace(recipe.question(profile), workload=known_workload(recipe, store))
-    facts = at_hand(profile)
+    # What is neither measured here nor priced as of here rests on the profile alone, and asking may load torch.
+    facts = at_hand(profile) if question.measure_budget or recipe.use == "this" else None
     device = _device(question, facts)
     check_inputs(
         recipe.path,

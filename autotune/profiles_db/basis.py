@@ -31,7 +31,7 @@ class Versions:
     """The software that an answer depends on.
 
     `libraries` are those of the machine at hand (`Facts.software`) with the version of our own executor: what a plan
-    was measured with. Empty where the answer is for a machine that is not at hand: its profile holds its versions.
+    was measured with. Empty where no plan is measured, or the machine is not at hand: its profile holds its versions.
     """
 
     autotune: str
@@ -125,7 +125,7 @@ def _versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change
         for key in sorted(before.keys() | after.keys()):
             yield from _one(f"software.{key}", before.get(key), after.get(key), "absent")
     elif before or after:
-        none = NOT_NOTED if "libraries" not in old else "of a machine not at hand"
+        none = NOT_NOTED if "libraries" not in old else "none: nothing was measured here"
         yield Change("software", *(shown(side) if side else none for side in (before, after)))
 
 

@@ -280,12 +280,12 @@ def measured(session: Session, search: str) -> dict[str, float]:
 
 def measured_alike(session: Session, search: str) -> dict[str, float]:
     """As `measured`, of every search for the same model and workload on a profile of the same machine, with the same
-    libraries."""
+    libraries where this search measures with any."""
     row = searched(session, search)
     same = (t.Search.model == row.model, t.Search.workload == row.workload)
     asked = session.execute(select(t.Search.digest, t.Search.question).where(*same))
     libraries = row.question.get("libraries")
-    alike = {name for name, question in asked if question.get("libraries") == libraries}
+    alike = {name for name, question in asked if not libraries or question.get("libraries") == libraries}
     machine = select(t.ProfileRow.machine).where(t.ProfileRow.digest == row.profile).scalar_subquery()
     values: dict[str, list[float]] = defaultdict(list)
     for name, value, of in session.execute(
