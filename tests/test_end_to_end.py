@@ -49,8 +49,8 @@ def test_a_profile_file_is_not_measured_again(refined: Path, home: Home) -> None
         base = load_profile(home.folder / "two.json")
         before = store.refined(base)
         assert before.refines(base) and len(before.samples) > len(base.samples)
-    for _ in range(2):
-        said = home.run("search", recipe, "-v")
+    for words in ((), ("--fresh",)):
+        said = home.run("search", recipe, "-v", *words)
         assert said.code == 0, said.stderr
         assert "operations of the best plans" not in said.stderr
     with home.store() as store:
@@ -89,7 +89,7 @@ def test_training_from_recipe_to_pictures(experienced: Home) -> None:
     assert found["plan_id"] == min(times, key=lambda plan: times[plan]), "what was measured decides"
 
     again = home.run("search", recipe, "--json", "-v")
-    assert again.code == 0 and "2 plans are already measured" in again.stderr
+    assert again.code == 0 and "measuring" not in again.stderr
     assert {row["plan_id"]: row["measured_s"] for row in again.json["ranking"] if row["measured_s"]} == times
     assert not list(home.folder.glob("**/*.part"))
 
@@ -279,6 +279,31 @@ def test_a_world_that_torchrun_started(home: Home) -> None:
     assert said.json["equal"] is True and len(said.json["measured"]["peak_bytes"]) == 2
     with home.store() as store:
         assert [run.status for run in store.runs()] == ["finished"]
+
+
+# --- asked again
+
+
+def test_a_measured_answer_is_given_again(experienced: Home) -> None:
+    """With every launch of the lock and no worker started; --fresh runs the plans again."""
+    home, recipe = experienced, experienced.write("small.toml", TRAIN)
+    file, log = home.folder / "small.lock.json", home.store().place.files / "logs"
+    first = home.run("search", recipe)
+    assert first.code == 0, first.stderr
+    lock, logs = file.read_bytes(), sorted(log.rglob("*"))
+    assert json.loads(lock)["measured"][0]["step_s"] and logs
+    again = home.run("search", recipe)
+    assert again.stdout == first.stdout and "from the plan database" in again.stderr
+    assert file.read_bytes() == lock and sorted(log.rglob("*")) == logs
+    more = home.run("search", recipe, "--measure", "3", "--json", "-v")
+    assert [one["what"] for one in more.json["changed"]] == ["search.budget.measure"]
+    assert "2 plans are already measured" in more.stderr and more.json["evaluated"]["measured"] == 3
+    with home.store() as store:
+        (entry,) = [entry for entry in store.searches() if entry.measured == 3]
+    fresh = home.run("search", recipe, "--fresh", "--json", "-v")
+    assert fresh.json["cached"] is False and "already measured" not in fresh.stderr
+    with home.store() as store:
+        assert store.search(entry.digest).measured == 5
 
 
 # --- interrupted

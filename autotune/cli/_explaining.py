@@ -72,15 +72,8 @@ def found_of(lock: Lock, question: Question, best: Prediction, target: Target, s
 
 def _stored(question: Question, store: Store) -> list[Prediction]:
     """The fastest plans that the database holds for this question; none where the search was elsewhere."""
-    from autotune.profiles_db.profile_file import to_dict
-    from autotune.profiles_db.writes import summary
-    from autotune.spec.digest import digest
-
-    try:
-        name = store.search(digest(summary(question, digest(to_dict(question.profile))))).digest
-    except UsageError:
-        return []
-    return store.predictions(name, OTHERS)
+    name = store.asked(question)
+    return store.predictions(name, OTHERS) if name else []
 
 
 def _mispriced(target: Target, prediction: Prediction, store: Store) -> list[Section]:

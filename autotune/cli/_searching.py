@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autotune.cli import _output as out
 from autotune.cli._acceptance import known_workload
 from autotune.cli._execution import job_for, launch_once, log_folder
 from autotune.cli._session import at_hand, machine
+from autotune.cli._views import found_json, moment
+from autotune.profiles_db.answers import Before
 from autotune.spec.errors import RunError
 from autotune.spec.lock import Launch, lock_of, lock_path, write_lock
 
 if TYPE_CHECKING:
+    from autotune.profiles_db.facts import Facts
     from autotune.profiles_db.store import Store
     from autotune.spec.plan import Plan
     from autotune.spec.prediction import Found, Prediction, Question
@@ -28,19 +32,25 @@ ROUNDS = 4  # of measuring the operations of the plans at the front
 
 @dataclass(frozen=True)
 class Answer:
-    """What was found, under which search of the database, and the lock that says so."""
+    """What was found, under which search of the database, and the lock that says so.
+
+    `before` is what the database knew of the question: the answer itself, or what has changed since.
+    """
 
     found: Found
     search: str
     lock: Path | None
+    before: Before
 
 
 class Measuring:
     """Runs plans for a search, remembering each at once; a plan that was measured before is not run again."""
 
-    def __init__(self, recipe: Recipe, question: Question, store: Store, search: str, device: str) -> None:
+    def __init__(
+        self, recipe: Recipe, question: Question, store: Store, search: str, device: str, known: Mapping[str, float]
+    ) -> None:
         self.recipe, self.question, self.store, self.search, self.device = recipe, question, store, search, device
-        self.known = store.measured_alike(search)
+        self.known = dict(known)
         self.launches: dict[str, list[Launch]] = {}
 
     def __call__(self, plan: Plan) -> float:
@@ -65,19 +75,22 @@ class Measuring:
         return (Launch((self.known[plan.id],)),) if plan.id in self.known else ()
 
 
-def find(recipe: Recipe, store: Store, lock: bool, progress: Callable[[str], None]) -> Answer:
-    """Search for `recipe`, resuming what the database knows of the same question, and write the lock.
+def find(recipe: Recipe, store: Store, lock: bool, progress: Callable[[str], None], fresh: bool = False) -> Answer:
+    """The answer to `recipe` that the database holds, or else a search that resumes what it knows of the same
+    question; and the lock. `fresh` searches, and runs plans, whatever was found and measured before.
 
     Raises InfeasibleError where no plan fits and UsageError for what no worker could load or continue. Ctrl-C ends
     the search with what it has; only where it has nothing yet does KeyboardInterrupt come out, and even then what was
     simulated is kept for the next time.
     """
-    from autotune.profiles_db.profile_file import profile_digest
+    from autotune.profiles_db.cost_model import installed
     from autotune.runners.inputs import check_inputs
 
     profile = machine(recipe, store)
     question = replace(recipe.question(profile), workload=known_workload(recipe, store))
-    device = _device(question)
+    # What is neither measured here nor priced as of here rests on the profile alone, and asking may load torch.
+    facts = at_hand(profile) if question.measure_budget or recipe.use == "this" else None
+    device = _device(question, facts)
     check_inputs(
         recipe.path,
         question.model,
@@ -88,34 +101,59 @@ def find(recipe: Recipe, store: Store, lock: bool, progress: Callable[[str], Non
         draft_checkpoint=recipe.draft_checkpoint,
         target_checkpoint=recipe.target_checkpoint,
     )
+    versions = installed(facts.software if facts else None)
+    before = Before() if fresh else store.before(question, versions, recipe.name)
+    if stored := before.answer:
+        file = _locked(recipe, stored.found, stored.launches, stored.searched) if lock else None
+        return Answer(stored.found, stored.search, file, before)
+    _told(before)
     store.save_recipe(recipe.path, recipe.merged())
     if device:  # first of all, so that the search and its predictions are kept under the profile they rest on
         question = _refined(question, store, progress)
     elif question.measure_budget:
         out.detail(f"{profile.name} is not this machine: no plan is measured")
-    name = store.start_search(question)
-    known = store.measured_alike(name)  # simulating again costs less than reading it back; measuring does not
+    name = store.start_search(question, versions)
+    known = (
+        {} if fresh else store.measured_alike(name)
+    )  # simulating again costs less than reading it back; measuring does not
     if known:
         out.detail(f"search {name[:10]} resumes: {len(known)} plans are already measured")
-    measuring = Measuring(recipe, question, store, name, device) if device else None
+    measuring = Measuring(recipe, question, store, name, device, known) if device else None
 
     def remember(predictions: Sequence[Prediction]) -> None:
         store.remember_predictions(name, predictions)
 
     from autotune.planners.search import search
 
-    found = None
+    found, launches = None, tuple[Launch, ...]()
     try:
         found = search(question, known=known, remember=remember, measure=measuring, progress=progress)
-    finally:
-        store.finish_search(name, found)
-    file = None
-    if lock and recipe.path != "-":
-        file = lock_path(recipe.path)
         launches = measuring.of(found.best.plan) if measuring else ()
-        rests = profile_digest(found.question.profile)
-        write_lock(file, replace(lock_of(recipe, found, profile_digest=rests), measured=launches))
-    return Answer(found, name, file)
+    finally:
+        searched = store.finish_search(name, found, recipe=recipe.name, launches=launches)
+    return Answer(found, name, _locked(recipe, found, launches, searched) if lock else None, before)
+
+
+def _locked(recipe: Recipe, found: Found, launches: tuple[Launch, ...], searched: str) -> Path | None:
+    """Writes the lock of an answer beside its recipe, stamped with when it was `searched` (ISO-8601): the same answer
+    again is the same file. Its path, or None where the recipe is no file."""
+    from autotune.profiles_db.profile_file import profile_digest
+
+    if recipe.path == "-":
+        return None
+    file, rests = lock_path(recipe.path), profile_digest(found.question.profile)
+    write_lock(file, replace(lock_of(recipe, found, datetime.fromisoformat(searched), rests), measured=launches))
+    return file
+
+
+def _told(before: Before) -> None:
+    """Says why what the database holds is no answer."""
+    if before.changed:
+        out.say(f"searching: the plan database has a search of this recipe of {moment(before.since)}, but")
+        for change in before.changed:
+            out.say(f"  {change}")
+    elif before.since:
+        out.say(f"searching: the same search was left unfinished at {moment(before.since)} and goes on")
 
 
 def _refined(question: Question, store: Store, progress: Callable[[str], None]) -> Question:
@@ -136,7 +174,19 @@ def _refined(question: Question, store: Store, progress: Callable[[str], None]) 
     return question
 
 
-def _device(question: Question) -> str:
+def _device(question: Question, facts: Facts | None) -> str:
     """What plans are measured on: cpu | cuda; "" where the machine is not at hand or the budget measures none."""
-    facts = at_hand(question.profile) if question.measure_budget else None
-    return "" if facts is None else "cpu" if facts.kind == "cpu" else "cuda"
+    return "" if facts is None or not question.measure_budget else "cpu" if facts.kind == "cpu" else "cuda"
+
+
+def answer_json(answer: Answer) -> dict[str, Any]:
+    """The fields of `search --json`. `cached`: from the plan database, where it was `searched`; `changed`: the inputs
+    in which the search of this recipe that is there differs."""
+    before = answer.before
+    return {
+        **found_json(answer.found, str(answer.lock) if answer.lock else None),
+        "search_id": answer.search[:10],
+        "cached": before.answer is not None,
+        "searched": before.answer.searched if before.answer else None,
+        "changed": [{"what": change.what, "was": change.was, "now": change.now} for change in before.changed],
+    }

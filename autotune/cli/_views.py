@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 TOP = 5  # plans of a ranking that are listed
 
 
+def moment(stored: str) -> str:
+    """A time of the plan database (ISO-8601 UTC) to read: `2026-11-30 07:12 UTC`."""
+    return f"{stored[:10]} {stored[11:16]} UTC"
+
+
 def rate(tokens_per_s: float) -> str:
     """`12.3 k tokens/s`."""
     for scale, unit in ((1e6, "M "), (1e3, "k ")):

@@ -29,16 +29,20 @@ def search(
     seconds: Annotated[
         float | None, typer.Option("--seconds", min=0.1, metavar="S", help="Stop after S seconds.")
     ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Search and measure anew, whatever the plan database holds.")
+    ] = False,
     no_lock: Annotated[bool, typer.Option("--no-lock", help="Do not write NAME.lock.json.")] = False,
 ) -> None:
     """Find the fastest plan for a recipe and lock it.
 
     Says how far from the best possible the answer can be, and why other plans were out. Works for any machine that has
     a profile, at hand or not; where it is at hand the best plans are run as well. Ctrl-C keeps what was found, and the
-    same command resumes.
+    same command resumes. What was searched to its end before is answered at once from the plan database, or it is said
+    what changed since: the recipe, the machine, its profile, the cost model, or versions of libraries.
     """
-    from autotune.cli._searching import find
-    from autotune.cli._views import found_json, found_lines, ranking_lines
+    from autotune.cli._searching import answer_json, find
+    from autotune.cli._views import found_lines, moment, ranking_lines
 
     flags = {"machine.devices": devices, "search.budget.measure": measure, "search.budget.seconds": seconds}
     given = [f"{key}={value}" for key, value in flags.items() if value is not None]
@@ -46,7 +50,7 @@ def search(
     progress = out.Progress()
     with opened() as store:
         try:
-            answer = find(asked, store, lock=not no_lock, progress=progress)
+            answer = find(asked, store, lock=not no_lock, progress=progress, fresh=fresh)
         finally:
             progress.close()
         found = answer.found
@@ -54,9 +58,11 @@ def search(
         out.data(*ranking_lines(found))
         if answer.lock:
             out.data(f"lock       {answer.lock}")
-        out.emit(
-            "search", {**found_json(found, str(answer.lock) if answer.lock else None), "search_id": answer.search[:10]}
-        )
+        out.emit("search", answer_json(answer))
+        if stored := answer.before.answer:
+            out.say(f"from the plan database, searched on {moment(stored.searched)}; --fresh searches anew")
         if not found.finished:
             out.say("the search stopped before its bound closed: the same command goes on from here")
+        elif not found.whole:
+            out.say("not every plan that was to be measured has been: the same command goes on from here")
         out.say(f"next: autotune run {recipe if answer.lock else found.best.plan.id}")

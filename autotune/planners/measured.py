@@ -8,10 +8,18 @@ ranking that has not been run.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from autotune.spec.errors import AutotuneError
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Prediction, Question
+
+
+class Measured(NamedTuple):
+    """Seconds by plan id; `whole`: every plan that was to be run has been."""
+
+    seconds: dict[str, float]
+    whole: bool
 
 
 def _varying(ranking: Sequence[Prediction]) -> dict[str, list[str | int | bool]]:
@@ -35,8 +43,8 @@ def measure_best(
     known: Mapping[str, float],
     measure: Callable[[Plan], float],
     progress: Callable[[str], None],
-) -> dict[str, float]:
-    """Seconds by plan id of up to `measure_budget` plans; those `known` are not run again.
+) -> Measured:
+    """Seconds of up to `measure_budget` plans; those `known` are not run again.
 
     A plan that fails to run is left out and said: the predicted answer stands without it.
     """
@@ -55,7 +63,7 @@ def measure_best(
         value = measured.get(prediction.plan.id, prediction.step_s)
         study.add_trial(optuna.trial.create_trial(params=here, distributions=space, value=value))
     remaining = [p.plan for p in candidates if p.plan.id not in measured]
-    best = candidates[0].plan
+    best, whole = candidates[0].plan, True
     while remaining and (len(measured) < question.measure_budget or best in remaining):
         trial = study.ask(space)
         plan = best if best in remaining else min(remaining, key=lambda p: _distance(p, trial.params))
@@ -65,11 +73,13 @@ def measure_best(
             measured[plan.id] = measure(plan)
         except KeyboardInterrupt:
             progress("interrupted: keeping what was measured")
+            whole = False
             break
         except AutotuneError as error:
             progress(f"  failed: {error.message.splitlines()[0]}")
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            whole = False
             continue
         progress(f"  {measured[plan.id]:.4g} s a step")
         study.tell(trial, measured[plan.id])
-    return measured
+    return Measured(measured, whole)

@@ -73,9 +73,9 @@ def search(
         near = nearest_of(question, allowed) if full else ""
         raise InfeasibleError(_nothing_fits(question, space, allowed), hint=near or None)
     ranking = sorted(state.simulated, key=lambda p: objective(question, p))[:RANKED]
-    measured: dict[str, float] = dict(known or {})
+    measured, whole = dict(known or {}), True
     if measure is not None and question.measure_budget > 0 and finished:
-        measured = measure_best(question, ranking, measured, measure, progress)
+        measured, whole = measure_best(question, ranking, measured, measure, progress)
         ran = [p for p in ranking if p.plan.id in measured]
         ran.sort(key=lambda p: measured[p.plan.id])
         ranking = ran + [p for p in ranking if p.plan.id not in measured]
@@ -90,6 +90,7 @@ def search(
         state.count,
         measured,
         finished,
+        whole,
     )
 
 

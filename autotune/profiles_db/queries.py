@@ -279,19 +279,25 @@ def measured(session: Session, search: str) -> dict[str, float]:
 
 
 def measured_alike(session: Session, search: str) -> dict[str, float]:
-    """As `measured`, of every search for the same model and workload on a profile of the same machine."""
+    """As `measured`, of every search for the same model and workload on a profile of the same machine, with the same
+    libraries where this search measures with any."""
     row = searched(session, search)
+    same = (t.Search.model == row.model, t.Search.workload == row.workload)
+    asked = session.execute(select(t.Search.digest, t.Search.question).where(*same))
+    libraries = row.question.get("libraries")
+    alike = {name for name, question in asked if not libraries or question.get("libraries") == libraries}
     machine = select(t.ProfileRow.machine).where(t.ProfileRow.digest == row.profile).scalar_subquery()
     values: dict[str, list[float]] = defaultdict(list)
-    for name, value in session.execute(
-        select(t.PlanRow.id, t.Trial.value)
+    for name, value, of in session.execute(
+        select(t.PlanRow.id, t.Trial.value, t.Trial.search)
         .join(t.PlanRow, t.PlanRow.digest == t.Trial.plan)
         .join(t.Search, t.Search.digest == t.Trial.search)
         .join(t.ProfileRow, t.ProfileRow.digest == t.Search.profile)
-        .where(t.Trial.kind == "measured", t.Search.model == row.model, t.Search.workload == row.workload)
+        .where(t.Trial.kind == "measured", *same)
         .where(t.ProfileRow.machine == machine)
     ):
-        values[name].append(value)
+        if of in alike:
+            values[name].append(value)
     return {name: median(seconds) for name, seconds in values.items()}
 
 

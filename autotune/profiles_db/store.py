@@ -12,11 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autotune.profiles_db.cost_model import cost_model_version
+from autotune.profiles_db.answers import Answers
+from autotune.profiles_db.basis import Versions
+from autotune.profiles_db.cost_model import cost_model_version, installed
 from autotune.profiles_db.records import Asked, Origin, PlanEntry, ProfileEntry, RunEntry, SearchEntry
 from autotune.profiles_db.validations import Validations
 from autotune.spec import timeline_file
 from autotune.spec.errors import UsageError, nearest_name
+from autotune.spec.lock import Launch
 from autotune.spec.machine import Profile
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
@@ -27,7 +30,7 @@ from autotune.spec.workload import Acceptance, Workload
 ATTEMPTS = 5  # of a write whose row number another server session took first
 
 
-class Store(Validations):
+class Store(Answers, Validations):
     """The methods of an open `Database` that remember and look up. Digests are hexadecimal sha256, times UTC text.
 
     A prefix of an id or digest serves wherever one is asked for, if it names one thing only: else UsageError.
@@ -165,22 +168,29 @@ class Store(Validations):
 
     # --- searches
 
-    def start_search(self, question: Question) -> str:
+    def start_search(self, question: Question, versions: Versions | None = None) -> str:
         """Begin or resume the search that `question` names; its digest, which no budget changes.
 
-        Remembers the question's model, workload and profile too.
+        Remembers the question's model, workload and profile too. `versions` are part of what is asked; None: those of
+        the installed source, with no libraries of a machine at hand.
         """
         from autotune.profiles_db import writes
 
         with self._writing() as session:
-            return writes.start_search(session, question)
+            return writes.start_search(session, question, versions or installed())
 
-    def finish_search(self, search: str, found: Found | None) -> None:
-        """Close a search with its answer: finished, or interrupted when `found` is None or says so."""
+    def finish_search(
+        self, search: str, found: Found | None, *, recipe: str = "", launches: Sequence[Launch] = ()
+    ) -> str:
+        """Close a search with its answer: finished, or interrupted when `found` is None or says so. When it was, as
+        ISO-8601 UTC text.
+
+        `recipe` is the name of the recipe that asked, `launches` those of the best plan where it was measured.
+        """
         from autotune.profiles_db import writes
 
         with self._writing() as session:
-            writes.finish_search(session, search, found)
+            return writes.finish_search(session, search, found, recipe, launches)
 
     def remember_predictions(
         self, search: str, predictions: Sequence[Prediction], *, cost_model: str | None = None
@@ -236,7 +246,8 @@ class Store(Validations):
 
     def measured_alike(self, search: str) -> dict[str, float]:
         """As `measured`, with what other searches measured for the same model and workload on the same machine: what
-        resuming need not run again, though the machine's profile has been refined or the axes changed since."""
+        resuming need not run again, though the machine's profile has been refined or the axes changed since. What was
+        measured with other versions of libraries or of our executor does not count."""
         from autotune.profiles_db import queries
 
         with self._reading() as session:

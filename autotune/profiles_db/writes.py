@@ -12,10 +12,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from autotune.profiles_db import tables as t
+from autotune.profiles_db.basis import Versions
 from autotune.profiles_db.profile_file import profile_digest, to_dict
 from autotune.profiles_db.records import plain, prediction_body
 from autotune.spec.digest import digest
 from autotune.spec.errors import UsageError
+from autotune.spec.lock import Launch
 from autotune.spec.machine import Profile
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
@@ -125,7 +127,7 @@ def save_plans(session: Session, plans: Sequence[Plan]) -> list[str]:
 
 
 def summary(question: Question, profile: str) -> dict[str, Any]:
-    """What names a search: everything that its answers depend on, and no budget."""
+    """What a question asks of which model, workload, profile (its digest) and devices: no budget."""
     return {
         "model": question.model.digest,
         "workload": question.workload.digest,
@@ -138,10 +140,15 @@ def summary(question: Question, profile: str) -> dict[str, Any]:
     }
 
 
-def start_search(session: Session, question: Question) -> str:
-    """Begin or resume the search that `question` names; its digest."""
+def named(question: Question, profile: str, versions: Versions) -> dict[str, Any]:
+    """What names a search: everything that its answers depend on."""
+    return summary(question, profile) | versions.to_dict()
+
+
+def start_search(session: Session, question: Question, versions: Versions) -> str:
+    """Begin or resume the search that `question` names under these versions; its digest."""
     profile = save_profile(session, question.profile)
-    asked = summary(question, profile)
+    asked = named(question, profile, versions)
     name, moment = digest(asked), now()
     row = {
         "digest": name,
@@ -159,11 +166,13 @@ def start_search(session: Session, question: Question) -> str:
     return name
 
 
-def finish_search(session: Session, search: str, found: Found | None) -> None:
-    """Close a search with its answer; None: it was interrupted before it had one."""
+def finish_search(
+    session: Session, search: str, found: Found | None, recipe: str = "", launches: Sequence[Launch] = ()
+) -> str:
+    """Close a search with its answer; None: it was interrupted before it had one. When it was."""
     row = searched(session, search)
     row.updated = now()
-    row.state = "finished" if found and found.finished else "interrupted"
+    row.state = "finished" if found and found.finished and found.whole else "interrupted"
     if found:
         row.result = {
             "ranking": [{"plan": p.plan.id, "step_s": p.step_s} for p in found.ranking[:20]],
@@ -177,7 +186,11 @@ def finish_search(session: Session, search: str, found: Found | None) -> None:
             "bounded": found.bounded,
             "simulated": found.simulated,
             "measured": dict(found.measured),
+            "measure": found.question.measure_budget,
+            "launches": [launch.to_dict() for launch in launches],
+            "recipe": clean(recipe),
         }
+    return row.updated
 
 
 def searched(session: Session, search: str) -> t.Search:

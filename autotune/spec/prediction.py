@@ -81,6 +81,7 @@ class Found:
     simulated: int
     measured: Mapping[str, float]  # plan id to measured step seconds, where plans were run
     finished: bool  # False: the budget or Ctrl-C ended it before the bound closed
+    whole: bool = True  # False: Ctrl-C ended the measurements, or a plan failed to run
 
     @property
     def best(self) -> Prediction:
