@@ -16,7 +16,7 @@ from torch import Tensor
 
 from autotune.planners.decoding.passes import draft_passes
 from autotune.planners.lower.generate import draft_room
-from autotune.runners.decoding.seen import Seen
+from autotune.runners.decoding.seen import Drafter, Seen
 from autotune.runners.decoding.sequences import Sequences
 from autotune.runners.sampling import distribution, draw, likeliest
 from autotune.runners.scorer import Pass, Scorer
@@ -28,7 +28,7 @@ from autotune.spec.workload import Workload
 
 
 @dataclass
-class Draft:
+class Draft(Drafter):
     """`numbers`, float64 [batch, new_tokens]: what it draws its tokens by. Committed by what the target itself chooses
     it draws by the target's numbers: the likelier to be the same."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,14 +20,15 @@ from autotune.spec.plan import Plan
 from autotune.spec.workload import Workload
 
 
-class Nobody:
+class Nobody(Proposer):
     """Decoding a token at a time."""
 
     def propose(self, seen: Seen) -> Tensor:
         return seen.news[:, :0]
 
 
-class Ngram(NamedTuple):
+@dataclass(frozen=True)
+class Ngram(Proposer):
     length: int
     branches: int
     least: int
@@ -37,7 +38,8 @@ class Ngram(NamedTuple):
         return lookup(texts.text, texts.filled, self.length, self.branches, self.least)
 
 
-class Jacobi(NamedTuple):
+@dataclass(frozen=True)
+class Jacobi(Proposer):
     """What the target chose after tokens that were not kept: right where it did not depend on them (Santilli et al.,
     2305.10427, 3.1: a sweep of the fixed-point iteration; its right part is what the next sweep begins with)."""
 
