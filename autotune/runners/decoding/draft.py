@@ -63,6 +63,9 @@ class Draft(Drafter):
     def held(self) -> dict[str, Any]:
         return {"dw": self.scorer.state.weight, "dkv": (self.scorer.cache.k, self.scorer.cache.v)}
 
+    def probabilities(self) -> Tensor | None:
+        return self.q
+
     def propose(self, seen: Seen) -> Tensor:
         texts = seen.sequences
         filled = () if self.scorer.device_knows else tuple(texts.filled.tolist())

@@ -36,6 +36,10 @@ class Proposer(Protocol):
         a proposal depends on more than such a row: then no ranks can be told of texts that are there already."""
         return ()
 
+    def probabilities(self) -> Tensor | None:
+        """[batch, speculate, vocabulary]: what the last round's proposals were drawn by, where a rule needs it."""
+        return None
+
 
 class Drafter(Proposer, Protocol):
     """One that has weights of its own."""
