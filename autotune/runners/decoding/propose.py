@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from autotune.runners.decoding.draft import AtOnce, OneByOne
+from autotune.runners.decoding.draft import Draft, at_once, one_by_one
 from autotune.runners.decoding.heads import Heads
 from autotune.runners.decoding.lookahead import Lookahead
 from autotune.runners.decoding.masks import Masks
@@ -61,7 +62,7 @@ PROPOSERS: dict[str, Callable[[Plan, ModelSpec, int, torch.device], Proposer]] =
 }
 # What has weights: given the loader of them and the numbers that tokens are drawn by.
 DRAFTERS: dict[str, Callable[[Plan, Workload, Loader, torch.device, Tensor], Drafter]] = {
-    "draft": OneByOne.build,
-    "parallel": AtOnce.build,
+    "draft": partial(Draft.build, one_by_one),
+    "parallel": partial(Draft.build, at_once),
     "heads": Heads.build,
 }
