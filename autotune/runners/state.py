@@ -258,6 +258,22 @@ class StageState:
             constants={(b.index, c.name): load(b.index, c).to(device, main) for b in blocks for c in b.constants()},
         )
 
+    @classmethod
+    def untrained(
+        cls, blocks: tuple[Block, ...], load: Loader, precision: str, device: torch.device, tensor_size: int = 1
+    ) -> StageState:
+        """Weights alone, which nobody trains: no gradients, no optimizer states, all of them on every replica."""
+        return cls.build(
+            blocks,
+            load,
+            precision=precision,
+            tensor_size=tensor_size,
+            shards=1,
+            shard=0,
+            device=device,
+            train=False,
+        )
+
     def part(self, flat: Tensor, where: slice) -> Tensor:
         """A range of the stage's parameters in a flat tensor of all of them, or of this rank's shares alone."""
         offset = 0

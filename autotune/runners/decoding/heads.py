@@ -48,16 +48,7 @@ class Heads(Drafter):
         model = workload.draft
         assert model is not None  # planners.decoding.strategies refuses a plan that drafts without one
         blocks, shape, tree = drafted(plan, model), heads_shape(plan, workload), tree_of(plan)
-        state = StageState.build(
-            blocks,
-            load,
-            precision=workload.precision,
-            tensor_size=1,
-            shards=1,
-            shard=0,
-            device=device,
-            train=False,
-        )
+        state = StageState.untrained(blocks, load, workload.precision, device)
         nowhere = torch.zeros(1, dtype=torch.int64, device=device)
         bodies = tuple(
             (
