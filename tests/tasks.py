@@ -16,7 +16,6 @@ from autotune.profiles_db.cores import all_cores, own_cores, share_of
 from autotune.runners import reference
 from autotune.runners.body import COLLECTIVES
 from autotune.runners.checkpoint import shard
-from autotune.runners.decoding.heads import Heads
 from autotune.runners.decoding.ranked import ranks_of
 from autotune.runners.generation import Generator
 from autotune.runners.interpreter import Trace
@@ -314,8 +313,8 @@ def ranked(
     whole = random_prompts(workload, model.vocab)
     found = generator.generate(Prompts(whole, (workload.prompt_length,) * workload.batch))
     texts = [([*row.tolist(), *answer], len(row)) for row, answer in zip(whole, found.answers, strict=True)]
-    assert isinstance(generator.proposer, Heads) and found.taken is not None
-    ranks = ranks_of(generator.proposer, plan, model, workload, load, texts, device)
+    assert found.taken is not None
+    ranks = ranks_of(generator.proposer.rankers(), plan, model, workload, load, texts, device)
     return [[count for count in row if count] for row in found.taken.tolist()], list(ranks)
 
 

@@ -90,9 +90,7 @@ def our_logits(folder: Path, tokens: Tensor, attention: str) -> Tensor:
         return checkpoint.load(weight, 0, 1, torch.float32, "cpu")
 
     whole = tuple(blocks(model))
-    state = StageState.build(
-        whole, load, precision="fp32", tensor_size=1, shards=1, shard=0, device=torch.device("cpu"), train=False
-    )
+    state = StageState.untrained(whole, load, "fp32", torch.device("cpu"))
     x = tokens.reshape(-1)
     for block in whole:
         body = lower_block(block, shape, loss=False, train=False)

@@ -4,8 +4,7 @@ refused."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from autotune.planners.feasible import why_not
 from autotune.planners.lower.generate import draft_bytes, draft_room, room
 from autotune.runners.decoding.draft import Draft
 from autotune.runners.decoding.reference import Drafts, at_once, one_by_one, speculative
-from autotune.runners.decoding.seen import Seen
+from autotune.runners.decoding.seen import Proposer, Seen
 from autotune.runners.generation import Generator
 from autotune.runners.prompts import Prompts
 from autotune.runners.reference import reference_logits
@@ -37,10 +36,14 @@ WINDOW = replace(MODELS["window"], drafts=4, masks=1)
 PLAN = Plan(decoding="parallel", speculate=4, attention="math")
 
 
-class Watched(NamedTuple):
+@dataclass(frozen=True)
+class Watched(Proposer):
     """A proposer that is looked at."""
 
-    propose: Callable[[Seen], Tensor]
+    look: Callable[[Seen], Tensor]
+
+    def propose(self, seen: Seen) -> Tensor:
+        return self.look(seen)
 
 
 def load(index: int, weight: Weight) -> Tensor:

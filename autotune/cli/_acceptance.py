@@ -80,7 +80,7 @@ def measure_acceptance(path: str, overrides: Sequence[str]) -> None:
     from autotune.planners.feasible import why_not
     from autotune.profiles_db.facts import machine_facts
     from autotune.runners.inputs import check_inputs
-    from autotune.runners.job import Job
+    from autotune.runners.job import job_of
     from autotune.runners.launch import launch_several
     from autotune.spec.workload import Acceptance
 
@@ -106,17 +106,12 @@ def measure_acceptance(path: str, overrides: Sequence[str]) -> None:
     if not possible:
         raise UsageError(f"{path}: nothing proposes tokens", hint="leave [search] decoding out, or name a strategy")
     jobs = [
-        Job(
-            plan,
-            model,
-            asked,
+        replace(
+            job_of(recipe, plan, model, asked, device),
             steps=1,
             warmup=0,
-            seed=recipe.seed,
-            checkpoint=recipe.checkpoint,
-            draft_checkpoint=recipe.draft_checkpoint,
             prompts=recipe.prompts if len(recipe.prompts) == asked.batch else (),
-            device=device,
+            stops=(),
             trace=False,
             apart=True,
             ranks=tells_ranks(plan),

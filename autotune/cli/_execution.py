@@ -44,21 +44,14 @@ def peak_flops(profile: Profile | None, precision: str, world: int) -> float:
 
 def job_for(recipe: Recipe, plan: Plan, question: Question, device: str, steps: int, warmup: int, trace: bool) -> Job:
     """The job that measures `plan` for a search."""
-    from autotune.runners.job import Job
+    from autotune.runners.job import job_of
 
-    return Job(
-        plan=plan,
-        model=question.model,
-        workload=question.workload,
+    return replace(
+        job_of(recipe, plan, question.model, question.workload, device),
         steps=steps,
         warmup=warmup,
-        check=False,
         seed=question.seed,
-        checkpoint=recipe.checkpoint,
-        draft_checkpoint=recipe.draft_checkpoint,
-        target_checkpoint=recipe.target_checkpoint,
-        prompts=recipe.prompts,
-        device=device,
+        stops=(),  # what is compared are whole answers
         trace=trace,
         peak_flops=peak_flops(question.profile, question.workload.precision, plan.world),
     )
@@ -141,7 +134,7 @@ def execute(
     """
     from autotune.planners.fits import check_room
     from autotune.runners.inputs import check_inputs
-    from autotune.runners.job import Job
+    from autotune.runners.job import job_of
     from autotune.runners.tokens import encode
 
     plan, recipe, rank = target.plan, target.recipe, joined()
@@ -170,21 +163,13 @@ def execute(
     if prompts and plan.page:  # as many pages as these prompts take
         lengths = tuple(map(len, encode(prompts, target.model, target.workload)))
         target = replace(target, workload=replace(target.workload, prompt_lengths=lengths))
-    job = Job(
-        plan=plan,
-        model=target.model,
-        workload=target.workload,
+    job = replace(
+        job_of(recipe, plan, target.model, target.workload, device),
         steps=steps or (recipe.steps if recipe else 10),
         warmup=warmup,
         check=check,
-        seed=recipe.seed if recipe else 0,
-        checkpoint=recipe.checkpoint if recipe else "",
-        draft_checkpoint=recipe.draft_checkpoint if recipe else "",
-        target_checkpoint=recipe.target_checkpoint if recipe else "",
         saved=saved,
         prompts=tuple(prompts),
-        stops=recipe.stops if recipe else (),
-        device=device,
         peak_flops=peak_flops(target.profile, target.workload.precision, plan.world),
     )
     predicted = predict_target(target)

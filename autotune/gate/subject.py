@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from autotune.planners.schedules import SCHEDULES
 from autotune.profiles_db.facts import Facts, machine_facts
 from autotune.profiles_db.profile_file import profile_digest, resolve
 from autotune.runners.inputs import check_inputs
-from autotune.runners.job import Job
+from autotune.runners.job import Job, job_of
 from autotune.spec.errors import EnvironmentFault, StaleLock, UsageError
 from autotune.spec.lock import Lock, load_lock, lock_path, stale
 from autotune.spec.machine import Profile
@@ -137,22 +137,10 @@ def subject(found: Locked, store: Store, other_machine: bool = False) -> Subject
         recipe.prompts,
         runs=True,
         draft_checkpoint=recipe.draft_checkpoint,
+        target_checkpoint=recipe.target_checkpoint,
     )
-    job = Job(
-        plan=lock.plan,
-        model=model,
-        workload=workload,
-        steps=recipe.steps,
-        warmup=WARMUP,
-        seed=recipe.seed,
-        checkpoint=recipe.checkpoint,
-        draft_checkpoint=recipe.draft_checkpoint,
-        prompts=recipe.prompts,
-        stops=recipe.stops,
-        device=device,
-        trace=False,
-    )
-    return Subject(found, facts, job, profile)
+    job = job_of(recipe, lock.plan, model, workload, device)
+    return Subject(found, facts, replace(job, steps=recipe.steps, warmup=WARMUP, trace=False), profile)
 
 
 def drifted(found: Subject) -> list[str]:

@@ -42,16 +42,7 @@ class Frozen:
         cls, target: ModelSpec, blocks: Sequence[Block], shape: Shape, load: Loader, device: torch.device
     ) -> Frozen:
         """`blocks`: of the target those that are run, the first reads tokens."""
-        state = StageState.build(
-            tuple(blocks),
-            load,
-            precision=shape.dtype,
-            tensor_size=1,
-            shards=1,
-            shard=0,
-            device=device,
-            train=False,
-        )
+        state = StageState.untrained(tuple(blocks), load, shape.dtype, device)
         places = torch.arange(shape.queries, device=device)
         env = Env(
             target,

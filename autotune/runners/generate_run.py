@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from autotune.runners.decoding.heads import Heads
 from autotune.runners.decoding.ranked import ranks_of
 from autotune.runners.generation import Generated, Generator
 from autotune.runners.interpreter import Trace
@@ -49,13 +48,13 @@ def generate_run(
     plain = job.plan.decoding == PLAIN
     text = job.model.vocab <= 256 or bool(job.prompts)
     ranks: list[str] = []
-    if job.ranks and isinstance(generator.proposer, Heads):
+    if job.ranks and (heads := generator.proposer.rankers()):
         texts = [
             ([*prompt[:length], *answer], length)
             for part, made in zip(rounds, ran[-1], strict=True)
             for prompt, length, answer in zip(part.tokens.tolist(), part.lengths, made.answers, strict=True)
         ]
-        ranks = list(ranks_of(generator.proposer, job.plan, job.model, job.round, load, texts, device))
+        ranks = list(ranks_of(heads, job.plan, job.model, job.round, load, texts, device))
     return RankReport(
         rank,
         [sum(part.prefill_s + sum(part.token_s) for part in step) for step in ran],

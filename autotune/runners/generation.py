@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from autotune.planners.decoding.strategies import STRATEGIES, kept_nodes, reads_rows, scored, tree_of
+from autotune.planners.decoding.strategies import STRATEGIES, reads_rows, scored, tree_of
 from autotune.planners.feasible import why_not
 from autotune.planners.lower.expand import expand
 from autotune.planners.lower.generate import ENDS, lower_generation, news, prompt_parts, text_columns
@@ -28,14 +28,12 @@ from autotune.runners.body import Watch
 from autotune.runners.capture import Captured, CapturedStep
 from autotune.runners.clock import Clock
 from autotune.runners.decoding.choosing import Chooser
-from autotune.runners.decoding.commit import Levels, match, rejection
-from autotune.runners.decoding.draft import Draft
 from autotune.runners.decoding.pace import Pace
 from autotune.runners.decoding.propose import DRAFTERS, PROPOSERS
+from autotune.runners.decoding.rules import RULES, Asked, Kept, Rule
 from autotune.runners.decoding.seen import Proposer, Seen
 from autotune.runners.decoding.sequences import SPARE, Sequences
 from autotune.runners.decoding.settle import settle
-from autotune.runners.decoding.typical import Typical
 from autotune.runners.interpreter import Interpreter, Operation, Started, Trace
 from autotune.runners.mesh import Mesh, barrier
 from autotune.runners.passes import check_passes
@@ -47,7 +45,7 @@ from autotune.runners.tokens import check_generation
 from autotune.spec.errors import InfeasibleError, Problem, UsageError
 from autotune.spec.graph import Block
 from autotune.spec.model import ModelSpec
-from autotune.spec.plan import PLAIN, REJECTION, TYPICAL, Plan
+from autotune.spec.plan import PLAIN, Plan
 from autotune.spec.program import Instruction
 from autotune.spec.workload import Workload
 
@@ -103,8 +101,7 @@ class Generator:
     chooser: Chooser
     choices: Tensor  # int64 [batch, scored]: what the target chose after each token of the last round
     proposer: Proposer
-    levels: Levels
-    typical: Typical | None = None
+    rule: Rule
     seed: int = 0
     prefill: _Program = field(init=False)
     decode: _Program = field(init=False)
@@ -155,22 +152,21 @@ class Generator:
             values["token"] = torch.zeros((each, new), dtype=torch.int64, device=device)
         elif last and plan.decoding != PLAIN:
             values["slate"] = torch.zeros((each, new), dtype=torch.int64, device=device)
-        purposes = ("", *(("accept", "draft") if plan.commit == REJECTION else ()))
-        numbers = {p: torch.zeros((each, workload.new_tokens), dtype=torch.float64, device=device) for p in purposes}
+        drawn, committing = (each, workload.new_tokens), RULES[plan.commit]
+        numbers = {p: torch.zeros(drawn, dtype=torch.float64, device=device) for p in committing.purposes}
         proposer: Proposer
         if drafts and last:
             assert load_draft is not None
-            own = numbers["draft" if plan.commit == REJECTION else ""]
+            own = numbers[committing.drafts]
             proposer = drafter = DRAFTERS[plan.decoding](plan, workload, load_draft, device, own)
             values |= drafter.held()
         else:
             proposer = PROPOSERS[PLAIN if drafts else plan.decoding](plan, model, each, device)
         ends = torch.zeros(each, dtype=torch.int64, device=device)
-        levels = Levels.of(tree_of(plan), device, kept_nodes(plan))
         choices = torch.zeros((each, new), dtype=torch.int64, device=device)
         chooser = Chooser(workload, mesh, plan.tensor, sequences, numbers)
-        typical = Typical.of(tree_of(plan), workload, device) if plan.commit == TYPICAL else None
-        shared_state = (mesh, scorer, values, sequences, ends, chooser, choices, proposer, levels, typical)
+        rule = committing.rule(Asked(plan, workload, device, chooser, choices, proposer.probabilities()))
+        shared_state = (mesh, scorer, values, sequences, ends, chooser, choices, proposer, rule)
         generator = cls(plan, model, workload, *shared_state, seed)
         parts = prompt_parts(plan, workload), sizes[1:]
         generator.prefill, generator.decode = (
@@ -337,22 +333,13 @@ class Generator:
 
     def commit(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """Which of the scored tokens are kept, and the token after them."""
-        first = self._now.first
-        slate = None if first or self.plan.decoding == PLAIN else values[instruction.reads[2]]
+        first, logits = self._now.first, values["logits"]
         begun = self.values.get("token" if self.plan.pipeline == 1 else "slate")  # what the next pass begins with
-        if slate is not None and self.plan.commit == REJECTION:
-            news = self._took(first, begun, self._rejected(values["logits"], slate))
+        if first or self.plan.decoding == PLAIN:  # nothing was proposed
+            kept = Kept(None, self.chooser.tokens(logits, None if first else self._depths))
         else:
-            choices = self.chooser.tokens(values["logits"], None if first else self._depths)
-            if slate is not None and self.typical:
-                self.choices.copy_(choices)
-                kept = self.typical.commit(slate, choices, self.chooser.whole(values["logits"]))
-                news = self._took(first, begun, kept)
-            elif slate is None or tree_of(self.plan).chain:
-                news = self._took(first, begun, None, choices, slate)
-            else:
-                self.choices.copy_(choices)
-                news = self._took(first, begun, match(self.levels, slate, choices))
+            kept = self.rule.kept(logits, values[instruction.reads[2]], self._depths)
+        news = self._took(first, begun, kept)
         return begun if instruction.writes[0] == "token" else news, values["out"]
 
     @property
@@ -361,18 +348,11 @@ class Generator:
         assert lengths is not None
         return lengths.depths
 
-    def _took(
-        self,
-        first: bool,
-        token: Tensor | None,
-        news: Tensor | None,
-        choices: Tensor | None = None,
-        slate: Tensor | None = None,
-    ) -> Tensor:
-        """What follows once a round's tokens are known, as `news` or as choices after a row."""
+    def _took(self, first: bool, token: Tensor | None, kept: Kept) -> Tensor:
+        """What follows once a round's tokens are known."""
         lengths, most = self.decode.passes[0].lengths, self.scorer.cache.max_len
         assert lengths is not None
-        return settle(self.sequences, lengths, most, self._depth(first), first, news, choices, slate, token)
+        return settle(self.sequences, lengths, most, self._depth(first), first, *kept, token)
 
     def _depth(self, first: bool) -> int:
         """Tokens that a step's news may hold."""
@@ -404,16 +384,10 @@ class Generator:
             made["t"] = slate.clone()
         return slate, *(made[name] for name in instruction.writes[1:])
 
-    def _rejected(self, logits: Tensor, slate: Tensor) -> Tensor:
-        """Commits by speculative sampling: see runners.decoding.commit."""
-        assert isinstance(self.proposer, Draft) and self.proposer.q is not None
-        numbers = (self.chooser.drawn_by(*which) for which in (("accept", self._depths[:-1]), ("", self._depths)))
-        return rejection(slate, self.chooser.chances(logits), self.proposer.q, *numbers)
-
     def take(self, instruction: Instruction, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """What the last stage committed and, on the first, what it proposes."""
         token = self.values["token"] if instruction.writes[0] == "token" else None
-        self._took(self._now.first, token, values["n"])
+        self._took(self._now.first, token, Kept(values["n"]))
         if token is None:
             return (values["out"],)
         return token.copy_(values["t"]) if "t" in instruction.reads else token, values["out"]

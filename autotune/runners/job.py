@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autotune.runners.saved import Saved
 from autotune.spec.heads import kind_of
@@ -14,6 +14,9 @@ from autotune.spec.model import Experts, LatentAttention, ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.timeline import Timeline
 from autotune.spec.workload import Workload, acceptance_from, kept
+
+if TYPE_CHECKING:
+    from autotune.spec.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,22 @@ class Job:
         raw["prompts"], raw["stops"] = tuple(raw["prompts"]), tuple(raw["stops"])
         raw["saved"] = Saved(**raw["saved"]) if raw["saved"] else None
         return cls(**raw)
+
+
+def job_of(recipe: Recipe | None, plan: Plan, model: ModelSpec, workload: Workload, device: str) -> Job:
+    """A job with what the recipe, where there is one, says of weights, prompts, ends of answers and the seed."""
+    job = Job(plan, model, workload, device=device)
+    if recipe is None:
+        return job
+    return replace(
+        job,
+        seed=recipe.seed,
+        checkpoint=recipe.checkpoint,
+        draft_checkpoint=recipe.draft_checkpoint,
+        target_checkpoint=recipe.target_checkpoint,
+        prompts=recipe.prompts,
+        stops=recipe.stops,
+    )
 
 
 def _workload(raw: dict[str, Any]) -> Workload:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from autotune.planners.lower.call import tile_rows
+from autotune.runners.flat import elements, placed, views
 from autotune.runners.state import DTYPES, Key, Loader, local_shape
 from autotune.spec.graph import Block, Weight
 from autotune.spec.int8_graph import LARGEST, ROUNDED, pairs
@@ -61,10 +62,8 @@ class Rounded(NamedTuple):
 
         def flat(weights: list[tuple[int, Weight]], dtype: torch.dtype) -> tuple[Tensor, dict[Key, Tensor]]:
             shapes = {(index, weight.name): local_shape(weight, tensor_size) for index, weight in weights}
-            sizes = [torch.Size(shape).numel() for shape in shapes.values()]
-            whole = torch.zeros(sum(sizes), dtype=dtype, device=device)
-            parts = zip(shapes.items(), whole.split(sizes), strict=True) if sizes else ()
-            return whole, {key: part.view(shape) for (key, shape), part in parts}
+            whole = torch.zeros(elements(shapes), dtype=dtype, device=device)
+            return whole, views(whole, placed(shapes))
 
         dtype = DTYPES[precision]
         weight, weights = flat([(index, whole) for index, whole, _ in held], torch.int8)

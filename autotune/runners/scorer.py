@@ -84,14 +84,7 @@ class Scorer:
         size = plan.tensor if mesh else 1
         reduce = mesh.all_reduce if mesh else None
         where: dict[str, Any] = {"precision": precision, "tensor_size": size, "device": device}
-        state = StageState.build(
-            blocks,
-            load,
-            **where,
-            shards=1,
-            shard=0,
-            train=False,
-        )
+        state = StageState.untrained(blocks, load, **where)
         rounded = Rounded.build(blocks, load, **where, reduce=reduce)
         layers = sum(block.kind == "layer" for block in blocks)
         dtype = DTYPES[precision]

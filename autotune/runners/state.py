@@ -14,6 +14,7 @@ from torch import Tensor
 
 from autotune.planners.lower.sharding import NOTHING, Sharding
 from autotune.planners.lower.subgroups import SUBGROUPS, split
+from autotune.runners.flat import Place, elements, placed, views
 from autotune.spec.graph import Block, Weight
 from autotune.spec.program import COPIES, DATA
 
@@ -42,22 +43,11 @@ class Seat(NamedTuple):
     ranks: int = 1
 
 
-class Place(NamedTuple):
-    """Where a parameter is in its stage's flat tensors, and its shape."""
-
-    range: slice
-    shape: tuple[int, ...]
-
-
 class Flat(NamedTuple):
     """Whole weights or gradients of a stage, lent for a while: a flat tensor and every parameter in it."""
 
     whole: Tensor
     views: Mapping[Key, Tensor]
-
-
-def _views(flat: Tensor, places: Mapping[Key, Place]) -> dict[Key, Tensor]:
-    return {key: flat[place.range].view(place.shape) for key, place in places.items()}
 
 
 def _frozen(
@@ -95,8 +85,8 @@ class Segment(NamedTuple):
 def _segments(sizes: Sequence[tuple[str, int, Seat]]) -> tuple[Segment, ...]:
     """Segments one after another, of (axis, elements, who holds them): each padded to equal shares."""
     found, begin, at = [], 0, 0
-    for axis, elements, seat in sizes:
-        each = -(-elements // seat.ranks)
+    for axis, many, seat in sizes:
+        each = -(-many // seat.ranks)
         end, first = begin + each * seat.ranks, begin + seat.rank * each
         found.append(Segment(axis, slice(begin, end), slice(first, first + each), slice(at, at + each)))
         begin, at = end, at + each
@@ -198,28 +188,21 @@ class StageState:
         """
         dtype = DTYPES[precision]
         main = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
-        at: dict[tuple[str, ...], tuple[int, tuple[int, ...], bool]] = {}
         keys: list[tuple[Key, Weight, tuple[str, ...]]] = []
-        sizes = [0, 0]  # of what all hold, and of what is apart
+        shapes: tuple[dict[tuple[str, ...], tuple[int, ...]], ...] = {}, {}  # of what all hold, and of what is apart
         for block in blocks:
             for weight in (w for w in block.trained() if not w.form):  # others: runners/rounded.py
-                shape, own = local_shape(weight, tensor_size), bool(apart and weight.experts)
                 tensor = tuple(name for name, _ in weight.parts)
                 keys.append(((block.index, weight.name), weight, tensor))
-                if tensor not in at:
-                    at[tensor] = (sizes[own], shape, own)
-                    sizes[own] += torch.Size(shape).numel()
-        held = [(DATA, sizes[0], Seat(shard, shards))]
-        segments = _segments([*held, (COPIES, sizes[1], apart)] if apart else held)
+                shapes[bool(apart and weight.experts)][tensor] = local_shape(weight, tensor_size)
+        held = [(DATA, elements(shapes[0]), Seat(shard, shards))]
+        segments = _segments([*held, (COPIES, elements(shapes[1]), apart)] if apart else held)
         padded, each = segments[-1].where.stop, segments[-1].at.stop
         flat = torch.zeros(padded, dtype=dtype, device=device)
         grad = torch.zeros((each if shared.gradients else padded) if train else 0, dtype=main, device=device)
-        places = {}
-        for key, _, tensor in keys:
-            offset, shape, own = at[tensor]
-            begin = segments[own].where.start + offset
-            places[key] = Place(slice(begin, begin + torch.Size(shape).numel()), shape)
-        weights = _views(flat, places)
+        where = placed(shapes[0]) | placed(shapes[1], segments[-1].where.start)
+        places = {key: where[tensor] for key, _, tensor in keys}
+        weights = views(flat, places)
         loaded: set[tuple[str, ...]] = set()
         for key, weight, tensor in keys:
             if tensor not in loaded:
@@ -247,7 +230,7 @@ class StageState:
             torch.zeros(moments, dtype=main, device=device),
             torch.zeros((), dtype=torch.float32, device=device),
             {} if shared.weights else weights,
-            _views(grad, places) if train and not shared.gradients else {},
+            views(grad, places) if train and not shared.gradients else {},
             segments,
             owned,
             rest,
@@ -256,6 +239,22 @@ class StageState:
             shared=shared,
             frozen=_frozen(blocks, load, tensor_size, dtype, device),
             constants={(b.index, c.name): load(b.index, c).to(device, main) for b in blocks for c in b.constants()},
+        )
+
+    @classmethod
+    def untrained(
+        cls, blocks: tuple[Block, ...], load: Loader, precision: str, device: torch.device, tensor_size: int = 1
+    ) -> StageState:
+        """Weights alone, which nobody trains: no gradients, no optimizer states, all of them on every replica."""
+        return cls.build(
+            blocks,
+            load,
+            precision=precision,
+            tensor_size=tensor_size,
+            shards=1,
+            shard=0,
+            device=device,
+            train=False,
         )
 
     def part(self, flat: Tensor, where: slice) -> Tensor:
@@ -299,7 +298,7 @@ class StageState:
 
     def views(self, flat: Tensor) -> dict[Key, Tensor]:
         """Every parameter in a flat tensor of all of them."""
-        return _views(flat, self.places)
+        return views(flat, self.places)
 
     def subgroup(self, number: int) -> tuple[Owned, ...]:
         """Where one of the subgroups on the host is; `at` in its own tensors."""

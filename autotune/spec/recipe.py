@@ -27,8 +27,6 @@ from autotune.spec.recipe_layers import from_environment, from_flags, merge, par
 from autotune.spec.recipe_problems import problems
 from autotune.spec.recipe_schema import (
     AXES,
-    MASK_LEAST,
-    MASK_SHARE,
     SCHEMA_ID,
     GenerateSection,
     ModelSection,
@@ -129,7 +127,7 @@ class Recipe:
     @cached_property
     def _model(self) -> ModelSpec:
         model = self._spec(self.file.model, "model")
-        if getattr(self.file.workload, "trained", "all") == "masks":
+        if getattr(self.file.workload, "frozen", False):
             model = replace(model, frozen=True)
         if self.file.target is None:
             return model
@@ -198,7 +196,7 @@ class Recipe:
                 found = Problem(self.path, "workload.sequence_length", str(length), expected, str(drafts))
                 raise UsageError(f"{self.path}: its sequences are too short to learn to draft", problems=[found])
             return mask_rows(length, drafts, section.mask_share, section.mask_least)
-        usual = {"trained": "all", "mask_share": MASK_SHARE, "mask_least": MASK_LEAST}
+        usual = {key: TrainSection.model_fields[key].default for key in ("trained", "mask_share", "mask_least")}
         wrong = [
             Problem(
                 self.path, f"workload.{key}", str(value), "a model with mask tokens (parallel_draft), or no such key"

@@ -75,6 +75,10 @@ class MachineSection(Section):
     )
 
 
+# [workload] trained -> whether all weights but those of mask tokens stay what they are.
+FROZEN = {"all": False, "masks": True}
+
+
 class TrainSection(Section):
     """A training workload: one step is `global_batch` sequences of `sequence_length` tokens."""
 
@@ -100,6 +104,10 @@ class TrainSection(Section):
     mask_least: float = Field(
         default=MASK_LEAST, ge=0, le=1, description="of all places those that have a mask, however far ahead"
     )
+
+    @property
+    def frozen(self) -> bool:
+        return FROZEN[self.trained]
 
 
 class GenerateSection(Section):

@@ -71,7 +71,9 @@ class Strategy:
     proposed as they would be among more, so that one acceptance tells them all. `draft`: whether the model of [draft]
     proposes, and `rows`: whether that is heads, which read the target's hidden rows. `masks`: whether who proposes
     needs mask tokens: the draft model, else the model itself. `choices`: of its axes together what a search tries, or
-    what of it is given; all combinations without it. `told`: axes of which one acceptance tells every value."""
+    what of it is given; all combinations without it. `told`: axes of which one acceptance tells every value.
+    `acceptance`: the key of the one whose ranks its trees follow from. `swapped`: the strategy for what else [draft]
+    may name, `maskless`: the one for a model without mask tokens."""
 
     axes: tuple[str, ...] = ("speculate",)
     tree: Callable[[Plan], Tree] = rows
@@ -82,11 +84,14 @@ class Strategy:
     masks: bool = False
     nested: bool = True
     tried: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: {"speculate": (2, 4, 8, 16)})
-    choices: Callable[[Workload, Given], Iterator[dict[str, object]]] | None = None
+    choices: Callable[[Strategy, Workload, Given], Iterator[dict[str, object]]] | None = None
     told: tuple[str, ...] = ()
+    acceptance: str = ""
+    swapped: str = PLAIN
+    maskless: str = PLAIN
 
 
-def of_heads(workload: Workload, given: Given) -> Iterator[dict[str, object]]:
+def of_heads(strategy: Strategy, workload: Workload, given: Given) -> Iterator[dict[str, object]]:
     """Rows of as many tokens as there are heads or fewer, and where ranks are known the trees that follow from them.
     What changes answers comes of the recipe's own word alone."""
     heads = workload.draft.count if isinstance(workload.draft, HeadsSpec) else 1
@@ -99,7 +104,7 @@ def of_heads(workload: Workload, given: Given) -> Iterator[dict[str, object]]:
         for count, way, rule in product(wide, ways, given.get("commit", (MATCH,))):
             yield {"speculate": count, "tree": text, "refine": way, "commit": rule}
     if "tree" not in given and REFINES[0] in given.get("refine", REFINES):
-        ranks = next((one.ranks for one in workload.acceptance if one.key == "heads" and one.ranks), ())
+        ranks = next((one.ranks for one in workload.acceptance if one.key == strategy.acceptance and one.ranks), ())
         depths = [count for count in deep if isinstance(count, int) and count <= heads]
         for tree in ranked_trees(ranks, heads, depths) if ranks else ():
             yield {"speculate": tree.depth, "tree": tree.text}
@@ -124,11 +129,17 @@ STRATEGIES: dict[str, Strategy] = {
     # The model itself after mask tokens, in the pass that verifies (PaSS, 2311.13581; PPD, 2405.18628).
     "masks": Strategy(("speculate",), row_and_masks, masks=True, nested=False, tried={"speculate": (1, 2, 3, 4)}),
     # A smaller model (Leviathan et al., 2211.17192; Chen et al., 2302.01318).
-    "draft": Strategy(("speculate", "commit"), draft=True, tried={"speculate": (1, 2, 3, 4, 5, 6, 8)}),
+    "draft": Strategy(("speculate", "commit"), draft=True, tried={"speculate": (1, 2, 3, 4, 5, 6, 8)}, swapped="heads"),
     # One with mask tokens, in one pass (PARD, 2504.18583; ParallelSpec, 2410.05589). A token further ahead is drafted
     # worse, so what a long round keeps says too little of shorter ones.
     "parallel": Strategy(
-        ("speculate", "commit"), draft=True, masks=True, nested=False, tried={"speculate": (2, 3, 4, 6, 8, 12, 16)}
+        ("speculate", "commit"),
+        draft=True,
+        masks=True,
+        nested=False,
+        tried={"speculate": (2, 3, 4, 6, 8, 12, 16)},
+        swapped="heads",
+        maskless="draft",
     ),
     # Heads on the target's hidden rows (Stern et al., 1811.03115; Cai et al., 2401.10774): a node of depth k and rank r
     # is what head k holds the (r + 1)-th likeliest.
@@ -141,6 +152,8 @@ STRATEGIES: dict[str, Strategy] = {
         rows=True,
         choices=of_heads,
         told=("speculate", "tree"),
+        acceptance="heads",
+        swapped="draft",
     ),
 }
 
@@ -181,7 +194,7 @@ def variants(name: str, workload: Workload, given: Given) -> Iterator[dict[str, 
         tried["commit"] = COMMITS
     if strategy.choices is not None:
         plain: dict[str, object] = {axis: getattr(usual, axis) for axis in AXES}
-        yield from ({"decoding": name, **plain, **choice} for choice in strategy.choices(workload, given))
+        yield from ({"decoding": name, **plain, **choice} for choice in strategy.choices(strategy, workload, given))
         return
     values = {axis: given.get(axis, some) if axis in strategy.axes else some for axis, some in tried.items()}
     for choice in product(*values.values()):
@@ -258,7 +271,7 @@ def _masks(plan: Plan, model: ModelSpec, ahead: bool) -> list[str | None]:
     """What is wrong with the mask tokens of who proposes. `ahead`: the first token that is proposed is a mask's too."""
     if not model.masks:
         who = "a draft with mask tokens" if STRATEGIES[plan.decoding].draft else "a model with mask tokens"
-        near = "draft" if STRATEGIES[plan.decoding].draft else PLAIN
+        near = STRATEGIES[plan.decoding].maskless
         how = "parallel_draft in the config that it was trained with"
         return [f"decoding {plan.decoding} needs {who}: {how} (found none in {model.name}; nearest decoding {near})"]
     most = model.drafts - ahead
@@ -275,7 +288,7 @@ def _draft(plan: Plan, model: ModelSpec, workload: Workload) -> list[str | None]
         what = "heads" if heads else "a draft model"
         return [f"decoding {name} needs {what}: a [draft] section in the recipe"]
     if isinstance(draft, HeadsSpec) != heads:
-        nearest = "draft" if heads else "heads"
+        nearest = STRATEGIES[name].swapped
         return [f"decoding {name} cannot use what [draft] names (found {draft.architecture}; nearest {nearest})"]
     found: list[str | None] = []
     if isinstance(draft, HeadsSpec):

@@ -9,7 +9,9 @@ parent. They are whole on every rank of the last stage.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from autotune.planners.decoding.strategies import LATTICE, tree_of
 from autotune.planners.lower.generate import drafted, inference_body
 from autotune.runners.body import ALONE, Call, compile_body, run_body
 from autotune.runners.decoding.refine import best_path
-from autotune.runners.decoding.seen import Seen
+from autotune.runners.decoding.seen import Drafter, Ranker, Seen
 from autotune.runners.ops import Env
 from autotune.runners.ops.env import wide
 from autotune.runners.rope import tables
@@ -31,7 +33,7 @@ from autotune.spec.workload import Workload
 
 
 @dataclass
-class Heads:
+class Heads(Drafter):
     """`bodies`: of each head its calls and what they see. `ranks`: how many tokens of a head the tree has, at most.
     `places`, int64 [nodes]: of each node but the root where its token is among those of all heads."""
 
@@ -46,16 +48,7 @@ class Heads:
         model = workload.draft
         assert model is not None  # planners.decoding.strategies refuses a plan that drafts without one
         blocks, shape, tree = drafted(plan, model), heads_shape(plan, workload), tree_of(plan)
-        state = StageState.build(
-            blocks,
-            load,
-            precision=workload.precision,
-            tensor_size=1,
-            shards=1,
-            shard=0,
-            device=device,
-            train=False,
-        )
+        state = StageState.untrained(blocks, load, workload.precision, device)
         nowhere = torch.zeros(1, dtype=torch.int64, device=device)
         bodies = tuple(
             (
@@ -70,6 +63,9 @@ class Heads:
 
     def held(self) -> dict[str, Any]:
         return {"dw": self.state.weight}
+
+    def rankers(self) -> Sequence[Ranker]:
+        return tuple(partial(self.logits, head) for head in range(len(self.bodies)))
 
     def propose(self, seen: Seen) -> Tensor:
         row = self.row(seen)

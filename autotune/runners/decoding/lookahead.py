@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from autotune.runners.decoding.seen import Seen
+from autotune.runners.decoding.seen import Proposer, Seen
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 
@@ -21,7 +21,7 @@ NOTHING = -1  # no token
 
 
 @dataclass
-class Lookahead:
+class Lookahead(Proposer):
     """`pool` int64 [batch, vocabulary, branches + 1, length]: what follows each token; the last of its rows takes what
     has no place. `at` int64 [batch, vocabulary]: the row that is next to be replaced."""
 

@@ -7,17 +7,18 @@ choices those count that stand after the one that was: they were made without th
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from autotune.runners.decoding.seen import Seen
+from autotune.runners.decoding.seen import Proposer, Seen
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 
 
-class Masks(NamedTuple):
+@dataclass(frozen=True)
+class Masks(Proposer):
     """`tokens`, int64 [1, groups * length]: the masks of all groups (planners.decoding.strategies)."""
 
     length: int

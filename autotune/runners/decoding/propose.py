@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from autotune.runners.decoding.draft import AtOnce, OneByOne
+from autotune.runners.decoding.draft import Draft, at_once, one_by_one
 from autotune.runners.decoding.heads import Heads
 from autotune.runners.decoding.lookahead import Lookahead
 from autotune.runners.decoding.masks import Masks
@@ -20,14 +21,15 @@ from autotune.spec.plan import Plan
 from autotune.spec.workload import Workload
 
 
-class Nobody:
+class Nobody(Proposer):
     """Decoding a token at a time."""
 
     def propose(self, seen: Seen) -> Tensor:
         return seen.news[:, :0]
 
 
-class Ngram(NamedTuple):
+@dataclass(frozen=True)
+class Ngram(Proposer):
     length: int
     branches: int
     least: int
@@ -37,7 +39,8 @@ class Ngram(NamedTuple):
         return lookup(texts.text, texts.filled, self.length, self.branches, self.least)
 
 
-class Jacobi(NamedTuple):
+@dataclass(frozen=True)
+class Jacobi(Proposer):
     """What the target chose after tokens that were not kept: right where it did not depend on them (Santilli et al.,
     2305.10427, 3.1: a sweep of the fixed-point iteration; its right part is what the next sweep begins with)."""
 
@@ -59,7 +62,7 @@ PROPOSERS: dict[str, Callable[[Plan, ModelSpec, int, torch.device], Proposer]] =
 }
 # What has weights: given the loader of them and the numbers that tokens are drawn by.
 DRAFTERS: dict[str, Callable[[Plan, Workload, Loader, torch.device, Tensor], Drafter]] = {
-    "draft": OneByOne.build,
-    "parallel": AtOnce.build,
+    "draft": partial(Draft.build, one_by_one),
+    "parallel": partial(Draft.build, at_once),
     "heads": Heads.build,
 }

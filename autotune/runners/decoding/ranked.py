@@ -14,7 +14,7 @@ from torch import Tensor
 from autotune.planners.decoding.passes import heads_shape
 from autotune.planners.decoding.ranks import word
 from autotune.planners.lower.shape import Shape
-from autotune.runners.decoding.heads import Heads
+from autotune.runners.decoding.seen import Ranker
 from autotune.runners.frozen import Frozen
 from autotune.runners.state import Loader
 from autotune.spec.graph import blocks
@@ -33,7 +33,7 @@ def rank_of(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def ranks_of(
-    heads: Heads,
+    heads: Sequence[Ranker],
     plan: Plan,
     model: ModelSpec,
     workload: Workload,
@@ -44,7 +44,7 @@ def ranks_of(
     """See planners.decoding.ranks, of each text, (its tokens, how many of them are the prompt): at each token of the
     answer that has as many after it as there are heads, the ranks of those."""
     inner = features(blocks(model))
-    longest, many = max(len(tokens) for tokens, _ in texts), len(heads.bodies)
+    longest, many = max(len(tokens) for tokens, _ in texts), len(heads)
     shape = Shape(1, longest, longest, dtype=workload.precision, attention=plan.attention)
     target, each = Frozen.build(model, inner, shape, load, device), heads_shape(plan, workload).batch
     for tokens, prompt in texts:
@@ -56,8 +56,8 @@ def ranks_of(
             continue
         rows = target.rows(padded)[prompt - 1 : last - 1]
         by_head = []
-        for number in range(many):
-            logits = torch.cat([heads.logits(number, part) for part in _filled(rows, each)])[: len(begin)]
+        for number, head in enumerate(heads):
+            logits = torch.cat([head(part) for part in _filled(rows, each)])[: len(begin)]
             by_head.append(rank_of(logits, padded[prompt + number + 1 :][: len(begin)]).tolist())
         yield "".join(word(place) for place in zip(*by_head, strict=True))
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from autotune.runners.decoding.sequences import Sequences
+
+Ranker = Callable[[Tensor], Tensor]  # hidden rows [batch, hidden] -> logits [batch, vocabulary]
 
 
 class Seen(NamedTuple):
@@ -27,6 +30,15 @@ class Proposer(Protocol):
     def propose(self, seen: Seen) -> Tensor:
         """int64 [batch, scored - 1]: the strategy's tree (planners.decoding.strategies) but for its root, node after
         node. Nothing of it may be a view of what `seen` holds."""
+
+    def rankers(self) -> Sequence[Ranker]:
+        """Of each place after a token who says, of any hidden row, how likely it holds every token there. Nobody where
+        a proposal depends on more than such a row: then no ranks can be told of texts that are there already."""
+        return ()
+
+    def probabilities(self) -> Tensor | None:
+        """[batch, speculate, vocabulary]: what the last round's proposals were drawn by, where a rule needs it."""
+        return None
 
 
 class Drafter(Proposer, Protocol):
