@@ -10,6 +10,7 @@ from autotune.cli import _arguments as arguments
 from autotune.cli import _output as out
 from autotune.cli._session import opened
 from autotune.cli._settings import command
+from autotune.spec.errors import UsageError
 
 
 def add(app: typer.Typer) -> None:
@@ -23,6 +24,10 @@ def explain(
     versus: Annotated[
         str | None, typer.Option("--versus", metavar="PLAN", help="Compare with a stored plan for the same work.")
     ] = None,
+    sensitivity: Annotated[
+        bool,
+        typer.Option("--sensitivity", help="Predict every plan one step along an axis from this one as well."),
+    ] = False,
 ) -> None:
     """Explain why a plan takes what it takes.
 
@@ -32,9 +37,15 @@ def explain(
     from autotune.cli._explaining import explanation_of
     from autotune.cli._target import find_target
 
+    if versus is not None and sensitivity:
+        raise UsageError("--sensitivity is of one plan, and --versus compares two", hint="drop one of them")
+    progress = out.Progress()
     with opened() as store:
         found = find_target(target, overrides or [], pins or [], store)
-        explanation = explanation_of(found, versus, store)
+        try:
+            explanation = explanation_of(found, versus, store, progress if sensitivity else None)
+        finally:
+            progress.close()
     out.data(*explanation.lines())
     content = explanation.to_dict()
     content.pop("schema")
