@@ -119,7 +119,7 @@ def _contexts() -> dict[str, Suite]:
     for context, batches in ((1024, (1, 8, 32, 128)), (8192, (1, 8, 32)), (32768, (1, 8))):
         for batch in batches:
             work = Workload(kind="generate", prompt_length=context, new_tokens=32, batch=batch, precision="bf16")
-            plans = (Plan(micro_batch=batch, prompt_chunk=8192 if context > 8192 else 0),)
+            plans: tuple[Plan, ...] = (Plan(micro_batch=batch, prompt_chunk=8192 if context > 8192 else 0),)
             if batch <= 8:
                 plans += (replace(plans[0], kernels=FUSED),)
             found[f"h200-8b-{context // 1024}k-{batch}"] = Suite(_llama_8b(), work, plans, "cuda", 1, 1)
