@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from autotune.cli._drawing import everywhere, measured_timeline
 from autotune.cli._execution import predict_target
 from autotune.cli._target import Target
+from autotune.cli._thumb import against_thumb
 from autotune.spec.errors import UsageError
 from autotune.spec.lock import Lock
 from autotune.spec.plan import Plan
@@ -43,7 +44,8 @@ def explanation_of(
         explained = explain_found(found_of(target.lock, question, prediction, target, store))
     else:
         explained = explain_prediction(prediction, profile)
-    more = _stepped(question, prediction, stepping) if stepping else []
+    more = [against_thumb(question, prediction, target, store)]
+    more += _stepped(question, prediction, stepping) if stepping else []
     more += _mispriced(target, prediction, store)
     return replace(explained, sections=(*explained.sections, *more))
 
