@@ -36,15 +36,15 @@ def measured_pair(target: Target, thumb: Plan, store: Store) -> Measured:
     lock's search measured both; never one of each, which were timed differently."""
     from autotune.report.thumb import Measured
 
-    runs = [_run_seconds(replace(target, plan=plan), store) for plan in (target.plan, thumb)]
-    if all(runs):
-        return Measured(*runs, "the newest run of each")
+    own, other = _run_seconds(target, store), _run_seconds(replace(target, plan=thumb), store)
+    if own and other:
+        return Measured(own, other, "the newest run of each")
     searched = dict(target.lock.evaluated.get("measured", {})) if target.lock else {}
     if target.plan.id in searched and thumb.id in searched:
         return Measured(float(searched[target.plan.id]), float(searched[thumb.id]), "by the search")
-    missing = [how for how, found in zip(_commands(target, thumb), runs, strict=True) if not found]
-    which = "either plan" if len(missing) > 1 else "the rule's plan" if runs[0] else "this plan"
-    return Measured(*runs, f"no run of {which} on that machine is stored: {' and '.join(missing)}")
+    missing = [how for how, found in zip(_commands(target, thumb), (own, other), strict=True) if not found]
+    which = "either plan" if len(missing) > 1 else "the rule's plan" if own else "this plan"
+    return Measured(own, other, f"no run of {which} on that machine is stored: {' and '.join(missing)}")
 
 
 def _commands(target: Target, thumb: Plan) -> tuple[str, str]:

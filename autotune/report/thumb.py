@@ -31,8 +31,8 @@ def thumb_section(rule: str, best: Prediction, thumb: Prediction | None, measure
     """Key "rule_of_thumb". `rule` says what the rule is, `thumb` is None where it leads to nothing that fits."""
     title, facts = "Against the rule of thumb", {"rule": rule}
     if thumb is None:
-        text = (f"rule: {rule}", "it leads to no plan that fits here")
-        return Section("rule_of_thumb", title, text, {**facts, "plan_id": None, "gain": None, "measured_gain": None})
+        nothing = (f"rule: {rule}", "it leads to no plan that fits here")
+        return Section("rule_of_thumb", title, nothing, {**facts, "plan_id": None, "gain": None, "measured_gain": None})
     gain = thumb.step_s / best.step_s - 1
     told: dict[str, Any] = {
         **facts,
