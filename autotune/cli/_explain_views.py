@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autotune.cli._explaining import question_of
 from autotune.cli._target import Target
 from autotune.spec.errors import InfeasibleError, Problem, UsageError, nearest_name
 
@@ -26,7 +27,23 @@ def launches_view(target: Target, trace: Path | None) -> Explanation:
     return explain_launches(target.plan, profile, found, traced)
 
 
-VIEWS: dict[str, Callable[[Target, Path | None], Explanation]] = {"launches": launches_view}
+def context_view(target: Target, trace: Path | None) -> Explanation:
+    """What the length of prompts costs a served model."""
+    from autotune.planners.context_costs import at_length, context_costs, lengths, options
+    from autotune.report.context_costs import explain_context
+
+    if target.workload.kind != "generate":
+        raise UsageError(f"{target.shown}: --view context is of a generation, and this trains")
+    question, plan = question_of(target), target.plan
+    by_length = [at_length(question, plan, length) for length in lengths(question)]
+    own = context_costs(question, plan)
+    return explain_context(plan, question.profile, by_length, own, list(options(question, plan)))
+
+
+VIEWS: dict[str, Callable[[Target, Path | None], Explanation]] = {
+    "launches": launches_view,
+    "context": context_view,
+}
 
 
 def view_of(name: str, target: Target, trace: Path | None) -> Explanation:

@@ -31,7 +31,7 @@ def explain(
     ] = False,
     view: Annotated[
         str | None,
-        typer.Option("--view", metavar="NAME", help="One question alone: launches (who waits for whom, by batch)."),
+        typer.Option("--view", metavar="NAME", help="One question alone: launches (who waits for whom) | context."),
     ] = None,
     trace: Annotated[
         Path | None,
