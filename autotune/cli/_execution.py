@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from autotune.spec.recipe import Recipe
 
 TIMEOUT_S = 1800.0  # of one launch
+KERNELS = "kernels.json"  # what runners.kernels writes, which loads torch
 TRAINING_S = 30 * 86400.0  # of one whose weights are wanted: a collective that hangs ends it sooner
 
 
@@ -124,10 +126,11 @@ def execute(
     prompts: Sequence[str] = (),
     tell: Tell | None = None,
     saved: Saved | None = None,
+    kernels: Path | None = None,
 ) -> tuple[dict[str, Any], RunResult] | None:
     """Run the target's plan, store every launch, compare with the prediction: (content of `run --json`, first result).
     `prompts`: in the place of the recipe's. `tell`: gets the answers of the first generation as they grow. `saved`:
-    the checkpoint that the first launch of a training leaves.
+    the checkpoint that the first launch of a training leaves. `kernels`: where the first launch's kernels are written.
 
     In a world that torchrun or Slurm started every process runs its part, and only rank 0 stores and answers: the
     others get None. Raises RunError where workers die, after the run is stored as failed.
@@ -148,6 +151,8 @@ def execute(
             hint=f"--nproc {plan.world}, or search again with --devices {nproc}",
         )
     facts, device = local_device(target)
+    if kernels and device == "cpu":
+        raise EnvironmentFault("--kernels: a processor computes without launching kernels", hint="leave it out")
     prompts = prompts or (recipe.prompts if recipe else ())
     if recipe:
         check_inputs(
@@ -170,6 +175,7 @@ def execute(
         check=check,
         saved=saved,
         prompts=tuple(prompts),
+        kernels=kernels is not None,
         peak_flops=peak_flops(target.profile, target.workload.precision, plan.world),
     )
     predicted = predict_target(target)
@@ -201,6 +207,7 @@ def execute(
                 job,
                 check=check and first,
                 trace=first,
+                kernels=job.kernels and first,
                 stream=tell is not None and first,
                 saved=saved if first else None,
             )
@@ -208,6 +215,8 @@ def execute(
             result = launch_once(now, folder, patience, tell if first else None)
             store.add_launch(run, result.step_s, log_dir=result.log_dir)
             results.append(result)
+            if kernels and first:
+                shutil.copyfile(Path(result.log_dir) / KERNELS, kernels)
     except BaseException as error:
         status = "failed" if isinstance(error, AutotuneError) else "interrupted"
         store.finish_run(run, status=status, error=str(error) or type(error).__name__)

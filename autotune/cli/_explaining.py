@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from autotune.cli._drawing import everywhere, measured_timeline
 from autotune.cli._execution import predict_target
 from autotune.cli._target import Target
+from autotune.cli._thumb import against_thumb
 from autotune.spec.errors import UsageError
 from autotune.spec.lock import Lock
 from autotune.spec.plan import Plan
@@ -20,8 +22,11 @@ if TYPE_CHECKING:
 OTHERS = 500  # plans of a search among which the neighbours of the winner are looked for
 
 
-def explanation_of(target: Target, versus: str | None, store: Store) -> Explanation:
-    """The explanation of a target, with where the prediction was wrong if the plan has run.
+def explanation_of(
+    target: Target, versus: str | None, store: Store, stepping: Callable[[str], None] | None = None
+) -> Explanation:
+    """The explanation of a target, with where the prediction was wrong if the plan has run. `stepping` asks for what
+    each step along an axis does, and is told how far that is.
 
     Raises UsageError where no profile says for which machine the plan is.
     """
@@ -34,13 +39,31 @@ def explanation_of(target: Target, versus: str | None, store: Store) -> Explanat
         other = predict_target(replace(target, plan=store.plan(versus)))
         assert other is not None
         return explain_versus(prediction, other)
+    question = question_of(target)
     if target.lock and target.recipe:
-        question = replace(target.recipe.question(profile), workload=target.workload)
         explained = explain_found(found_of(target.lock, question, prediction, target, store))
     else:
         explained = explain_prediction(prediction, profile)
-    mispriced = _mispriced(target, prediction, store)
-    return replace(explained, sections=(*explained.sections, *mispriced))
+    more = [against_thumb(question, prediction, target, store)]
+    more += _stepped(question, prediction, stepping) if stepping else []
+    more += _mispriced(target, prediction, store)
+    return replace(explained, sections=(*explained.sections, *more))
+
+
+def question_of(target: Target) -> Question:
+    """What a search for a target would answer: its recipe's question, else any plan for the same work and machine."""
+    profile = target.need_profile()
+    if target.recipe:
+        return replace(target.recipe.question(profile), workload=target.workload)
+    return Question(target.model, target.workload, profile, target.devices)
+
+
+def _stepped(question: Question, prediction: Prediction, progress: Callable[[str], None]) -> list[Section]:
+    """What each step along an axis does."""
+    from autotune.planners.sensitivity import sensitivity
+    from autotune.report.sensitivity import sensitivity_section
+
+    return [sensitivity_section(sensitivity(question, prediction, progress))]
 
 
 def found_of(lock: Lock, question: Question, best: Prediction, target: Target, store: Store) -> Found:

@@ -57,6 +57,10 @@ def run(
     trace: Annotated[
         Path | None, typer.Option("--trace", metavar="FILE", help="Write the measured timeline: .json, .html or .svg.")
     ] = None,
+    kernels: Annotated[
+        Path | None,
+        typer.Option("--kernels", metavar="FILE", help="Write a torch.profiler trace of one step's kernels: .json."),
+    ] = None,
 ) -> None:
     """Run a plan with real workers.
 
@@ -71,6 +75,8 @@ def run(
 
     if trace:
         check_picture(trace)
+    if kernels:
+        check_picture(kernels, (".json",))
     with opened() as store:
         found = find_target(target, overrides or [], pins or [], store)
         found = with_order(found, order) if order else found
@@ -92,6 +98,7 @@ def run(
             prompts=whole,
             tell=_prompts.Shown(len(given) or found.workload.batch).tell if stream else None,
             saved=saved,
+            kernels=kernels,
         )
         if ran is None:  # not rank 0 of a world that torchrun or Slurm started: rank 0 answers for all
             return
@@ -112,6 +119,8 @@ def run(
         if trace and result.timeline:
             write_picture(trace, [result.timeline], f"plan {found.plan.id}: {found.plan.describe()}")
             out.say(f"timeline: {trace}")
+        if kernels:
+            out.say(f"kernels: {kernels}; `autotune explain {target} --view launches --trace {kernels}` reads it")
         out.say(f"next: autotune plot {report['run_id']} shows where the time went")
     if result.equal is False:
         raise WrongNumbers(

@@ -14,6 +14,7 @@ from autotune.runners.generation import Generated, Generator
 from autotune.runners.interpreter import Trace
 from autotune.runners.job import Job, RankReport
 from autotune.runners.judge import drifted, judge
+from autotune.runners.kernels import NAME, record_kernels
 from autotune.runners.memory import peak_during
 from autotune.runners.prompts import Prompts, prompt_tokens
 from autotune.runners.state import Loader
@@ -40,6 +41,8 @@ def generate_run(
     trace, middle = Trace(), max(1, job.workload.new_tokens // 2)
     if job.trace and job.workload.new_tokens > 1:
         generator.generate(rounds[0], {middle: trace})
+    if job.kernels:
+        record_kernels(partial(generator.generate, rounds[0]), device, None if rank else folder / NAME)
     every = [part for step in ran for part in step]
     checked = job.check and rank == 0
     equal, margin = judge(job, rounds, ran[-1]) if checked else (None, None)

@@ -41,6 +41,7 @@ class Job:
     stream: bool = False  # whether the first timed generation's answers are written as they grow
     device: str = "cpu"  # cpu | cuda
     trace: bool = True  # record one step's timeline
+    kernels: bool = False  # record the kernels of one step under torch's profiler (runners.kernels)
     peak_flops: float = 0.0  # of one device, for model FLOPs utilisation; 0: not reported
 
     @property

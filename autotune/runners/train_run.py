@@ -13,6 +13,7 @@ from autotune.runners.corpus import open_corpus
 from autotune.runners.data import batch
 from autotune.runners.interpreter import Trace
 from autotune.runners.job import Job, RankReport
+from autotune.runners.kernels import NAME, record_kernels
 from autotune.runners.memory import peak_during
 from autotune.runners.mesh import barrier
 from autotune.runners.rows import Batch, prepared
@@ -62,6 +63,8 @@ def train_run(
     trace = Trace()
     if job.trace:
         step(trace)
+    if job.kernels:
+        record_kernels(step, device, None if rank else folder / NAME)
     trainer.finish()
     trainer.mesh.close()
     return RankReport(

@@ -113,8 +113,7 @@ class BodyCosts:
         kinds["contention"] += slowed
         # A pass of generation is captured: its device does not wait for the host.
         busy = timeline.makespan + slowed
-        host_s = sum(self.handing(i) * issued(block, i, shape) for i in program.ranks[0]) if form == "train" else 0.0
-        waited = self.starved(host_s, busy) if form == "train" else 0.0
+        waited = self.starved(self.hosting(block, program, shape), busy) if form == "train" else 0.0
         kinds["launch"] += waited
         return Cost(timeline.makespan + slowed + waited, kinds, grades, timeline.sent[0])
 
@@ -158,13 +157,17 @@ class BodyCosts:
         known = self.profile.coefficients.get(f"instruction_seconds.{generic}", seconds)
         return seconds if grade == "measured" else known
 
-    def handing(self, instruction: Instruction) -> float:
-        """Seconds of the host for one instruction of a training body: a collective's are its own where measured."""
+    def handing(self, instruction: Instruction, form: str = "train") -> float:
+        """Seconds of the host for one instruction of a body: a collective's are its own where measured."""
         if instruction.lane != COMPUTE:
             seconds, grade = self.pricer.price(handed(instruction))
             if grade == "measured":
                 return seconds
-        return self.issue("train")
+        return self.issue(form)
+
+    def hosting(self, block: Block, program: Program, shape: Shape, form: str = "train") -> float:
+        """Seconds of the host to hand over a body's instructions one by one."""
+        return sum(self.handing(i, form) * issued(block, i, shape) for i in program.ranks[0])
 
 
 @dataclass
