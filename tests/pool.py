@@ -35,6 +35,7 @@ def _serve(rank: int, port: int, pipe: Connection) -> None:
             dist.init_process_group("gloo", store=meeting, rank=rank, world_size=world, timeout=TIMEOUT)
             try:
                 answer = getattr(tasks, name)(rank, world, **arguments)
+                dist.barrier()  # who leaves early closes connections that a late rank is still making
             finally:
                 dist.destroy_process_group()
             answered = (True, answer)
