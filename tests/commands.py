@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,17 @@ class Home:
             for file in found
             if not file.name.endswith(("-wal", "-shm"))
         }
+
+
+@dataclass(frozen=True)
+class Inside(Home):
+    """One whose commands run in the test's own process, by the fixture `autotune`."""
+
+    command: Callable[..., Said] | None = None
+
+    def run(self, *words: str, module: str = "autotune") -> Said:
+        assert self.command is not None and module == "autotune"
+        return self.command(*words)
 
 
 # A shell that starts a command in the background leaves SIGINT ignored, which children inherit.

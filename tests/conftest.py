@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ import torch
 from autotune.cli._settings import begin
 from autotune.cli.main import main
 from autotune.profiles_db.store import Store
-from tests.commands import Said
+from autotune.runners import launch
+from tests.commands import Inside, Said
 from tests.pool import Pool
 from tests.recipes import RECIPE, Autotune
 
@@ -59,6 +61,30 @@ def autotune(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 
     yield run
     begin()  # the last command's options are not those of what follows
+
+
+@pytest.fixture
+def standing(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launched jobs run in the pool's world: starting workers takes longer than what small models do in them."""
+    start = launch._elastic
+
+    def run(nproc: int, folder: Path, timeout_s: float, reader: launch.Looking | None, module: Sequence[str]) -> None:
+        if module[0] != launch.WORKER:
+            return start(nproc, folder, timeout_s, reader, module)
+        pool.run("work", nproc, job=Path(module[1]), folder=folder)
+        if reader:
+            reader.look()
+
+    monkeypatch.setattr(launch, "_elastic", run)
+
+
+@pytest.fixture
+def inside(standing: None, autotune: Autotune, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Inside:
+    """A home whose commands run in this process, and their jobs in the pool's world."""
+    home = Inside.make(tmp_path / "home")
+    monkeypatch.setenv("AUTOTUNE_DB", home.environment["AUTOTUNE_DB"])
+    monkeypatch.chdir(home.folder)
+    return replace(home, command=autotune)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ order and bytes with what the simulator says."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -25,6 +26,11 @@ from tests.tasks import even, random_rows
 
 Faults = tuple[tuple[int, tuple[int, str], float], ...]  # (step, weight, what is added to its gradient)
 BOUND = 1e-10  # in double precision, absolute
+
+
+def shallow(model: ModelSpec, plan: Plan, more: int = 1) -> ModelSpec:
+    """The model with a layer more than the plan has stages, if it has that many: no stage is empty, and they differ."""
+    return replace(model, layers=min(model.layers, plan.stages + more))
 
 
 @lru_cache

@@ -9,33 +9,33 @@ from __future__ import annotations
 
 import gc
 import multiprocessing as mp
-import socket
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any
 
-WORKERS = 4
+import torch
+import torch.distributed as dist
+
+TIMEOUT = timedelta(seconds=20)
 
 
-def _serve(rank: int, pipe: Connection) -> None:
-    from datetime import timedelta
-
-    import torch
-    import torch.distributed as dist
-
+def _serve(rank: int, port: int, pipe: Connection) -> None:
     import tests.tasks as tasks
 
     torch.set_num_threads(1)
+    store = dist.TCPStore("127.0.0.1", port, timeout=TIMEOUT)
     gc.collect()
     gc.freeze()  # what is imported stays: a collection looks at what a task has made alone
     while (order := pipe.recv()) is not None:
-        name, world, port, arguments = order
+        number, name, world, arguments = order
         try:
-            store = dist.TCPStore("127.0.0.1", port, world, is_master=rank == 0, timeout=timedelta(seconds=20))
-            dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=20))
+            meeting = dist.PrefixStore(str(number), store)
+            dist.init_process_group("gloo", store=meeting, rank=rank, world_size=world, timeout=TIMEOUT)
             try:
                 answer = getattr(tasks, name)(rank, world, **arguments)
+                dist.barrier()  # who leaves early closes connections that a late rank is still making
             finally:
                 dist.destroy_process_group()
             answered = (True, answer)
@@ -45,17 +45,17 @@ def _serve(rank: int, pipe: Connection) -> None:
         pipe.send(answered)
 
 
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 class Pool:
-    """Starts its workers when they are first needed."""
+    """Starts its workers when they are first needed.
+
+    All tasks meet in one store, each under its number: a store of a task's own, at which ranks come before it listens,
+    has them wait for half a second.
+    """
 
     def __init__(self) -> None:
         self.workers: list[tuple[Any, Connection]] = []
+        self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self.tasks = 0
 
     def run(self, name: str, world: int, **arguments: Any) -> list[Any]:
         """What every rank's task returned, in rank order; a failing rank's traceback is raised."""
@@ -66,12 +66,12 @@ class Pool:
         context = mp.get_context("spawn")
         while len(self.workers) < world:
             here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(len(self.workers), there), daemon=True)
+            process = context.Process(target=_serve, args=(len(self.workers), self.store.port, there), daemon=True)
             process.start()
             self.workers.append((process, here))
-        port = _free_port()
+        self.tasks += 1
         for _, pipe in self.workers[:world]:
-            pipe.send((name, world, port, arguments))
+            pipe.send((self.tasks, name, world, arguments))
         return lambda: self._answers(name, world)
 
     def _answers(self, name: str, world: int) -> list[Any]:

@@ -29,6 +29,7 @@ from autotune.runners.rows import Batch, prepared
 from autotune.runners.standing import Standing
 from autotune.runners.state import DTYPES
 from autotune.runners.training import Trainer
+from autotune.runners.worker import part
 from autotune.spec.graph import Weight
 from autotune.spec.heads import HeadsSpec
 from autotune.spec.model import ModelSpec
@@ -358,6 +359,12 @@ def standing(rank: int, world: int, jobs: list[Job], folder: Path) -> list[tuple
     torch.set_grad_enabled(False)
     here = Standing(rank, world, torch.device("cpu"), folder)
     return [here.run(job, str(number), 100.0).losses for number, job in enumerate(jobs)]
+
+
+def work(rank: int, world: int, job: Path, folder: Path) -> None:
+    """What a worker of a launch does in a world that it has joined."""
+    torch.set_grad_enabled(False)
+    part(Job.from_json(job.read_text()), rank, torch.device("cpu"), folder)
 
 
 def results(rank: int, world: int, jobs: list[Job], folder: Path) -> list[RunResult]:

@@ -22,18 +22,21 @@ from autotune.planners.schedules.vocabulary import VOCABULARIES
 from autotune.spec.model import Experts, ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.workload import Workload
-from tests.equal import assert_equal
+from tests.equal import assert_equal, shallow
 from tests.pool import Pool
 
 TIED = ModelSpec("deep-llama", "LlamaForCausalLM", 16, 9, 4, 4, 4, 24, 32, tied=True)
 OPEN = ModelSpec("deep-qwen", "Qwen3ForCausalLM", 24, 10, 8, 4, 4, 32, 40, qkv_bias=True, qk_norm=True)
-EXPERTS = {  # the same with every layer, or all but some, of experts
-    TIED: replace(TIED, architecture="MixtralForCausalLM", experts=Experts(4, 2, 8)),
-    OPEN: replace(OPEN, architecture="Qwen3MoeForCausalLM", experts=Experts(4, 2, 8, dense_layers=(0, 3, 4))),
-}
 SEARCHED = [name for name, entry in SCHEDULES.items() if entry.searched]
 EACH = 2  # plans a schedule
 DRAWS = 600  # after which a pass that was not drawn is taken not to be legal with a schedule
+
+
+def mixed(model: ModelSpec) -> ModelSpec:
+    """The same with every layer, or all but some, of experts."""
+    if model.tied:
+        return replace(model, architecture="MixtralForCausalLM", experts=Experts(4, 2, 8))
+    return replace(model, architecture="Qwen3MoeForCausalLM", experts=Experts(4, 2, 8, dense_layers=(0, 3, 4)))
 
 
 def shards(name: str, pipe: Pipe) -> bool:
@@ -57,6 +60,7 @@ def draw_plan(draw: random.Random, name: str) -> tuple[ModelSpec, Plan, Workload
     stages = pipeline * chunks
     if stages > model.layers:
         return None
+    model = shallow(model, Plan(pipeline=pipeline, chunks=chunks), 2)
     plan = Plan(
         data,
         1,
@@ -98,8 +102,8 @@ def draw_plan(draw: random.Random, name: str) -> tuple[ModelSpec, Plan, Workload
     plan = replace(plan, weight_gradients=update.choice(["apart", "joined"]) if splits else "apart")
     plan = replace(plan, vocabulary=draw.choice(["ends", *VOCABULARIES]))
     plan = replace(plan, group=draw.choice(entry.groups(pipe)), limit=draw.choice(entry.limits(pipe)))
-    if update.choice([True, False, False]) and why_not(EXPERTS[model], work, plan, plan.world) is None:
-        model = EXPERTS[model]
+    if update.choice([True, False, False]) and why_not(mixed(model), work, plan, plan.world) is None:
+        model = mixed(model)
         plan = replace(plan, expert=update.choice([1, 2]) if data > 1 else 1)
     return (model, plan, work) if why_not(model, work, plan, plan.world) is None else None
 
@@ -146,8 +150,9 @@ def sharded(name: str, vocabulary: str) -> list[Any]:
         plan = Plan(1, tensor, pipeline, 1, name, chunks, attention="math", vocabulary=vocabulary)
         plan = replace(plan, sequence_parallel=shares)
         work = Workload(sequence_length=8, global_batch=legal[0], precision="fp64", learning_rate=1e-2)
-        if why_not(model[tensor], work, plan, plan.world) is None:
-            found.append(pytest.param(model[tensor], plan, work, id=plan.describe()))
+        cut = shallow(model[tensor], plan)
+        if why_not(cut, work, plan, plan.world) is None:
+            found.append(pytest.param(cut, plan, work, id=plan.describe()))
     assert found, f"{name}: no small pipeline may shard its vocabulary"
     return found[:1]
 

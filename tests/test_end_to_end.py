@@ -9,19 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from autotune.profiles_db.profile_file import load_profile
 from autotune.runners.checkpoint import open_checkpoint
-from autotune.runners.reference import reference_logits
 from autotune.spec.families import load_model
 from autotune.spec.graph import blocks
 from autotune.spec.machine import Sample
 from autotune.spec.work import Memory
 from tests.commands import Home
 from tests.processes import gone, started_by, wait_for
-from tests.small import GENERATE, MODEL, TRAIN
+from tests.small import GENERATE, TRAIN
 
 pytestmark = pytest.mark.alone
 
@@ -120,19 +117,6 @@ def test_training_from_recipe_to_pictures(experienced: Home) -> None:
     assert stale.code == 8 and "the model changed" in stale.stderr and "autotune search" in stale.stderr
 
 
-def test_a_lock_carries_what_data_ranks_share(experienced: Home) -> None:
-    home = experienced
-    shared = TRAIN.replace("zero = 0", "zero = 3\nchunks = 2\ngathered = 1").replace('"1f1b"', '"zeropp"')
-    recipe = home.write("shared.toml", shared.replace("micro_batch = 4", "micro_batch = 1"))
-    found = home.run("search", recipe, "--measure", "0", "--json")
-    assert found.code == 0, found.stderr
-    plan = found.json["plan"]
-    assert (plan["zero"], plan["gathered"], plan["data"], plan["schedule"]) == (3, 1, 2, "zeropp")
-    ran = home.run("run", "shared.lock.json", "--check", "--steps", "1", "--json")
-    assert ran.code == 0, ran.stderr
-    assert ran.json["equal"] is True and ran.json["plan_id"] == found.json["plan_id"]
-
-
 def test_generation_from_recipe_to_pictures(home: Home) -> None:
     recipe = home.write("talk.toml", GENERATE)
     found = home.run("search", recipe, "--json")
@@ -147,125 +131,6 @@ def test_generation_from_recipe_to_pictures(home: Home) -> None:
     assert (home.folder / "t.svg").read_text().startswith("<svg")
     assert home.run("plot", ran.json["run_id"], "--out", "t.html").code == 0
     assert home.run("explain", recipe).code == 0
-
-
-def test_prompts_from_a_file_are_answered(home: Home) -> None:
-    """More prompts than are generated at once, of different lengths, drawn, until a space comes."""
-    sampled = GENERATE.replace("batch = 2", 'batch = 2\ntemperature = 0.7\nstop = [" "]\n')
-    recipe = home.write("talk.toml", sampled.replace("new_tokens = 5", "new_tokens = 24"))
-    home.write("p.jsonl", 'def f(\n"im"\n{"prompt": "x", "id": 7}\n')
-    pins = ("--pin", "tensor=1", "--pin", "data=2", "--pin", "micro_batch=1")
-    words = ("run", recipe, *pins, "--prompts", "p.jsonl", "--steps", "1", "--warmup", "0", "--check")
-    ran = home.run(*words, "--answers", "a.jsonl", "--json")
-    assert ran.code == 0, ran.stderr
-    assert ran.json["equal"] is True
-    answers = [json.loads(line) for line in (home.folder / "a.jsonl").read_text().splitlines()]
-    assert [answer["prompt"] for answer in answers] == ["def f(", "im", "x"]
-    for answer in answers:
-        assert answer["end"] in ("stop", "length") and len(answer["tokens"]) <= 24
-        assert 32 not in answer["tokens"] and (answer["end"] == "stop" or len(answer["tokens"]) == 24)
-    again = home.run(*words, "--stream")
-    assert again.code == 0, again.stderr
-    lines = [json.loads(line) for line in again.stdout.splitlines() if line.startswith("{")]
-    assert [line for line in lines if "prompt" in line] == answers, "the seed makes the answers"
-    for number, answer in enumerate(answers):
-        told = "".join(line["text"] for line in lines if line.get("sequence") == number)
-        assert told.rstrip("\ufffd") == answer["answer"].rstrip("\ufffd"), "an answer may end within a character"
-
-
-def test_what_was_trained_is_continued(home: Home) -> None:
-    """Checked, saved, loaded by transformers from the keys of a recipe, and continued by us from its folder alone."""
-    train = home.write("r.toml", TRAIN.replace("steps = 3", "warmup_steps = 2\ndecay_steps = 8\nlearning_rate = 0.01"))
-    pins = ("--pin", "pipeline=2", "--pin", "micro_batch=2", "--steps", "4", "--warmup", "1")
-    ran = home.run("run", train, *pins, "--check", "--save", "made/byte", "--json")
-    assert ran.code == 0, ran.stderr
-    assert ran.json["equal"] is True and ran.json["max_difference"] < 1e-5
-    assert ran.json["saved"] == str(home.folder / "made" / "byte") and len(ran.json["measured"]["losses"]) == 6
-    assert sorted(file.name for file in (home.folder / "made").rglob("*")) == [
-        "byte",
-        "config.json",
-        "model.safetensors",
-    ]
-    talk = GENERATE.replace(MODEL, '[model]\ncheckpoint = "made/byte"\n').replace('prompt = "def f("\n', "")
-    said = home.run("run", home.write("t.toml", talk), "--pin", "tensor=2", "--check", "--steps", "1", "--json")
-    assert said.code == 0, said.stderr
-    assert said.json["equal"] is True
-    model = load_model(home.folder / "made" / "byte")
-    weights = open_checkpoint(home.folder / "made" / "byte").whole(model, torch.float32)
-    tokens = torch.arange(64).view(2, 32)
-    with torch.no_grad():
-        logits = AutoModelForCausalLM.from_pretrained(home.folder / "made" / "byte")(tokens).logits
-    assert torch.allclose(reference_logits(model, weights, tokens), logits, rtol=1e-5, atol=1e-5)
-
-
-def test_how_tokens_are_proposed_is_measured_and_chosen(home: Home) -> None:
-    """A draft that is the model itself is always right; what was measured is searched and predicted with."""
-    text = GENERATE.replace(
-        "tensor = 2\n", 'decoding = ["plain", "ngram", "draft"]\nspeculate = 2\nmatch = 1\nbranches = 1\n'
-    )
-    text = text.replace('prompt = "def f("\n', "").replace("devices = 2", "devices = 1")
-    recipe = home.write("talk.toml", text + MODEL.replace("[model]", "[draft]"))
-    refused = home.run("search", recipe, "--set", 'search.decoding="draft"')
-    assert refused.code == 3 and "needs the acceptance of 'draft'" in refused.stderr, refused.stderr
-    told = home.run("profile", "--acceptance", recipe, "--json")
-    assert told.code == 0, told.stderr
-    rates = {one["key"]: one["rates"] for one in told.json["acceptances"]}
-    assert rates["draft"] == [1, 1] and len(rates["ngram match=1"]) == 2
-    found = home.run("search", recipe, "--measure", "0", "--json")
-    assert found.code == 0, found.stderr
-    assert found.json["space"]["feasible"] == 6  # three strategies, of one sequence at a time and of both
-    pins = ("--pin", "decoding=draft", "--pin", "speculate=2", "--pin", "micro_batch=2")
-    ran = home.run("run", recipe, *pins, "--steps", "1", "--check", "--json")
-    assert ran.code == 0, ran.stderr
-    assert ran.json["equal"] is True and ran.json["measured"]["rounds"]["expected"] == 3
-    assert ran.json["measured"]["rounds"]["rates"] == [1, 1]
-
-
-def test_a_draft_that_proposes_blocks_is_trained_measured_and_chosen(home: Home) -> None:
-    """Trained with masks beside its text, checked against the reference and searched; then it drafts for itself."""
-    masks = "parallel_draft = 3\nparallel_masks = 2\n"
-    text = TRAIN.replace("[machine]", masks + "[machine]").replace("devices = 2", "devices = 1")
-    recipe = home.write("blocks.toml", text)
-    ran = home.run("run", recipe, "--pin", "micro_batch=4", "--steps", "2", "--check", "--save", "out", "--json")
-    assert ran.code == 0, ran.stderr
-    assert ran.json["equal"] is True and ran.json["max_difference"] < 1e-5
-    found = home.run("search", recipe, "--measure", "1", "--json")
-    assert found.code == 0, found.stderr
-    assert found.json["space"]["feasible"] == 1
-    config = json.loads((home.folder / "out" / "config.json").read_text())
-    assert config["parallel_draft"] == 3 and config["parallel_masks"] == 2
-    alone = text[text.index("[machine]") :].replace("steps = 3", 'steps = 3\ntrained = "masks"')
-    recipe = home.write("alone.toml", '[model]\ncheckpoint = "out"\n' + alone)
-    ran = home.run("run", recipe, "--pin", "micro_batch=4", "--steps", "2", "--check", "--save", "masks", "--json")
-    assert ran.code == 0 and ran.json["equal"] is True, ran.stderr
-    model = load_model(home.folder / "out")
-    before, after = (open_checkpoint(home.folder / name).whole(model, torch.float32) for name in ("out", "masks"))
-    assert [key for key in before if not before[key].equal(after[key])] == [(0, "mask.weight")]
-    talk = GENERATE[GENERATE.index("[machine]") :].replace("devices = 2", "devices = 1")
-    axes = 'decoding = ["plain", "parallel"]\nspeculate = 3\n'
-    talk = talk.replace('prompt = "def f("\n', "").replace("tensor = 2\n", axes)
-    recipe = home.write("talk.toml", '[model]\ncheckpoint = "out"\n[draft]\ncheckpoint = "out"\n' + talk)
-    told = home.run("profile", "--acceptance", recipe, "--json")
-    assert told.code == 0, told.stderr
-    (rates,) = (one["rates"] for one in told.json["acceptances"] if one["key"] == "parallel speculate=3")
-    assert rates[0] == 1 and len(rates) == 3
-    found = home.run("search", recipe, "--measure", "1", "--json")
-    assert found.code == 0, found.stderr
-    assert found.json["space"]["feasible"] == 4
-    pins = ("--pin", "decoding=parallel", "--pin", "speculate=3", "--pin", "micro_batch=2")
-    ran = home.run("run", recipe, *pins, "--steps", "1", "--check", "--json")
-    assert ran.code == 0, ran.stderr
-    assert ran.json["equal"] is True and ran.json["measured"]["rounds"]["rates"][0] == 1
-    warm = ("--set", "workload.temperature=0.9", "--pin", "commit=rejection")
-    ran = home.run("run", recipe, *pins, *warm, "--steps", "1", "--check", "--json")
-    assert ran.code == 0 and ran.json["equal"] is True, ran.stderr
-
-
-def test_a_checked_run(home: Home) -> None:
-    pins = ("--pin", "data=2", "--pin", "zero=1", "--pin", "micro_batch=2")
-    ran = home.run("run", home.write("r.toml", TRAIN), *pins, "--check", "--steps", "1", "--warmup", "0", "--json")
-    assert ran.code == 0, ran.stderr
-    assert ran.json["equal"] is True and ran.json["max_difference"] < 1e-5
 
 
 def test_a_world_that_torchrun_started(home: Home) -> None:

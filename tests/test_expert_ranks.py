@@ -30,7 +30,7 @@ from tests.equal import assert_equal
 from tests.operands import make_env
 from tests.pool import Pool
 from tests.prices import bare
-from tests.test_conformance import EXPERTS, SEARCHED, draw_plan
+from tests.test_conformance import SEARCHED, draw_plan, mixed
 from tests.test_equality import DEEPSEEK, MIXTRAL, SPARSE, WORK
 
 V2 = replace(
@@ -99,7 +99,7 @@ def drawn(name: str) -> tuple[ModelSpec, Plan, Workload]:
         if (case := draw_plan(draw, name)) is None:
             continue
         model, plan, work = case
-        model = model if model.experts else EXPERTS[model]
+        model = model if model.experts else mixed(model)
         plan = replace(plan, expert=2, weight_gradients="apart")
         if plan.data == 2 and why_not(model, work, plan, plan.world) is None:
             return model, plan, work

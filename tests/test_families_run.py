@@ -20,7 +20,7 @@ from autotune.runners.rope import tables
 from autotune.runners.state import StageState
 from autotune.spec.families import load_model
 from autotune.spec.graph import Weight, blocks
-from tests.commands import Home
+from tests.commands import Inside
 
 SHAPE = {
     "vocab_size": 272,
@@ -137,13 +137,12 @@ PLANS = {
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_a_run_continues_a_prompt_as_transformers_does(name: str, tmp_path: Path) -> None:
-    home = Home.make(tmp_path / "home")
-    theirs = save(name, home.folder / "m", **({"max_shard_size": "64KB"} if name == "qwen2" else {}))
-    assert (home.folder / "m" / "model.safetensors.index.json").exists() == (name == "qwen2")
+def test_a_run_continues_a_prompt_as_transformers_does(name: str, inside: Inside) -> None:
+    theirs = save(name, inside.folder / "m", **({"max_shard_size": "64KB"} if name == "qwen2" else {}))
+    assert (inside.folder / "m" / "model.safetensors.index.json").exists() == (name == "qwen2")
     devices, pins = PLANS[name]
-    recipe = home.write("r.toml", RECIPE.format(folder="m", devices=devices))
-    said = home.run("run", recipe, *(pins or ("--pin", "tensor=1")), "--pin", "micro_batch=2", "--check", "--json")
+    recipe = inside.write("r.toml", RECIPE.format(folder="m", devices=devices))
+    said = inside.run("run", recipe, *(pins or ("--pin", "tensor=1")), "--pin", "micro_batch=2", "--check", "--json")
     assert said.code == 0, said.stderr
     prompts = torch.tensor([list(b"Beautiful is better than"), list(b"Flat is better than nest")])
     theirs.generation_config.eos_token_id = None

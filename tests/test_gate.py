@@ -106,7 +106,7 @@ def test_a_training_is_gated(home: Home, here: Autotune) -> None:
 
 
 @pytest.mark.alone  # its launches are timed
-def test_a_generation_is_gated(home: Home, here: Autotune) -> None:
+def test_a_generation_is_gated(home: Home, standing: None, here: Autotune) -> None:
     """Its answers are compared; where they are others, the one-process reference has the last word."""
     recipe, file = home.write("talk.toml", TALK), home.folder / "talk.lock.json"
     assert here("search", recipe, "--measure", "0").code == 0

@@ -38,7 +38,7 @@ from autotune.spec.model import Experts
 from autotune.spec.plan import CHANGES, EXACT, FUSED, INT8, Plan
 from autotune.spec.prediction import Question
 from autotune.spec.work import Matmul, Memory
-from tests.commands import Home
+from tests.commands import Inside
 from tests.pool import Pool
 from tests.small import GENERATE
 from tests.tasks import lively_weight, random_prompts
@@ -58,11 +58,6 @@ CASES = [
     ("llama", ROUNDED.altered(tensor=2, pipeline=2, prompt_chunk=3), "fp64"),
     ("window", ROUNDED.altered(tensor=2, pipeline=2, kernels=FUSED), "fp64"),
 ]
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    return Home.make(tmp_path_factory.mktemp("home"))
 
 
 @lru_cache
@@ -248,12 +243,12 @@ def test_such_plans_are_labelled_and_never_searched_unasked() -> None:
     assert Plan().changes == () and "rounded to 8 bits" in ROUNDED.changes[0]
 
 
-def test_a_run_says_what_it_changes_and_how_far_it_drifts(home: Home) -> None:
-    recipe = home.write("round.toml", GENERATE.replace("[search]\n", '[search]\nweights = "int8"\n'))
-    found = home.run("search", recipe, "--measure", "0", "--json")
+def test_a_run_says_what_it_changes_and_how_far_it_drifts(inside: Inside) -> None:
+    recipe = inside.write("round.toml", GENERATE.replace("[search]\n", '[search]\nweights = "int8"\n'))
+    found = inside.run("search", recipe, "--measure", "0", "--json")
     assert found.code == 0, found.stderr
     assert found.json["plan"]["weights"] == INT8 and len(found.json["changes"]) == 1
-    ran = home.run("run", recipe, "--check", "--steps", "1", "--json")
+    ran = inside.run("run", recipe, "--check", "--steps", "1", "--json")
     assert ran.code == 0, ran.stderr
     assert ran.json["equal"] is True and ran.json["changes"] == found.json["changes"]
     assert 0 <= ran.json["drift"]["equal"] <= 1 and ran.json["drift"]["first"] >= -1
@@ -264,7 +259,7 @@ def test_a_run_says_what_it_changes_and_how_far_it_drifts(home: Home) -> None:
         ("simulate", recipe),
         ("plans", "show", found.json["plan_id"]),
     ):
-        shown = home.run(*words)
+        shown = inside.run(*words)
         assert shown.code == 0 and "rounded to 8 bits" in shown.stdout, (words, shown.stdout, shown.stderr)
 
 

@@ -34,18 +34,12 @@ from autotune.spec.plan import FUSED, Plan
 from autotune.spec.work import PAGES as GATHERED
 from autotune.spec.work import Attention, Memory
 from autotune.spec.workload import Workload
-from tests.commands import Home
+from tests.commands import Inside
 from tests.pool import Pool
 from tests.small import GENERATE
 from tests.tasks import random_prompts
 from tests.test_answers import expected
 from tests.test_generation import LLAMA, MODELS, WORK, build
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    return Home.make(tmp_path_factory.mktemp("home"))
-
 
 SHIPPED = Path(__file__).parents[1] / "recipes" / "models"
 WORLDS = (Plan(), Plan(tensor=2), Plan(pipeline=2), Plan(data=2), Plan(tensor=2, pipeline=2))
@@ -249,31 +243,31 @@ def test_putting_pages_side_by_side_is_priced_and_timed() -> None:
     assert paged_ > plain
 
 
-def test_a_recipe_tells_the_lengths(home: Home) -> None:
+def test_a_recipe_tells_the_lengths(inside: Inside) -> None:
     pages = GENERATE.replace("[search]\n", "[search]\npage = 16\n").replace("prompt_length = 6", "prompt_length = 40")
     texts = pages.replace('prompt = "def f("', f'prompt = ["{"x" * 40}", "y"]')
-    recipe = home.write("texts.toml", texts)
+    recipe = inside.write("texts.toml", texts)
     pins = ("--pin", "tensor=1", "--pin", "pipeline=2", "--pin", "page=16", "--pin", "micro_batch=2", "--steps", "1")
-    ran = home.run("run", recipe, *pins, "--check", "--json")
+    ran = inside.run("run", recipe, *pins, "--check", "--json")
     assert ran.code == 0, ran.stderr
     assert ran.json["equal"] is True and ran.json["plan"]["page"] == 16
     lengths = pages.replace('prompt = "def f("', "prompt_lengths = [40, 1]")
-    cut = home.run("run", home.write("lengths.toml", lengths), *pins, "--check", "--json")
+    cut = inside.run("run", inside.write("lengths.toml", lengths), *pins, "--check", "--json")
     assert cut.code == 0, cut.stderr
     assert cut.json["equal"] is True
-    longest = home.run("run", home.write("all.toml", lengths.replace("[40, 1]", "[40, 40]")), *pins, "--json")
+    longest = inside.run("run", inside.write("all.toml", lengths.replace("[40, 1]", "[40, 40]")), *pins, "--json")
     at = [max(said["predicted"]["peak_bytes"]) for said in (ran.json, cut.json, longest.json)]
     assert at[0] == at[1] < at[2]
     off = [
         max(said["measured"]["peak_bytes"]) - max(said["predicted"]["peak_bytes"]) for said in (cut.json, longest.json)
     ]
     assert off[0] == off[1]  # what a page more takes is what was predicted
-    home.write("p.txt", "abc\n" + "z" * 33 + "\n")
-    one = home.run(
-        "run", home.write("one.toml", pages.replace("prompt_length = 6", "prompt_length = 40")), *pins, "--json"
+    inside.write("p.txt", "abc\n" + "z" * 33 + "\n")
+    one = inside.run(
+        "run", inside.write("one.toml", pages.replace("prompt_length = 6", "prompt_length = 40")), *pins, "--json"
     )
     assert max(one.json["predicted"]["peak_bytes"]) < at[2]  # a text of six bytes stands for both prompts
-    asked = home.run("run", recipe, *pins, "--prompts", "p.txt", "--check", "--json")
+    asked = inside.run("run", recipe, *pins, "--prompts", "p.txt", "--check", "--json")
     assert asked.code == 0 and asked.json["equal"] is True, asked.stderr
 
 

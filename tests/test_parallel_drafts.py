@@ -3,6 +3,7 @@ refused."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from autotune.planners.decoding.passes import draft_passes
 from autotune.planners.feasible import why_not
 from autotune.planners.lower.generate import draft_bytes, draft_room, room
+from autotune.runners.checkpoint import open_checkpoint
 from autotune.runners.decoding.draft import Draft
 from autotune.runners.decoding.reference import Drafts, at_once, one_by_one, speculative
 from autotune.runners.decoding.seen import Proposer, Seen
@@ -21,11 +23,13 @@ from autotune.runners.prompts import Prompts
 from autotune.runners.reference import reference_logits
 from autotune.runners.sampling import distribution, drawn, draws
 from autotune.spec.errors import UsageError
-from autotune.spec.families import from_config
+from autotune.spec.families import from_config, load_model
 from autotune.spec.graph import Weight, parameters
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import REJECTION, Plan
 from autotune.spec.workload import Workload
+from tests.commands import Inside
+from tests.small import GENERATE, TRAIN
 from tests.tasks import lively_weight, random_prompts
 from tests.test_answers import LENGTHS
 from tests.test_decoding import OWN, SHARED
@@ -218,3 +222,43 @@ def test_masks_of_a_config() -> None:
     own = from_config({**CONFIG, "parallel_draft": 8, "parallel_masks": 7}, "d.json")
     assert (own.mask_token(0), own.mask_token(6)) == (256, 262)
     assert from_config(CONFIG, "d.json").masks == 0
+
+
+def test_a_draft_that_proposes_blocks_is_trained_measured_and_chosen(inside: Inside) -> None:
+    """Trained with masks beside its text, checked against the reference and searched; then it drafts for itself."""
+    masks = "parallel_draft = 3\nparallel_masks = 2\n"
+    text = TRAIN.replace("[machine]", masks + "[machine]").replace("devices = 2", "devices = 1")
+    recipe = inside.write("blocks.toml", text)
+    ran = inside.run("run", recipe, "--pin", "micro_batch=4", "--steps", "2", "--check", "--save", "out", "--json")
+    assert ran.code == 0, ran.stderr
+    assert ran.json["equal"] is True and ran.json["max_difference"] < 1e-5
+    found = inside.run("search", recipe, "--measure", "1", "--json")
+    assert found.code == 0, found.stderr
+    assert found.json["space"]["feasible"] == 1
+    config = json.loads((inside.folder / "out" / "config.json").read_text())
+    assert config["parallel_draft"] == 3 and config["parallel_masks"] == 2
+    alone = text[text.index("[machine]") :].replace("steps = 3", 'steps = 3\ntrained = "masks"')
+    recipe = inside.write("alone.toml", '[model]\ncheckpoint = "out"\n' + alone)
+    ran = inside.run("run", recipe, "--pin", "micro_batch=4", "--steps", "2", "--check", "--save", "masks", "--json")
+    assert ran.code == 0 and ran.json["equal"] is True, ran.stderr
+    model = load_model(inside.folder / "out")
+    before, after = (open_checkpoint(inside.folder / name).whole(model, torch.float32) for name in ("out", "masks"))
+    assert [key for key in before if not before[key].equal(after[key])] == [(0, "mask.weight")]
+    talk = GENERATE[GENERATE.index("[machine]") :].replace("devices = 2", "devices = 1")
+    axes = 'decoding = ["plain", "parallel"]\nspeculate = 3\n'
+    talk = talk.replace('prompt = "def f("\n', "").replace("tensor = 2\n", axes)
+    recipe = inside.write("talk.toml", '[model]\ncheckpoint = "out"\n[draft]\ncheckpoint = "out"\n' + talk)
+    told = inside.run("profile", "--acceptance", recipe, "--json")
+    assert told.code == 0, told.stderr
+    (rates,) = (one["rates"] for one in told.json["acceptances"] if one["key"] == "parallel speculate=3")
+    assert rates[0] == 1 and len(rates) == 3
+    found = inside.run("search", recipe, "--measure", "1", "--json")
+    assert found.code == 0, found.stderr
+    assert found.json["space"]["feasible"] == 4
+    pins = ("--pin", "decoding=parallel", "--pin", "speculate=3", "--pin", "micro_batch=2")
+    ran = inside.run("run", recipe, *pins, "--steps", "1", "--check", "--json")
+    assert ran.code == 0, ran.stderr
+    assert ran.json["equal"] is True and ran.json["measured"]["rounds"]["rates"][0] == 1
+    warm = ("--set", "workload.temperature=0.9", "--pin", "commit=rejection")
+    ran = inside.run("run", recipe, *pins, *warm, "--steps", "1", "--check", "--json")
+    assert ran.code == 0 and ran.json["equal"] is True, ran.stderr
