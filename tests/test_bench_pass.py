@@ -51,6 +51,16 @@ def test_every_part_runs_and_none_is_missing(
         assert extra == {"layer": {"append"}, "head": {"pick", "sample", "sample_cut", "settle"}}.get(block.kind, set())
 
 
+def test_nothing_is_settled_after_a_pass_of_a_draft() -> None:
+    """Which may score several tokens of each sequence, and leaves the texts alone."""
+    head = blocks(MODEL)[-1]
+    shape = block_shape(head, Shape(2, 3, 9, dtype="fp32", attention="math", scored=3))
+    body = inference_body(head, shape)
+    parts = bench_pass.stages(body, compile_body(head, body.forward), bench_pass.PassPiece(head, shape))
+    timed = {work.op for _, added in parts for work in added if isinstance(work, Memory)}
+    assert "pick" in timed and "settle" not in timed
+
+
 def test_a_generation_is_timed_at_both_ends() -> None:
     workload = Workload(kind="generate", prompt_length=16, new_tokens=8, batch=1)
     assert pass_lengths(Plan(), workload) == ((16, 16), (1, 17), (1, 23))

@@ -306,12 +306,14 @@ def stages(body: Body, calls: tuple[Call, ...], piece: PassPiece) -> list[tuple[
                 found.append(((*before, Call(_gather, call.reads, (), (), call.reads, COMPUTE, PAGES)), (work,)))
         found.append((calls[: many + 1], tuple(made) if len(made) == 1 and not call.collective else ()))
     if block.kind == "head":
-        follows = between(piece.round or Plan(), shape.batch, piece.columns, shape.dtype).items()
+        follows = between(piece.round or Plan(), shape.batch, piece.columns, shape.dtype)
+        if piece.round is None and shape.scored > 1:  # of a draft, after whose passes nothing is settled
+            follows = {}
         for name, run in CHOICES.items():  # each adds to what came before it
             calls = (*calls, Call(run, (body.output,), (f"{name}ed", "column"), (), (), COMPUTE, name))
             found.append((calls, (Memory(name, body.sizes[body.output], shape.dtype),)))
             if name == "pick":  # and at once what follows a choice: after further ones it would find its code at hand
-                for also, work in follows:
+                for also, work in follows.items():
                     reads, ran = ("picked",), partial(BETWEEN[also], piece)
                     calls = (*calls, Call(ran, reads, (also,), (), (), COMPUTE, also))
                     found.append((calls, (work,)))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 
+from autotune.planners.feasible import why_not
+from autotune.planners.space import canonical
 from autotune.spec.families import load_model
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import FUSED, INT8, LIBRARY, Plan
@@ -90,6 +93,27 @@ def _schedules() -> Suite:
     )
     workload = Workload(sequence_length=4096, global_batch=16, precision="bf16")
     return Suite(_untied_1b(), workload, plans, "cuda", steps=3, warmup=1)
+
+
+def _drawn(model: ModelSpec, workload: Workload, count: int, seed: int) -> tuple[Plan, ...]:
+    """So many different plans that can run, for one worker and for two, drawn from what these axes may be."""
+    axes: dict[str, tuple[str | int | bool, ...]] = {
+        "micro_batch": (1, 2, 4, 8, 16, 32),
+        "recompute": ("none", "selective", "full"),
+        "zero": (0, 1, 2, 3),
+        "sequence_parallel": (False, True),
+        "vocabulary": ("ends", "vocab-1", "vocab-2"),
+    }
+    chunks_of = {"1f1b": 1, "gpipe": 1, "interleaved-1f1b": 2, "zb-h1": 1, "zb-v": 2, "v-half": 2, "2bp-1f1b": 1}
+    meshes: tuple[dict[str, int], ...] = ({}, {"data": 2}, {"tensor": 2}, {"pipeline": 2})
+    random, found = Random(seed), dict[Plan, None]()
+    while len(found) < count:
+        schedule, chunks = random.choice([*chunks_of.items()])
+        inner = {name: random.choice(values) for name, values in axes.items()}
+        plan = Plan().altered(**random.choice(meshes), **inner, schedule=schedule, chunks=chunks)
+        if not why_not(model, workload, plan) and canonical(plan):
+            found[plan] = None
+    return tuple(found)
 
 
 def _schedules_on_cpu() -> Suite:
@@ -241,6 +265,7 @@ def suites() -> dict[str, Suite]:
         "h200-alone": Suite(_llama_1b(), eight, alone, "cuda"),
         "h200-shared": Suite(wide, short, shared, "cuda", steps=2, check=True),
         "cpu": Suite(_small(), cpu, here, "cpu"),
+        "cpu-drawn": Suite(_other(), other, _drawn(_other(), other, 30, 0), "cpu", steps=3, warmup=1),
         "cpu-held-out": Suite(_other(), other, held_out, "cpu"),
         "h200": Suite(_llama_1b(), gpu, one, "cuda"),
         "h200-qwen3": Suite(load_model(_models() / "Qwen--Qwen3-0.6B.json"), shorter, alike, "cuda"),
