@@ -16,7 +16,7 @@ from autotune.spec.families import load_model
 from autotune.spec.graph import blocks
 from autotune.spec.machine import Sample
 from autotune.spec.work import Memory
-from tests.commands import Home
+from tests.commands import Home, Inside
 from tests.processes import gone, started_by, wait_for
 from tests.small import GENERATE, TRAIN
 
@@ -149,9 +149,10 @@ def test_a_world_that_torchrun_started(home: Home) -> None:
 # --- asked again
 
 
-def test_a_measured_answer_is_given_again(experienced: Home) -> None:
+def test_a_measured_answer_is_given_again(refined: Path, inside: Inside) -> None:
     """With every launch of the lock and no worker started; --fresh runs the plans again."""
-    home, recipe = experienced, experienced.write("small.toml", TRAIN)
+    shutil.copy(refined, inside.folder / "plans.db")
+    home, recipe = inside, inside.write("small.toml", TRAIN)
     file, log = home.folder / "small.lock.json", home.store().place.files / "logs"
     first = home.run("search", recipe)
     assert first.code == 0, first.stderr

@@ -332,8 +332,10 @@ def time_pass(model: ModelSpec, piece: PassPiece, device: torch.device) -> dict[
         x = torch.randn(shape.tokens, model.hidden, device=device).to(DTYPES[shape.dtype])
     found: dict[Work, list[float]] = defaultdict(list)
     if device.type == "cpu":
-        others = None if block.kind == "layer" else _others(model, shape)
-        return _stamped(stages(body, compile_body(block, body.forward), piece), layers, {source: x}, others)
+        parts, given = stages(body, compile_body(block, body.forward), piece), {source: x}
+        if block.kind == "layer":
+            return _stamped(parts, layers, given)
+        return _stamped(parts, layers[:2], given, _layers_before(model, shape, device))
     parts, given = stages(body, compile_body(block, body.forward), piece), {source: x}
     passes = max(1, model.layers // len(layers)) if block.kind == "layer" else 1
     before = _started(parts[0][0], layers, given, clock)
@@ -345,29 +347,39 @@ def time_pass(model: ModelSpec, piece: PassPiece, device: torch.device) -> dict[
     return {work: max(SHORTEST_S, statistics.fmean(times)) for work, times in found.items()}
 
 
-def _others(model: ModelSpec, shape: Shape) -> Tensor:
-    """As many bytes as the layers' weights, or enough of them, which a processor reads between an embedding and a head:
-    nothing of these is left in its caches when they come again."""
-    dtype = DTYPES[shape.dtype]
-    weights = [weight for block in blocks(model) if block.kind == "layer" for weight in block.weights()]
-    whole = sum(prod(local_shape(weight, shape.tensor)) for weight in weights)
-    return torch.zeros(max(1, min(whole, COLD_BYTES // dtype.itemsize)), dtype=dtype)
+def _layers_before(model: ModelSpec, shape: Shape, device: torch.device) -> Callable[[], None]:
+    """Runs layers of the model, as they run between an embedding and a head: of what these need, code and data, a
+    processor has nothing at hand when their turn comes."""
+    block = next((block for block in blocks(model) if block.kind == "layer"), None)
+    if block is None:  # heads alone
+        return lambda: None
+    alike = replace(shape, masked=False, page=0)
+    body = inference_body(block, alike)
+    calls, layers = compile_body(block, body.forward), layers_of(model, PassPiece(block, alike), device)
+    given = {block.nodes[0].reads[0]: torch.randn(alike.tokens, model.hidden).to(DTYPES[shape.dtype])}
+
+    def run() -> None:
+        for env in layers:
+            run_part(calls, env, dict(given))
+
+    return run
 
 
 def _stamped(
     parts: list[tuple[tuple[Call, ...], tuple[Work, ...]]],
     layers: list[Env],
     given: Values,
-    others: Tensor | None = None,
+    before: Callable[[], None] | None = None,
 ) -> dict[Work, float]:
     """The same on a CPU: each round runs all layers, and looks at the clock after every call. A call that a longer part
     leaves out again (the copies into the cache, which are also attention's) runs for its own time alone."""
     whole = parts[-1][0]
     spent: dict[Work, list[float]] = defaultdict(list)
-    for number in range(WARM + REPLAYS * max(1, ROUNDS // len(layers))):
+    times = 1 if before else max(1, ROUNDS // len(layers))
+    for number in range(WARM + REPLAYS * times):
         for env in layers:
-            if others is not None:
-                others.sum()
+            if before is not None:
+                before()
             values, at, within = dict(given), 0, 0.0  # `within`: what the next call does too
             for calls, added in parts:
                 call = calls[-1]
@@ -383,7 +395,7 @@ def _stamped(
                 if number >= WARM:
                     for work in added:
                         spent[work].append(seconds / len(added))
-    return {work: max(SHORTEST_S, trimmed(times, TRIM["cpu"])) for work, times in spent.items()}
+    return {work: max(SHORTEST_S, trimmed(each, TRIM["cpu"])) for work, each in spent.items()}
 
 
 def _share(
