@@ -12,7 +12,7 @@ from autotune.planners.costs.works import works
 from autotune.planners.decoding.strategies import scored, tree_of
 from autotune.planners.lower.generate import block_shape, inference_body, pass_lengths
 from autotune.planners.lower.shape import Shape, generation_shape
-from autotune.runners import bench_pass
+from autotune.runners import bench_parts, bench_pass
 from autotune.runners.body import compile_body
 from autotune.spec.graph import blocks
 from autotune.spec.model import ModelSpec
@@ -35,13 +35,13 @@ def test_every_part_runs_and_none_is_missing(
     for block in (blocks(model)[0], blocks(model)[1], blocks(model)[-1]):
         shape = block_shape(block, Shape(3, queries, keys, tensor=tensor, dtype="fp32", attention="math"))
         body = inference_body(block, shape)
-        piece = bench_pass.PassPiece(block, shape)
+        piece = bench_parts.PassPiece(block, shape)
         layers = bench_pass.layers_of(model, piece, torch.device("cpu"))
         assert len(layers) == 2
         source = block.nodes[0].reads[0]
         x = torch.randint(96, (shape.tokens,)) if source == "tokens" else torch.randn(shape.tokens, model.hidden)
         timed: list[Work] = []
-        for calls, added in bench_pass.stages(body, compile_body(block, body.forward), piece):
+        for calls, added in bench_parts.stages(body, compile_body(block, body.forward), piece):
             for env in layers:
                 bench_pass.run_part(calls, env, {source: x})
             timed += set(added)
@@ -56,7 +56,7 @@ def test_nothing_is_settled_after_a_pass_of_a_draft() -> None:
     head = blocks(MODEL)[-1]
     shape = block_shape(head, Shape(2, 3, 9, dtype="fp32", attention="math", scored=3))
     body = inference_body(head, shape)
-    parts = bench_pass.stages(body, compile_body(head, body.forward), bench_pass.PassPiece(head, shape))
+    parts = bench_parts.stages(body, compile_body(head, body.forward), bench_parts.PassPiece(head, shape))
     timed = {work.op for _, added in parts for work in added if isinstance(work, Memory)}
     assert "pick" in timed and "settle" not in timed
 
@@ -89,7 +89,7 @@ def test_what_lies_between_rounds_is_timed_as_it_is_priced(
     whole = generation_shape(plan.altered(micro_batch=2, attention="math"), work, new, 8 + new)
     found: set[Work] = set()
     for block in (blocks(MODEL)[1], blocks(MODEL)[-1]):
-        piece = bench_pass.PassPiece(block, block_shape(block, whole), columns, plan)
+        piece = bench_parts.PassPiece(block, block_shape(block, whole), columns, plan)
         found |= set(bench_pass.time_pass(MODEL, piece, torch.device("cpu")))
     wanted = set(between(plan, 2, columns, "fp32").values())
     assert {work.op for work in wanted} == named and wanted <= found

@@ -24,7 +24,8 @@ from autotune.planners.predict import Predictor
 from autotune.planners.simulate import memory
 from autotune.planners.space import axis_values
 from autotune.profiles_db.profile_file import from_dict, load_profile, shipped, to_dict
-from autotune.runners.bench_pass import PassPiece, time_pass
+from autotune.runners.bench_parts import PassPiece
+from autotune.runners.bench_pass import time_pass
 from autotune.runners.emulated import EMULATIONS, rounded_and_back
 from autotune.runners.memory import peak_during
 from autotune.runners.prompts import Prompts

@@ -21,7 +21,8 @@ from autotune.planners.lower.shape import generation_shape
 from autotune.planners.predict import Predictor
 from autotune.planners.simulate import memory
 from autotune.profiles_db.profile_file import load_profile, shipped
-from autotune.runners.bench_pass import PassPiece, time_pass
+from autotune.runners.bench_parts import PassPiece
+from autotune.runners.bench_pass import time_pass
 from autotune.runners.job import Job
 from autotune.runners.memory import peak_during
 from autotune.runners.ops import KVCache

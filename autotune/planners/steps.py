@@ -21,6 +21,7 @@ from autotune.spec.prediction import Question
 
 HANGING = (*INNER, "decoding", *DECODING)  # axes whose choices hang on the plan so far
 INSIDE = {"context_ring": "context", "expert": "data"}  # axes inside a mesh: their choices hang on it alone
+BRINGS = {"decoding": DECODING}  # axes whose value brings others with it
 TRIED = 4096  # choices of the inner axes among which one is looked for that a moved plan can have
 
 
@@ -69,9 +70,7 @@ def neighbourhood(question: Question, plan: Plan, advice: Advice) -> dict[str, V
 
 def _hanging(question: Question, plan: Plan, axis: str, advice: Advice) -> Values:
     """What the space offers of one axis where all others are the plan's."""
-    kept = {other: (getattr(plan, other),) for other in HANGING if other != axis}
-    if axis == "decoding":  # a way of proposing brings its own axes
-        kept = {other: value for other, value in kept.items() if other not in DECODING}
+    kept = {other: (getattr(plan, other),) for other in HANGING if other not in (axis, *BRINGS.get(axis, ()))}
     space = Enumeration(replace(widest(question), axes=kept), advice)
     found = islice(space.inner(plan), TRIED)
     return tuple(dict.fromkeys(getattr(each, axis) for each in found))

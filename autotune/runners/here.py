@@ -71,7 +71,8 @@ def refine_for(
 def _passes(question: Question, plans: Sequence[Plan], progress: Callable[[str], None]) -> Profile:
     """The question's profile with the operations of the plans' passes timed where they stand."""
     profile, workload = question.profile, question.workload
-    from autotune.runners.bench_pass import PassPiece, time_passes, time_passes_together
+    from autotune.runners.bench_parts import PassPiece
+    from autotune.runners.bench_pass import time_passes, time_passes_together
 
     predictor = Predictor(question.model, workload, profile)
     cpu = profile.device.kind == "cpu"

@@ -1,5 +1,5 @@
 """The work between two passes of a round that no model does: named and sized here, so that what is priced
-(costs/propose.py) and what is timed (runners/bench_pass.py) are the same pieces."""
+(costs/propose.py) and what is timed (runners/bench_parts.py) are the same pieces."""
 
 from __future__ import annotations
 

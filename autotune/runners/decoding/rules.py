@@ -57,31 +57,17 @@ class Row(Rule):
 
 
 @dataclass(frozen=True)
-class Branches(Rule):
-    """Tokens of a tree that are the target's own choices."""
+class Scored(Rule):
+    """Tokens of a tree, or of a row, that `keep` says of: (slate, choices, logits) to news."""
 
     chooser: Chooser
     choices: Tensor
-    levels: Levels
+    keep: Callable[[Tensor, Tensor, Tensor], Tensor]
 
     def kept(self, logits: Tensor, slate: Tensor, depths: Tensor) -> Kept:
         choices = self.chooser.tokens(logits, depths)
         self.choices.copy_(choices)
-        return Kept(match(self.levels, slate, choices))
-
-
-@dataclass(frozen=True)
-class Likely(Rule):
-    """Tokens that the target holds likely enough."""
-
-    chooser: Chooser
-    choices: Tensor
-    typical: Typical
-
-    def kept(self, logits: Tensor, slate: Tensor, depths: Tensor) -> Kept:
-        choices = self.chooser.tokens(logits, depths)
-        self.choices.copy_(choices)
-        return Kept(self.typical.commit(slate, choices, self.chooser.whole(logits)))
+        return Kept(self.keep(slate, choices, logits))
 
 
 @dataclass(frozen=True)
@@ -98,14 +84,20 @@ class Rejection(Rule):
 
 
 def _match(asked: Asked) -> Rule:
+    """The target's own choices."""
     tree = tree_of(asked.plan)
     if tree.chain:
         return Row(asked.chooser)
-    return Branches(asked.chooser, asked.choices, Levels.of(tree, asked.device, kept_nodes(asked.plan)))
+    levels = Levels.of(tree, asked.device, kept_nodes(asked.plan))
+    return Scored(asked.chooser, asked.choices, lambda slate, choices, logits: match(levels, slate, choices))
 
 
 def _typical(asked: Asked) -> Rule:
-    return Likely(asked.chooser, asked.choices, Typical.of(tree_of(asked.plan), asked.workload, asked.device))
+    """What the target holds likely enough."""
+    typical, whole = Typical.of(tree_of(asked.plan), asked.workload, asked.device), asked.chooser.whole
+    return Scored(
+        asked.chooser, asked.choices, lambda slate, choices, logits: typical.commit(slate, choices, whole(logits))
+    )
 
 
 class Committing(NamedTuple):
