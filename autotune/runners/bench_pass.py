@@ -206,11 +206,17 @@ def _stamped(
     before: Callable[[], None] | None = None,
 ) -> dict[Work, float]:
     """The same on a CPU: each round runs all layers, and looks at the clock after every call. A call that a longer part
-    leaves out again (the copies into the cache, which are also attention's) runs for its own time alone."""
+    leaves out again (the copies into the cache, which are also attention's) runs for its own time alone.
+
+    What lies between two calls no such look sees, so layers run once more in every round with no clock inside: their
+    calls share what these take longer in proportion. Heads, whose calls are long, do without.
+    """
     whole = parts[-1][0]
     spent: dict[Work, list[float]] = defaultdict(list)
+    longer: list[float] = []
     times = 1 if before else max(1, ROUNDS // len(layers))
     for number in range(WARM + REPLAYS * times):
+        stamped = 0.0
         for env in layers:
             if before is not None:
                 before()
@@ -223,13 +229,24 @@ def _stamped(
                 run_part((call,), env, reads)
                 seconds = time.perf_counter() - begin
                 if stays:
-                    at, within, seconds = at + 1, 0.0, seconds - within
+                    at, within, stamped, seconds = at + 1, 0.0, stamped + seconds, seconds - within
                 else:
                     within += seconds
                 if number >= WARM:
                     for work in added:
                         spent[work].append(seconds / len(added))
-    return {work: max(SHORTEST_S, trimmed(each, TRIM["cpu"])) for work, each in spent.items()}
+        if before is None and number >= WARM:
+            longer.append(_in_a_row(whole, layers, given) / stamped)
+    share = statistics.median(longer or [1.0])
+    return {work: max(SHORTEST_S, share * trimmed(each, TRIM["cpu"])) for work, each in spent.items()}
+
+
+def _in_a_row(calls: tuple[Call, ...], layers: Sequence[Env], given: Values) -> float:
+    """Seconds of these layers one after another."""
+    begin = time.perf_counter()
+    for env in layers:
+        run_part(calls, env, dict(given))
+    return time.perf_counter() - begin
 
 
 def _share(

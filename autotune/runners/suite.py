@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from autotune.planners.feasible import why_not
 from autotune.planners.predict import Predictor
 from autotune.profiles_db.profile_file import dump_profile, load_profile
-from autotune.runners.agreement import kendall_tau
+from autotune.runners.agreement import kendall_tau, regrets
 from autotune.runners.here import refine_for
 from autotune.runners.job import Job, RunResult
 from autotune.runners.launch import launch
@@ -207,7 +207,8 @@ def summary(rows: Sequence[Row]) -> list[str]:
             told.append(f"{name}: mean {statistics.fmean(map(abs, errors)):.1%}, worst {max(errors, key=abs):+.1%}")
     if len(good) >= ORDERED:
         tau = kendall_tau([r["predicted_s"] for r in good], [r["measured_s"] for r in good])
-        told.append(f"order of {len(good)} plans by step time: Kendall's tau-b {tau:.3f}")
+        (lost,) = regrets(("suite", r["predicted_s"], r["measured_s"]) for r in good)
+        told.append(f"order of {len(good)} plans by step time: Kendall's tau-b {tau:.3f}, regret {lost:.1%}")
     return told
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from random import Random
 
@@ -12,6 +14,8 @@ from autotune.spec.families import load_model
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import FUSED, INT8, LIBRARY, Plan
 from autotune.spec.workload import Workload
+
+Mesh = dict[str, int]  # degrees by axis
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ def _drawn(model: ModelSpec, workload: Workload, count: int, seed: int) -> tuple
         "vocabulary": ("ends", "vocab-1", "vocab-2"),
     }
     chunks_of = {"1f1b": 1, "gpipe": 1, "interleaved-1f1b": 2, "zb-h1": 1, "zb-v": 2, "v-half": 2, "2bp-1f1b": 1}
-    meshes: tuple[dict[str, int], ...] = ({}, {"data": 2}, {"tensor": 2}, {"pipeline": 2})
+    meshes: tuple[Mesh, ...] = ({}, {"data": 2}, {"tensor": 2}, {"pipeline": 2})
     random, found = Random(seed), dict[Plan, None]()
     while len(found) < count:
         schedule, chunks = random.choice([*chunks_of.items()])
@@ -114,6 +118,29 @@ def _drawn(model: ModelSpec, workload: Workload, count: int, seed: int) -> tuple
         if not why_not(model, workload, plan) and canonical(plan):
             found[plan] = None
     return tuple(found)
+
+
+def _every(
+    model: ModelSpec, workload: Workload, meshes: Sequence[Mesh], **axes: Sequence[str | int]
+) -> tuple[Plan, ...]:
+    """All plans of a small space that can run: what a search chooses among, so that its choice can be judged."""
+    inner = [dict(zip(axes, chosen, strict=True)) for chosen in product(*axes.values())]
+    plans = (Plan().altered(**mesh, **choice) for mesh in meshes for choice in inner)
+    return tuple(plan for plan in plans if not why_not(model, workload, plan) and canonical(plan))
+
+
+def _whole() -> dict[str, Suite]:
+    """Two spaces of 24 plans each, every one of which is measured."""
+    long = Workload(sequence_length=4096, global_batch=8, precision="bf16")
+    short = Workload(sequence_length=128, global_batch=32, precision="fp32")
+    kinds = ("none", "selective", "full")
+    gpu = _every(_llama_1b(), long, [{}], micro_batch=(1, 2, 4, 8), recompute=kinds, attention=("cudnn", "flash"))
+    meshes: tuple[Mesh, ...] = ({}, {"data": 2}, {"pipeline": 2}, {"tensor": 2})
+    cpu = _every(_other(), short, meshes, micro_batch=(4, 8, 16), recompute=("none", "full"))
+    return {
+        "h200-whole": Suite(_llama_1b(), long, gpu, "cuda", steps=3, warmup=1),
+        "cpu-whole": Suite(_other(), short, cpu, "cpu", steps=3, warmup=1),
+    }
 
 
 def _schedules_on_cpu() -> Suite:
@@ -280,6 +307,7 @@ def suites() -> dict[str, Suite]:
         "h200x2-context-check": Suite(wide, short, together, "cuda", steps=2, check=True),
         "h200x2-generate-8b": Suite(_llama_8b(), answers, shares, "cuda", 1),
         **_contexts(),
+        **_whole(),
         "h200x2-schedules": _schedules(),
         "cpu-schedules": _schedules_on_cpu(),
     }
