@@ -33,10 +33,12 @@ class Pair:
     lacks: str = ""  # why torch cannot
 
 
-def parser(about: str | None, flag: str, names: Sequence[str]) -> argparse.ArgumentParser:
-    """The arguments that such scripts have in common; those of `flag` are the rows' names."""
+def parser(about: str | None, flag: str, names: Sequence[str], usual: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The arguments that such scripts have in common; `flag` takes names of rows, without it the `usual` ones (all)."""
     made = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument(flag, dest="names", default=",".join(names), help="these rows alone, by our names")
+    made.add_argument(
+        flag, dest="names", default=",".join(usual or names), help=f"these rows alone, of {', '.join(names)}"
+    )
     made.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     made.add_argument("--tiny", action="store_true", help="a model that a test on a CPU runs in seconds")
     made.add_argument("--steps", type=int, default=5)
