@@ -74,15 +74,18 @@ class Alone:
     allowed: int
     _known: dict[tuple[Traits, int], _Shared] = field(default_factory=dict)  # the one used last is last
 
-    def look(self, plan: Plan, at: int, enough: float = float("inf")) -> TooLarge | TooSlow:
+    def look(
+        self, plan: Plan, at: int, enough: float = float("inf"), allowed: int | None = None
+    ) -> TooLarge | TooSlow:
         """The bytes that some rank needs beyond what is allowed, or seconds that no execution of the step can undercut:
         those of the first rank that shows `enough`, or the most that any of them does. `at`: the first look (0) or the
-        second."""
+        second. `allowed`: in place of what all plans are."""
+        allowed = self.allowed if allowed is None else allowed
         predictor = self.bounder.predictor
         key = traits(plan, predictor.model, predictor.workload)
         family, costs = self.bounder.family(plan), self.bounder.costs(plan)
         others = around(family, self.bounder.gathered(plan))
-        most = self.bounder.time(plan)
+        most, fullest = self.bounder.time(plan), 0
         for rank in _telling(plan.pipeline):
             named = {0, *key.held(rank), plan.stages - 1}  # the ends' where a shard of the vocabulary serves them
             kinds = kinds_of(plan, predictor.model, predictor.workload, named)
@@ -94,13 +97,14 @@ class Alone:
                 together = Together(sketch.moments, sketch.wholes(None))
             transient = [costs.transient(rank, instruction) for instruction in sketch.different]
             least = self.bounder.resident(plan, rank) + together.peak(kinds, transient)
-            if least > self.allowed:
+            if least > allowed:
                 return TooLarge(plan, least)
+            fullest = max(fullest, least)
             if most < enough:
                 seconds = [costs.seconds(rank, instruction) for instruction in sketch.different]
                 ends = sketch.ends(seconds, others)
                 most = max(most, ends.drained, ends.whole if at else self._updated(plan, rank, ends))
-        return TooSlow(plan, most, at)
+        return TooSlow(plan, most, at, fullest)
 
     def _updated(self, plan: Plan, rank: int, ends: Ends) -> float:
         """When the update is over that a shared list does not have (see `Bounder.time`)."""

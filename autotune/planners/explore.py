@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from autotune.planners.predict import TooLarge, TooSlow
 from autotune.planners.resolve import uncollected
 from autotune.planners.space import Enumeration
 from autotune.planners.trial import Outcome, Trial, Workers
+from autotune.spec.objectives import OBJECTIVES
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Prediction, Question
 
@@ -32,12 +33,10 @@ NEVER = float("inf")
 
 def objective(question: Question, prediction: Prediction) -> float:
     """What is minimised."""
-    return {
-        "step_time": prediction.step_s,
-        "tokens_per_s": -prediction.tokens_per_s,
-        "latency": prediction.step_s,
-        "peak_memory": float(max(prediction.peak_bytes)),
-    }[question.minimize]
+    if question.minimize == "tokens_per_s":
+        return -prediction.tokens_per_s
+    size = float(max(prediction.peak_bytes))
+    return OBJECTIVES[question.minimize].value(question, prediction.plan.world, prediction.step_s, size)
 
 
 def valued(question: Question, seconds: float) -> float:
@@ -78,10 +77,20 @@ class Exploration:
     queue: list[Waiting] = field(default_factory=list)
     tried: list[Waiting] = field(default_factory=list)  # the batch that is away
     derived: set[Plan] = field(default_factory=set)  # plans that others have led to
+    rooms: Mapping[int, int] = field(default_factory=dict)  # what is allowed by how many devices a plan uses
 
     @property
     def trains(self) -> bool:
         return self.question.workload.kind == "train"
+
+    @property
+    def waiting(self) -> int:
+        """Plans in the queue."""
+        return len(self.queue)
+
+    def room(self, plan: Plan) -> int:
+        """Bytes that a device may have."""
+        return self.rooms.get(plan.world, self.allowed)
 
     @property
     def least(self) -> float | None:
@@ -107,8 +116,8 @@ class Exploration:
         with uncollected():  # what is made stays
             for plan in self.space:
                 self.offer((plan,))
-                if len(self.queue) >= due and not self.simulated:
-                    due = 2 * len(self.queue)
+                if self.waiting >= due and not self.simulated:
+                    due = 2 * self.waiting
                     self._try(self._quickest(1), NEVER)
 
     def prove(self, ended: Callable[[], bool]) -> bool:
@@ -136,23 +145,30 @@ class Exploration:
         while waiting:
             plan = waiting.pop()
             self.bounded += 1
-            if not self.trains:  # there is no bound: all are as promising
-                self._wait(-NEVER if self.question.minimize == "tokens_per_s" else 0.0, plan)
+            if not self.trains:
+                self._admit(plan, 0)
                 continue
             least = self.bounder.memory(plan)
-            if least > self.allowed:
-                self.space.reject(too_large(least, self.allowed))
+            if least > self.room(plan):
+                self.space.reject(too_large(least, self.room(plan)))
                 waiting += self._new(self.space.relieved(plan))
-            elif self.question.minimize == "peak_memory":
-                self._wait(float(least), plan)
             else:
-                self._wait(valued(self.question, self.bounder.time(plan)), plan)
+                self._admit(plan, least)
 
     def _new(self, plans: Iterable[Plan]) -> list[Plan]:
         """Those that no other plan has led to: several may, and each is to be tried once."""
         found = [plan for plan in plans if plan not in self.derived]
         self.derived.update(found)
         return found
+
+    def _admit(self, plan: Plan, least: int) -> None:
+        """Takes a plan in that takes at least so many bytes of a device."""
+        if not self.trains:  # there is no bound: all are as promising
+            self._wait(-NEVER if self.question.minimize == "tokens_per_s" else 0.0, plan)
+        elif self.question.minimize == "peak_memory":
+            self._wait(float(least), plan)
+        else:
+            self._wait(valued(self.question, self.bounder.time(plan)), plan)
 
     def _wait(self, bound: float, plan: Plan) -> None:
         heapq.heappush(self.queue, Waiting(bound, self.bounded, plan))
@@ -178,7 +194,7 @@ class Exploration:
         self.tried = batch
         wanted, limit, fitting = self.incumbent(), self.limit(), list[Prediction]()
         trials = [self._trial(entry, wanted, limit, following) for entry in batch]
-        for entry, outcome in zip(batch, self.workers.run(trials, len(self.queue)), strict=True):
+        for entry, outcome in zip(batch, self.workers.run(trials, self.waiting), strict=True):
             found = self._settle(entry, outcome)
             fitting += [found] if found else []
         self.tried = []
@@ -186,13 +202,17 @@ class Exploration:
         self.remember(fitting)
         best = self.best()
         if best is not None:
-            self.progress(f"simulated {self.count}, best {best.plan.describe()}: {best.step_s:.4g} s a step")
+            self.progress(f"simulated {self.count}, {self._so_far(best)}")
+
+    def _so_far(self, best: Prediction) -> str:
+        return f"best {best.plan.describe()}: {best.step_s:.4g} s a step"
 
     def _trial(self, entry: Waiting, wanted: float, limit: float, following: float) -> Trial:
         """What is asked of a plan, in seconds. Objectives other than time are no reason to leave a plan."""
         if self.question.minimize == "peak_memory" or not self.trains:
-            return Trial(entry.plan, LOOKS)
-        return Trial(entry.plan, entry.look, *(seconds_of(self.question, v) for v in (wanted, limit, following)))
+            return Trial(entry.plan, LOOKS, allowed=self.room(entry.plan))
+        times = (seconds_of(self.question, value) for value in (wanted, limit, following))
+        return Trial(entry.plan, entry.look, *times, self.room(entry.plan))
 
     def _settle(self, entry: Waiting, outcome: Outcome) -> Prediction | None:
         """Takes in what came of a trial; the prediction of a plan that fits."""
@@ -202,20 +222,28 @@ class Exploration:
         if not entry.look:  # fewer moves may take less time than these, whatever these take
             self.offer(self._new(self.space.eased(entry.plan)))
         if isinstance(outcome, TooSlow):
-            bound = max(entry.bound, valued(self.question, outcome.seconds))
-            seen = LOOKS if outcome.look is None else outcome.look + 1
-            heapq.heappush(self.queue, Waiting(bound, entry.number, entry.plan, seen))
+            self._left(entry, outcome)
             return None
         self.count += 1
-        if max(outcome.peak_bytes) > self.allowed:
+        if max(outcome.peak_bytes) > self.room(outcome.plan):
             self._refuse(entry.plan, max(outcome.peak_bytes))
             return None
         self.offer(self._new(self.space.widened(entry.plan)))
         return outcome
 
+    def _left(self, entry: Waiting, outcome: TooSlow) -> None:
+        """A plan that was left goes back into the queue with the bound that was found."""
+        bound = max(entry.bound, valued(self.question, outcome.seconds))
+        heapq.heappush(self.queue, Waiting(bound, entry.number, entry.plan, looked(outcome)))
+
     def _refuse(self, plan: Plan, found: int) -> None:
-        self.space.reject(too_large(found, self.allowed))
+        self.space.reject(too_large(found, self.room(plan)))
         self.offer(self._new(self.space.relieved(plan)))
+
+
+def looked(outcome: TooSlow) -> int:
+    """How many looks a plan has had that was left."""
+    return LOOKS if outcome.look is None else outcome.look + 1
 
 
 def too_large(found: int, allowed: int) -> str:

@@ -49,11 +49,12 @@ class TooLarge(NamedTuple):
 
 class TooSlow(NamedTuple):
     """A plan whose step takes at least these seconds: more than is of use. `look`: the look at its ranks alone that has
-    shown it (see planners.alone); None: its simulation."""
+    shown it (see planners.alone); None: its simulation. `bytes`: of what a device takes at least, as far as looked."""
 
     plan: Plan
     seconds: float
     look: int | None = None
+    bytes: int = 0
 
 
 @dataclass

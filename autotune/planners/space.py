@@ -31,6 +31,11 @@ def divisors(number: int) -> tuple[int, ...]:
     return tuple(d for d in range(1, number + 1) if number % d == 0)
 
 
+def degrees_of(question: Question) -> tuple[int, ...]:
+    """Every degree that a mesh of the question's devices may have."""
+    return tuple(sorted({d for world in question.worlds or (question.devices,) for d in divisors(world)}))
+
+
 def backends(profile: Profile) -> Values:
     """Attention backends worth trying: those the profile has measured, but never the materialised scores."""
     seen = {s.work.backend for s in profile.samples if isinstance(s.work, Attention)}
@@ -40,7 +45,7 @@ def backends(profile: Profile) -> Values:
 def axis_values(question: Question) -> dict[str, Values]:
     """Every axis with its choices: the recipe's where it names the axis, everything valid where it does not."""
     workload, train = question.workload, question.workload.kind == "train"
-    degrees = divisors(question.devices)
+    degrees = degrees_of(question)
     sequences = workload.global_batch if train else workload.batch
     everything: dict[str, Values] = {
         "data": degrees,
@@ -52,9 +57,9 @@ def axis_values(question: Question) -> dict[str, Values]:
         "recompute": tuple(RECOMPUTE) if train else ("none",),
         "attention": backends(question.profile),
         # Levels 2 and 3 send more: `relieved` tries them where a plan does not fit.
-        "zero": (LEVELS if question.minimize == "peak_memory" else LEVELS[:2]) if train else (0,),
+        "zero": (LEVELS if question.saving else LEVELS[:2]) if train else (0,),
         # Moving activations only adds to a step: `relieved` tries it where a plan does not fit.
-        "offload": MOVED if train and question.minimize == "peak_memory" else (0,),
+        "offload": MOVED if train and question.saving else (0,),
         "optimizer": (DEFAULTS["optimizer"],),
         "split": (DEFAULTS["split"],),
         "offload_choice": (DEFAULTS["offload_choice"],),
@@ -186,9 +191,9 @@ class Enumeration:
 
     @cached_property
     def meshes(self) -> list[Plan]:
-        """The degrees that make the number of devices."""
+        """The degrees that make the number of devices, or one of those that the question allows."""
         plans = (Plan().altered(**dict(zip(MESH, d, strict=True))) for d in product(*(self.values[n] for n in MESH)))
-        filled = [plan for plan in plans if plan.world == self.question.devices]
+        filled = [plan for plan in plans if plan.world in (self.question.worlds or (self.question.devices,))]
         ringed = [plan.altered(context_ring=ring) for plan in filled for ring in self._rings(plan)]
         return [plan.altered(expert=expert) for plan in ringed for expert in self._experts(plan)]
 
@@ -215,7 +220,7 @@ class Enumeration:
         return self.choices - self.looked_at
 
     def __iter__(self) -> Iterator[Plan]:
-        model, workload, devices = self.question.model, self.question.workload, self.question.devices
+        model, workload = self.question.model, self.question.workload
         rest = [n for n in self.values if n not in MESH]
         for mesh in self.meshes:
             for choice in product(*(self.values[n] for n in rest)):
@@ -227,7 +232,7 @@ class Enumeration:
                     if not canonical(plan) and not self._keep_all:
                         continue
                     self.structures += 1
-                    reason = unfitting or why_not(model, workload, plan, devices) or unknown(plan, workload)
+                    reason = unfitting or why_not(model, workload, plan) or unknown(plan, workload)
                     if reason is None:
                         yield plan
                     else:
@@ -266,9 +271,10 @@ class Enumeration:
                 for group, limit, each, order, how in product(groups, limits, times, self._given("order"), products):
                     ordered = placed.altered(group=group, limit=limit, times=each, order=order, weight_gradients=how)
                     rooms = given.get("gathered", self._gathered(plan, schedule.place(pipe)))
-                    # `eased` tries once a unit where a plan does not fit.
-                    for few, often in product(rooms, self._given("gather_each")):
-                        yield from self._states(ordered.altered(gathered=few, gather_each=often))
+                    for few in rooms:
+                        roomed = ordered.altered(gathered=few)
+                        for often in self._often(roomed):
+                            yield from self._states(roomed.altered(gather_each=often))
 
     def _decodings(self, plan: Plan) -> Iterator[Plan]:
         """The plan with every way of proposing tokens: the recipe's, or those whose acceptance is known, with as many
@@ -298,13 +304,20 @@ class Enumeration:
         if plan.zero < 2 or len(held(place, 0)) == 1:
             return (0,) if plan.zero < 2 or named else ()
         few = tuple(count for count in FEW if count < len(held(place, 0)))
-        if not named and self.question.minimize != "peak_memory":
+        if not named and not self.question.saving:
             return (0,)
         return (0, *few) if plan.zero > 2 else few
 
+    def _often(self, plan: Plan) -> Values:
+        """The `gather_each` values worth trying: `_roomier` tries a gather a unit where a plan does not fit, and where
+        little memory is one aim of several nothing waits for that."""
+        units = plan.zero == LEVELS[-1] and not plan.gathered and plan.schedule in BY_CHUNK
+        weighed = units and self.question.saving and self.question.objectives
+        return self.question.axes.get("gather_each", ("step", "unit") if weighed else (DEFAULTS["gather_each"],))
+
     def _states(self, plan: Plan) -> Iterator[Plan]:
         """The plan with its optimizer states where they may be: on the device, unless little memory is the aim."""
-        least = self.question.minimize == "peak_memory"
+        least = self.question.saving
         for share in self.question.axes.get("optimizer_offload", (0, *self.advice.states(plan)) if least else (0,)):
             yield from self._strides(plan.altered(optimizer_offload=share))
 
@@ -337,7 +350,9 @@ class Enumeration:
         """What to try beside a good plan with all activations on the host: copies that have longer, of all of them and
         of the share that takes no longer than compute."""
         usual = plan.offload == MOVED[-1] and plan.offload_window == DEFAULTS["offload_window"]
-        if not usual or not self._open("offload") or not self._open("offload_window"):
+        if self.question.saving and not self.question.objectives:
+            return ()  # longer copies only keep more
+        if not usual or not self._unnamed("offload") or not self._unnamed("offload_window"):
             return ()
         share, window = self.advice.moved(plan)
         percents = {share, MOVED[-1]} - {0} if window > plan.offload_window else set()
@@ -403,9 +418,11 @@ class Enumeration:
         return self._open("zero") and self._open("gathered")
 
     def _open(self, axis: str) -> bool:
-        """Whether the search may move what the recipe left open: `peak_memory` has every choice enumerated already."""
-        question = self.question
-        return axis not in question.axes and question.workload.kind == "train" and question.minimize != "peak_memory"
+        """Whether the search may move what the recipe left open: where memory is an aim, every choice is enumerated."""
+        return self._unnamed(axis) and not self.question.saving
+
+    def _unnamed(self, axis: str) -> bool:
+        return axis not in self.question.axes and self.question.workload.kind == "train"
 
     def reject(self, reason: str) -> None:
         """Counts one plan as infeasible; `examples` keeps the first full reason of each kind."""

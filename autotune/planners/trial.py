@@ -31,7 +31,8 @@ class Trial(NamedTuple):
     """A plan to try, and what makes it of no use, in seconds.
 
     `look`: the first of the looks at its ranks alone that it has not had. `wanted`: what is to be beaten. `limit`: from
-    here on the step need not be told. `patience`: from here on others come first, if this is its bound.
+    here on the step need not be told. `patience`: from here on others come first, if this is its bound. `allowed`:
+    bytes of a device, in place of what all plans are allowed.
     """
 
     plan: Plan
@@ -39,6 +40,7 @@ class Trial(NamedTuple):
     wanted: float = float("inf")
     limit: float = float("inf")
     patience: float = float("inf")
+    allowed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,15 @@ class Worker:
     alone: Alone
 
     def run(self, trial: Trial) -> Outcome:
-        plan, first, wanted, limit, patience = trial
+        plan, first, wanted, limit, patience, allowed = trial
         predictor = self.alone.bounder.predictor
         if predictor.workload.kind != "train":
             return predictor.predict(plan, timeline=False)
         for look in range(first, LOOKS):
-            found = self.alone.look(plan, look, enough=wanted)
+            found = self.alone.look(plan, look, wanted, allowed)
             if isinstance(found, TooLarge) or found.seconds > patience:
                 return found
-        return predictor.attempt(plan, self.alone.allowed, limit)
+        return predictor.attempt(plan, self.alone.allowed if allowed is None else allowed, limit)
 
 
 _WORKER: Worker | None = None

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from autotune.spec.front import Front
 from autotune.spec.machine import Profile
 from autotune.spec.model import ModelSpec
+from autotune.spec.objectives import Rate
 from autotune.spec.plan import Plan
 from autotune.spec.timeline import Timeline
 from autotune.spec.workload import Workload
@@ -37,12 +39,22 @@ class Question:
     profile: Profile
     devices: int
     axes: Mapping[str, tuple[object, ...]] = field(default_factory=dict)  # axis name to allowed values; absent: all
-    minimize: str = "step_time"  # step_time | peak_memory | latency; tokens_per_s is maximised
+    minimize: str = "step_time"  # what ranks plans: a name of spec.objectives; tokens_per_s is maximised
     memory_fraction: float = 0.92  # of a device's memory that a plan may use
     simulate_budget: int = 20000
     measure_budget: int = 0
     seconds: float = 60.0
     seed: int = 0
+    objectives: tuple[str, ...] = ()  # that make a front; empty: `minimize` alone
+    prefer: str = ""  # what of a front is locked: the best in this objective, or its "knee"; "": of the first
+    tolerance: float = 0.0  # a plan that another is at most this share worse than in every objective is left out
+    worlds: tuple[int, ...] = ()  # how many of the devices a plan may use; empty: all of them
+    rates: Mapping[str, Rate] = field(default_factory=dict)  # of one device, as the objectives need them
+
+    @property
+    def saving(self) -> bool:
+        """Whether little memory is an aim in itself, and not only a limit."""
+        return "peak_memory" in (self.objectives or (self.minimize,))
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,7 @@ class Found:
     measured: Mapping[str, float]  # plan id to measured step seconds, where plans were run
     finished: bool  # False: the budget or Ctrl-C ended it before the bound closed
     whole: bool = True  # False: Ctrl-C ended the measurements, or a plan failed to run
+    front: Front | None = None  # where the question has several objectives
 
     @property
     def best(self) -> Prediction:

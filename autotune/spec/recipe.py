@@ -23,6 +23,7 @@ from autotune.spec.heads import HeadsSpec
 from autotune.spec.machine import Profile
 from autotune.spec.model import ModelSpec
 from autotune.spec.prediction import Question
+from autotune.spec.recipe_aim import Aim, objective_problems
 from autotune.spec.recipe_layers import from_environment, from_flags, merge, parse_toml, read_toml
 from autotune.spec.recipe_problems import problems
 from autotune.spec.recipe_schema import (
@@ -220,19 +221,25 @@ class Recipe:
         """
         devices = self.file.machine.devices or profile.device.count
         self._check_devices(devices, profile)
-        search, objective = self.merged()["search"], self.file.objective
+        search, limits = self.merged()["search"], self.file.objective.limits
+        aim = Aim.of(self.file)
         return Question(
             model=self.model(),
             workload=self.workload_spec(),
             profile=profile,
             devices=devices,
             axes=self.axes(),
-            minimize=objective.maximize or objective.minimize or "step_time",
-            memory_fraction=objective.limits.memory_fraction,
+            minimize=aim.lead,
+            memory_fraction=limits.memory_fraction,
             simulate_budget=search["budget"]["simulate"],
             measure_budget=search["budget"]["measure"],
             seconds=search["budget"]["seconds"],
             seed=search["seed"],
+            objectives=aim.front,
+            prefer=aim.prefer,
+            tolerance=aim.tolerance,
+            worlds=aim.worlds(devices, self.path),
+            rates=aim.rates(profile, self.path),
         )
 
     def _check_devices(self, devices: int, profile: Profile) -> None:
@@ -267,7 +274,8 @@ class Recipe:
         axes = {axis: list(values) for axis, values in self.axes().items()}
         parts = {"machine": merged["machine"], "objective": merged["objective"], "workload": workload, "search": axes}
         drafts = {"draft": self._draft.digest} if self._draft else {}
-        return digest({**parts, "model": self.model().digest, **drafts})
+        devices = {"devices": search} if (search := merged["search"].get("devices")) is not None else {}
+        return digest({**parts, "model": self.model().digest, **drafts, **devices})
 
     def _at(self, path: str) -> Path:
         return (self.folder / Path(path).expanduser()).absolute()
@@ -365,9 +373,7 @@ def _meaning(
     if type(warmup) is int and type(decay) is int and 0 < decay <= warmup:
         expected = f"more than warmup_steps = {warmup}, from where it falls, or 0"
         yield at("workload.decay_steps", str(decay), expected, str(warmup + 1))
-    objective = section("objective")
-    if objective.get("minimize") and objective.get("maximize"):
-        yield at("objective.maximize", "a second objective", "either minimize or maximize in this version")
+    yield from objective_problems(at, section("objective"))
     for axis, known in names.items():
         value = section("search").get(axis)
         for item in value if isinstance(value, list) else [value]:

@@ -82,10 +82,6 @@ def _translate(error: ErrorDetails, kind: str | None) -> tuple[str, str, str, st
             newer = isinstance(error["input"], int) and error["input"] > VERSION
             words = f"{VERSION} (this file is for a newer autotune)" if newer else f"{VERSION}"
             return key, _shown(error["input"]), words, None
-        case "literal_error" if loc[0] == "objective" and isinstance(error["input"], list):
-            one = str(context.get("expected", "")).replace("'", "")
-            near = next((str(item) for item in error["input"] if str(item) in one), None)
-            return key, "several objectives, which are not yet searchable in this version", f"one: {one}", near
         case "literal_error":
             expected = str(context.get("expected", ""))
             choices = [choice.strip("' ") for choice in expected.replace(" or ", ", ").split(",")]

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from pydantic_core import PydanticCustomError
 
 from autotune.spec.errors import nearest_name
+from autotune.spec.objectives import KNEE, MAXIMIZED, MINIMIZED, MOST
 from autotune.spec.plan import Plan
 
 VERSION: Final = 1
@@ -72,6 +73,9 @@ class MachineSection(Section):
     use: str = Field(default="this", description='"this", the name of a shipped or stored profile, or a path to one')
     devices: int | None = Field(
         default=None, ge=1, description="devices the plan may use; absent: all that the profile has"
+    )
+    price_per_hour: float | None = Field(
+        default=None, gt=0, description="of one device, in any currency; absent: the profile's"
     )
 
 
@@ -149,11 +153,35 @@ class Limits(Section):
     memory_fraction: float = Field(default=0.92, gt=0, le=1, description="of a device's memory that a plan may use")
 
 
+def _names(known: Sequence[str]) -> Any:
+    """The type of a key that takes one objective of `known`, or a list of different ones."""
+
+    def check(raw: object) -> object:
+        wrong = [name for name in (raw if isinstance(raw, list) else [raw]) if name not in known]
+        many = isinstance(raw, list) and not 0 < len(raw) <= MOST
+        if raw is None or not (wrong or many or (isinstance(raw, list) and len(set(raw)) < len(raw))):
+            return raw
+        near = nearest_name(str(wrong[0]), known) if wrong else None
+        expected = " or ".join(", ".join(known).rsplit(", ", 1))
+        several = f", or a list of at most {MOST} different ones" if len(known) > 1 else ""
+        raise PydanticCustomError("axis", "{expected}", {"expected": f"{expected}{several}", "nearest": near})
+
+    one: dict[str, Any] = {"type": "string", "enum": list(known)}
+    forms = [one, {"type": "array", "items": one, "minItems": 1, "maxItems": MOST, "uniqueItems": True}]
+    return Annotated[Any, BeforeValidator(check), WithJsonSchema({"anyOf": forms})]
+
+
 class ObjectiveSection(Section):
     """What makes one plan better than another."""
 
-    minimize: Literal["step_time", "peak_memory", "latency"] | None = None
-    maximize: Literal["tokens_per_s"] | None = None
+    minimize: _names(MINIMIZED) = Field(default=None, description="one objective, or a list: the plans of its front")
+    maximize: _names(MAXIMIZED) = Field(default=None, description="the same; beside minimize, one more of its list")
+    prefer: Literal[*MINIMIZED, *MAXIMIZED, KNEE] | None = Field(  # type: ignore[valid-type]
+        default=None, description="of a front the plan that is locked: the best in this objective; absent: the first's"
+    )
+    tolerance: float | None = Field(
+        default=None, ge=0, le=0.1, description="share by which a plan of a front must be better in some objective"
+    )
     limits: Limits = Field(default_factory=Limits)
 
 
@@ -264,11 +292,15 @@ def _checked(axis: Axis) -> Callable[[object], object]:
     return check
 
 
+# How many devices a plan uses: no field of a plan, which has the degrees that make it.
+DEVICES = Axis("devices", int)
+
+
 def _search_section() -> type[BaseModel]:
     """`[search]`: each axis of a plan, and the budget and seed."""
     keys: dict[str, Any] = {
         axis.name: (Annotated[Any, BeforeValidator(_checked(axis)), WithJsonSchema(axis.json_schema())], None)
-        for axis in AXES.values()
+        for axis in (*AXES.values(), DEVICES)
     }
     return create_model(
         "SearchSection",
