@@ -234,16 +234,12 @@ class Exploration:
     def _left(self, entry: Waiting, outcome: TooSlow) -> None:
         """A plan that was left goes back into the queue with the bound that was found."""
         bound = max(entry.bound, valued(self.question, outcome.seconds))
-        heapq.heappush(self.queue, Waiting(bound, entry.number, entry.plan, looked(outcome)))
+        seen = LOOKS if outcome.look is None else outcome.look + 1
+        heapq.heappush(self.queue, Waiting(bound, entry.number, entry.plan, seen))
 
     def _refuse(self, plan: Plan, found: int) -> None:
         self.space.reject(too_large(found, self.room(plan)))
         self.offer(self._new(self.space.relieved(plan)))
-
-
-def looked(outcome: TooSlow) -> int:
-    """How many looks a plan has had that was left."""
-    return LOOKS if outcome.look is None else outcome.look + 1
 
 
 def too_large(found: int, allowed: int) -> str:

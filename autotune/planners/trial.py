@@ -32,7 +32,8 @@ class Trial(NamedTuple):
 
     `look`: the first of the looks at its ranks alone that it has not had. `wanted`: what is to be beaten. `limit`: from
     here on the step need not be told. `patience`: from here on others come first, if this is its bound. `allowed`:
-    bytes of a device, in place of what all plans are allowed.
+    bytes of a device, in place of what all plans are allowed. `stairs`: pairs of seconds and bytes; a plan that takes
+    at least both of one is of no use.
     """
 
     plan: Plan
@@ -41,6 +42,7 @@ class Trial(NamedTuple):
     limit: float = float("inf")
     patience: float = float("inf")
     allowed: int | None = None
+    stairs: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,15 @@ class Worker:
     alone: Alone
 
     def run(self, trial: Trial) -> Outcome:
-        plan, first, wanted, limit, patience, allowed = trial
+        plan, first, wanted, limit, patience, allowed, stairs = trial
         predictor = self.alone.bounder.predictor
         if predictor.workload.kind != "train":
             return predictor.predict(plan, timeline=False)
         for look in range(first, LOOKS):
             found = self.alone.look(plan, look, wanted, allowed)
             if isinstance(found, TooLarge) or found.seconds > patience:
+                return found
+            if any(found.seconds >= seconds and found.bytes >= size for seconds, size in stairs):
                 return found
         return predictor.attempt(plan, self.alone.allowed if allowed is None else allowed, limit)
 
