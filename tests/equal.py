@@ -33,6 +33,11 @@ def shallow(model: ModelSpec, plan: Plan, more: int = 1) -> ModelSpec:
     return replace(model, layers=min(model.layers, plan.stages + more))
 
 
+def busy(work: Workload, plan: Plan) -> Workload:
+    """The same with two micro-batches for every pipeline rank: enough for a schedule to come into its steady state."""
+    return replace(work, global_batch=2 * plan.pipeline * plan.data * plan.micro_batch)
+
+
 @lru_cache
 def oracle(
     model: ModelSpec, work: Workload, faults: Faults = (), steps: int = 2

@@ -1,4 +1,4 @@
-"""One pool of worker processes for the whole test session: torch is imported once a worker, not once a test.
+"""One pool of worker processes for the whole test session, forked from one process that has imported torch.
 
 A task is the name of a function in `tests.tasks`; workers 0..n-1 form a gloo world of n for it and send back what it
 returns. A worker drops what a task has left before it answers: the process groups of a task and their threads are part
@@ -28,6 +28,7 @@ def _serve(rank: int, port: int, pipe: Connection) -> None:
     store = dist.TCPStore("127.0.0.1", port, timeout=TIMEOUT)
     gc.collect()
     gc.freeze()  # what is imported stays: a collection looks at what a task has made alone
+    pipe.send(rank)  # here: who waits for others in a world waits for a shorter time than a busy machine starts them in
     while (order := pipe.recv()) is not None:
         number, name, world, arguments = order
         try:
@@ -63,16 +64,25 @@ class Pool:
 
     def start(self, name: str, world: int, **arguments: Any) -> Callable[[], list[Any]]:
         """Begins a task; what it returns waits for it and gives what `run` does. Meanwhile this process may compute."""
-        context = mp.get_context("spawn")
-        while len(self.workers) < world:
-            here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(len(self.workers), self.store.port, there), daemon=True)
-            process.start()
-            self.workers.append((process, here))
+        self._grow(world)
         self.tasks += 1
         for _, pipe in self.workers[:world]:
             pipe.send((self.tasks, name, world, arguments))
         return lambda: self._answers(name, world)
+
+    def _grow(self, world: int) -> None:
+        """Starts the workers that are missing. Their server imports what they need, once, and computes nothing itself:
+        it has no threads that a fork would lose."""
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(["tests.tasks"])
+        new = range(len(self.workers), world)
+        for rank in new:
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, self.store.port, there), daemon=True)
+            process.start()
+            self.workers.append((process, here))
+        for rank in new:
+            assert self.workers[rank][1].poll(120) and self.workers[rank][1].recv() == rank, f"worker {rank} is not here"
 
     def _answers(self, name: str, world: int) -> list[Any]:
         answers = []

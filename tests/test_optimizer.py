@@ -23,7 +23,7 @@ from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
 from autotune.spec.program import DATA, Buffer, Instruction
 from autotune.spec.workload import Workload
-from tests.equal import Faults, assert_equal, shallow
+from tests.equal import Faults, assert_equal, busy, shallow
 from tests.pool import Pool
 
 TIED = ModelSpec("deep-llama", "LlamaForCausalLM", 16, 9, 4, 4, 4, 24, 32, tied=True)
@@ -64,7 +64,7 @@ def early_plans() -> list[Plan]:
         for pipeline in (2, 4):
             chunks = entry.chunks[-1]
             plan = Plan(1, 1, pipeline, 1, name, chunks, attention="math", optimizer="post-validated")
-            if pipeline * chunks <= TIED.layers and not entry.refuse(pipe_of(plan, 8)):
+            if pipeline * chunks <= TIED.layers and not entry.refuse(pipe_of(plan, 2 * pipeline)):
                 found.append(plan)
     return found
 
@@ -83,12 +83,14 @@ def early_plans() -> list[Plan]:
 )
 @pytest.mark.parametrize("model", [TIED, OPEN], ids=lambda m: m.name)
 def test_a_clipped_step_equals_the_reference(pool: Pool, model: ModelSpec, plan: Plan, clip: float) -> None:
-    assert_equal(pool, shallow(model, plan), plan, replace(WORK, clip=clip))
+    assert_equal(pool, shallow(model, plan), plan, busy(replace(WORK, clip=clip), plan))
 
 
 @pytest.mark.parametrize("faults", CASES.values(), ids=list(CASES))
 def test_a_step_with_a_fault_equals_the_reference(pool: Pool, faults: Faults) -> None:
-    assert_equal(pool, TIED, Plan(1, 1, 2, attention="math"), replace(WORK, clip=SOMETIMES), faults, steps=3)
+    plan = Plan(1, 1, 2, attention="math")
+    model = shallow(TIED, plan)
+    assert_equal(pool, model, plan, busy(replace(WORK, clip=SOMETIMES), plan), placed(faults, model), steps=3)
 
 
 @pytest.mark.parametrize(
@@ -98,11 +100,11 @@ def test_a_step_with_a_fault_equals_the_reference(pool: Pool, faults: Faults) ->
 )
 def test_validated_afterwards_equals_the_reference(pool: Pool, plan: Plan, case: str) -> None:
     """Every schedule through all faults in one run; 1F1B, for what it tells of a failure, through each alone too."""
-    work, model, (faults, steps) = replace(WORK, clip=SOMETIMES), shallow(TIED, plan), RUNS[case]
+    work, model, (faults, steps) = busy(replace(WORK, clip=SOMETIMES), plan), shallow(TIED, plan), RUNS[case]
     assert why_not(model, work, plan, plan.world) is None
     answers = assert_equal(pool, model, plan, work, placed(faults, model), steps)
     # A step begins again just where a rank has updated wrongly before it: not where the first rank saw the NaN itself.
-    place = place_of(plan, 8)
+    place = place_of(plan, work.global_batch)
     first = {EARLY: min(place[0]) == 0, LATE: min(place[-1]) == 0}
     wrong = {step for step, key, value in faults if isfinite(value) or not first[key]}
     for answer in answers:
@@ -221,7 +223,8 @@ RISING = replace(
 def test_the_learning_rate_rises_and_falls(pool: Pool, plan: Plan, case: str) -> None:
     """Also where a step is skipped, which does not count, or taken back and done again."""
     assert len({RISING.rate(step) for step in (1, 2, 3)}) == 3
-    assert_equal(pool, TIED, replace(plan, attention="math"), RISING, CASES[case], steps=3)
+    plan, model = replace(plan, attention="math"), shallow(TIED, plan)
+    assert_equal(pool, model, plan, busy(RISING, plan), placed(CASES[case], model), steps=3)
 
 
 def test_the_learning_rate_is_that_of_torchs_schedulers() -> None:

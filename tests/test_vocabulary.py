@@ -28,7 +28,7 @@ from autotune.spec.plan import Plan
 from autotune.spec.prediction import Prediction, Question
 from autotune.spec.recipe_schema import CHOICES
 from autotune.spec.workload import Workload
-from tests.equal import assert_equal, shallow, whole
+from tests.equal import assert_equal, busy, shallow, whole
 from tests.pool import Pool
 from tests.tasks import random_batch
 
@@ -50,9 +50,10 @@ SEARCHED = [name for name, entry in SCHEDULES.items() if entry.searched]  # a fe
 CASES = [
     *(
         (name, case(s, v, p))
-        for s in ("gpipe", "interleaved-1f1b", "zb-h1", "v-half")
+        for at, s in enumerate(("gpipe", "interleaved-1f1b", "zb-h1", "v-half"))
         for v in APART
         for name, p in (("tied", 4), ("own", 2))
+        if (p == 4) == ((at + APART.index(v)) % 2 == 0)
     ),
     *(("own", case("1f1b", v, 4, recompute="full")) for v in VOCABULARIES),
     *(("tied", case("1f1b", v, 2, data=2, zero=1, recompute="selective")) for v in VOCABULARIES),
@@ -69,11 +70,9 @@ CASES = [
 def test_a_sharded_vocabulary_equals_the_reference(pool: Pool, name: str, plan: Plan) -> None:
     """Neither 29 nor 45 rows divide over 2 or 4 ranks: the last ranks have padding."""
     model = MODELS[name] if plan.layers else shallow(MODELS[name], plan)
-    reason = why_not(model, WORK, plan, plan.world)
-    if reason is not None and reason.startswith(f"schedule {plan.schedule} needs"):
-        pytest.skip(reason)  # a schedule with constraints that this shape does not meet
-    assert reason is None
-    assert_equal(pool, model, plan, WORK)
+    work = busy(WORK, plan)
+    assert why_not(model, work, plan, plan.world) is None
+    assert_equal(pool, model, plan, work)
 
 
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
