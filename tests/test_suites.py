@@ -116,7 +116,7 @@ def test_the_summary_needs_eight_rows_for_an_order() -> None:
     assert summary(rows) == [
         "step time: mean 22.9%, worst -50.0%",
         "peak memory: mean 100.0%, worst +100.0%",
-        "order of 8 plans by step time: Kendall's tau-b 1.000",
+        "order of 8 plans by step time: Kendall's tau-b 1.000, regret 0.0%",
     ]
     assert len(summary([*rows[:7], {"plan": "x", "failed": "why"}])) == 2
 
