@@ -24,7 +24,7 @@ from autotune.planners.lower.pages import NOWHERE, pages_of
 from autotune.planners.lower.shape import Shape
 from autotune.profiles_db.cores import all_cores, own_cores
 from autotune.runners.at_once import at_once
-from autotune.runners.bench import TRIM, stand_in, trimmed
+from autotune.runners.bench import TRIM, VISITS, stand_in, trimmed
 from autotune.runners.bench_parts import PassPiece, stages
 from autotune.runners.body import Call, Values, compile_body
 from autotune.runners.clock import Clock
@@ -249,13 +249,28 @@ def _in_a_row(calls: tuple[Call, ...], layers: Sequence[Env], given: Values) -> 
     return time.perf_counter() - begin
 
 
+def _visited(model: ModelSpec, pieces: Sequence[PassPiece], device: torch.device) -> dict[Work, float]:
+    """Seconds of the operations of `pieces`, come back to as often as noise asks: the median of the visits; of an
+    operation that several pieces have, the mean of theirs."""
+    seen: list[dict[Work, list[float]]] = [defaultdict(list) for _ in pieces]
+    for piece, visits in list(zip(pieces, seen, strict=True)) * VISITS[device.type]:
+        for work, seconds in time_pass(model, piece, device).items():
+            visits[work].append(seconds)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    merged: dict[Work, list[float]] = defaultdict(list)
+    for work, times in (one for visits in seen for one in visits.items()):
+        merged[work].append(statistics.median(times))
+    return {work: statistics.fmean(times) for work, times in merged.items()}
+
+
 def _share(
     rank: int, ranks: int, cores: Sequence[int], model: ModelSpec, pieces: Sequence[PassPiece], out: Any
 ) -> None:
     """One of several processes that time the same at once."""
     torch.set_grad_enabled(False)
     own_cores(rank, ranks, cores)
-    out.put([time_pass(model, piece, torch.device("cpu")) for piece in pieces])
+    out.put(_visited(model, pieces, torch.device("cpu")))
 
 
 def time_passes_together(model: ModelSpec, pieces: Sequence[PassPiece], ranks: int) -> list[Sample]:
@@ -264,17 +279,12 @@ def time_passes_together(model: ModelSpec, pieces: Sequence[PassPiece], ranks: i
     if len(answers) < ranks:
         raise EnvironmentFault("a process that times operations died", hint="--debug shows more")
     merged: dict[Work, list[float]] = defaultdict(list)
-    for work, seconds in (one for answer in answers for found in answer for one in found.items()):
+    for work, seconds in (one for answer in answers for one in answer.items()):
         merged[work].append(seconds)
     return [Sample(work, statistics.fmean(times), ranks, REPLAYS) for work, times in merged.items()]
 
 
 def time_passes(model: ModelSpec, pieces: Sequence[PassPiece], place: str) -> list[Sample]:
-    """Samples of the operations of `pieces` on the device called `place`; of one that several have, the mean."""
-    device = torch.device(place)
-    merged: dict[Work, list[float]] = defaultdict(list)
-    for piece in pieces:
-        for work, seconds in time_pass(model, piece, device).items():
-            merged[work].append(seconds)
-        torch.cuda.empty_cache()
-    return [Sample(work, statistics.fmean(times), 1, REPLAYS) for work, times in merged.items()]
+    """Samples of the operations of `pieces` on the device called `place`."""
+    found = _visited(model, pieces, torch.device(place))
+    return [Sample(work, seconds, 1, REPLAYS) for work, seconds in found.items()]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import product
 from multiprocessing import get_context
 
+from autotune.planners.costs.in_place import IN_PLACE, body_mark, pass_mark
 from autotune.planners.decoding.passes import draft_pieces
 from autotune.planners.decoding.strategies import AXES
 from autotune.planners.lower.generate import block_shape, pass_lengths, text_columns
@@ -16,7 +17,6 @@ from autotune.planners.lower.stage import canonical, canonical_stages, cut_of
 from autotune.planners.predict import Predictor
 from autotune.planners.refine import refined, unmeasured
 from autotune.profiles_db.profiling import measure, profile_machine
-from autotune.spec.digest import digest
 from autotune.spec.graph import Block, blocks
 from autotune.spec.heads import HeadsSpec
 from autotune.spec.heads_graph import frozen_blocks
@@ -26,7 +26,6 @@ from autotune.spec.plan import PLAIN, Plan
 from autotune.spec.prediction import Question
 from autotune.spec.words import counted
 
-IN_PLACE = "operations timed inside this body"
 SOURCE = "measured by running the bodies of a tiny layer on this machine's executor"
 
 
@@ -93,8 +92,8 @@ def _passes(question: Question, plans: Sequence[Plan], progress: Callable[[str],
             assert together.draft is not None
             pieces.append((together.draft, PassPiece(block, block_shape(block, whole))))
         for model, piece in pieces:
-            parts = [piece.block, piece.shape, ranks, *([piece.columns, piece.round] if piece.round else [])]
-            mark = f"passes.{digest(parts)[:16]}"
+            around = (piece.columns, piece.round) if piece.round else ()
+            mark = pass_mark(piece.block, piece.shape, ranks, *around)
             if mark not in profile.sources:
                 by_ranks.setdefault((ranks, model), {})[mark] = piece
     for (ranks, model), wanted in by_ranks.items():
@@ -107,7 +106,8 @@ def _passes(question: Question, plans: Sequence[Plan], progress: Callable[[str],
             with ProcessPoolExecutor(1, get_context("spawn")) as alone:  # its device's memory goes with it
                 samples = alone.submit(time_passes, model, timed, "cuda").result()
         profile = refined(profile, samples)
-        profile = replace(profile, sources={**profile.sources, **dict.fromkeys(wanted, IN_PLACE)})
+        placed = [body_mark(piece.block, piece.shape, "", ranks) for piece in timed]
+        profile = replace(profile, sources={**profile.sources, **dict.fromkeys([*wanted, *placed], IN_PLACE)})
     return profile
 
 
@@ -131,7 +131,7 @@ def _bodies(question: Question, plans: Sequence[Plan], progress: Callable[[str],
         ranks = predictor.ranks(plan.world) if cpu else 1
         shape = training_shape(plan, question.workload)
         for model, block in _trained(question.model, plan):
-            mark = f"bodies.{digest([block, shape, plan.recompute, ranks])[:16]}"
+            mark = body_mark(block, shape, plan.recompute, ranks)
             if mark not in profile.sources:
                 wanted.setdefault((ranks, model), {})[mark] = Piece(block, shape, plan.recompute)
     for (ranks, model), pieces in wanted.items():

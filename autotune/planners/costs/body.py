@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from autotune.planners.costs.in_place import body_mark
 from autotune.planners.costs.price import Pricer
 from autotune.planners.costs.works import TOGETHER, Around, as_captured, handed, issued, works
 from autotune.planners.lower.body import Body
@@ -87,8 +88,13 @@ class BodyCosts:
         key = (block, shape, policy, op, joined)
         if key not in self._known:
             body = joined_body(block, shape, policy, joined)
-            self._known[key] = self.price(block, body, body.program(op), together(shape, joined))
+            placed = joined == 1 and self.placed(block, shape, policy)
+            self._known[key] = self.price(block, body, body.program(op), together(shape, joined), placed=placed)
         return self._known[key]
+
+    def placed(self, block: Block, shape: Shape, policy: str) -> bool:
+        """Whether this body's operations were timed where they stand, issued as they are."""
+        return self.profile.inline and body_mark(block, shape, policy, self.pricer.ranks) in self.profile.sources
 
     def stage(self, runs: Runs, shape: Shape, policy: str, op: str, joined: int = 1) -> Cost:
         """What a stage's blocks do in an F, BW, B or W, one after another."""
@@ -97,9 +103,12 @@ class BodyCosts:
             self._stages[key] = added(self.of(block, shape, policy, op, joined).times(count) for block, count in runs)
         return self._stages[key]
 
-    def price(self, block: Block, body: Body, program: Program, shape: Shape, form: str = "train") -> Cost:
-        """Simulates one body program and adds up what its instructions rest on. `form`: train | prefill | decode."""
-        table = _Table(self, block, body, shape, form, self.issue(form))
+    def price(
+        self, block: Block, body: Body, program: Program, shape: Shape, form: str = "train", placed: bool = False
+    ) -> Cost:
+        """Simulates one body program and adds up what its instructions rest on. `form`: train | prefill | decode;
+        `placed`: its operations were timed where they stand, issued as they are."""
+        table = _Table(self, block, body, shape, form, 0.0 if placed else self.issue(form))
         timeline = simulate(program, table, inline=self.profile.inline)
         kinds: dict[str, float] = defaultdict(float)
         grades: dict[str, float] = defaultdict(float)

@@ -89,7 +89,8 @@ class PassCosts:
         key = (block, shape)
         if key not in self.blocks:
             body = inference_body(block, whole)
-            cost = self.bodies.price(block, body, body.forward, shape, form)
+            placed = self.bodies.placed(block, shape, "")
+            cost = self.bodies.price(block, body, body.forward, shape, form, placed)
             for instruction in body.forward.ranks[0]:
                 if instruction.op == "attention":
                     copies = (Memory("append", 2 * body.sizes[name], shape.dtype) for name in instruction.reads[1:])
