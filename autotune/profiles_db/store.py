@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.profiles_db.answers import Answers
+from autotune.profiles_db.bands.kept import Residuals
 from autotune.profiles_db.basis import Versions
 from autotune.profiles_db.cost_model import cost_model_version, installed
 from autotune.profiles_db.records import Asked, Origin, PlanEntry, ProfileEntry, RunEntry, SearchEntry
@@ -30,7 +31,7 @@ from autotune.spec.workload import Acceptance, Workload
 ATTEMPTS = 5  # of a write whose row number another server session took first
 
 
-class Store(Answers, Validations):
+class Store(Answers, Residuals, Validations):
     """The methods of an open `Database` that remember and look up. Digests are hexadecimal sha256, times UTC text.
 
     A prefix of an id or digest serves wherever one is asked for, if it names one thing only: else UsageError.

@@ -16,9 +16,10 @@ from autotune.planners.replay.tables import TABLES
 from autotune.runners.agreement import kendall_tau, regrets, spearman_rho
 from autotune.runners.ledger import Row
 from autotune.runners.suites import Suite
+from autotune.spec.band import COUNTED, mostly
 from autotune.spec.digest import digest
 from autotune.spec.plan import Plan
-from autotune.spec.validation import STATED, TIME, Judgement, Summary, kind_of
+from autotune.spec.validation import TIME, Judgement, Summary, kind_of
 
 ORDERED = 8  # rows that are enough to judge an order by
 PAPERS = "papers"  # every published table
@@ -39,7 +40,7 @@ def of_suite(name: str, suite: Suite, rows: Iterable[Row]) -> Iterator[Judgement
             continue
         for metric, said, ran in MEASURED:
             if row.get(ran):
-                grade = best_known(row.get("grades", {}))
+                grade = mostly(row.get("grades", {}))
                 case = name if metric == "step s" and not suite.check else ""
                 yield Judgement(
                     name,
@@ -50,9 +51,11 @@ def of_suite(name: str, suite: Suite, rows: Iterable[Row]) -> Iterator[Judgement
                     float(row[said]),
                     float(row[ran]),
                     # Peaks are counted, not priced: nothing of a profile goes into them.
-                    "counted" if metric == "peak bytes" else grade,
+                    COUNTED if metric == "peak bytes" else grade,
                     {} if metric == "peak bytes" else row.get("grades", {}),
                     case=case,
+                    device=suite.device,
+                    workload=suite.workload.kind,
                 )
 
 
@@ -72,19 +75,16 @@ def of_table(name: str, row: Published) -> Judgement:
         row.metric,
         found,
         row.published,
-        best_known(shares),
+        mostly(shares),
         shares,
         row.fitted,
         row.case,
         dict(row.traits),
         TABLES[name].relative,
         row.calibrated,
+        TABLES[name].device,
+        TABLES[name].workload,
     )
-
-
-def best_known(shares: Mapping[str, float]) -> str:
-    """The grade that most of a prediction rests on."""
-    return max(shares, key=lambda grade: shares[grade]) if shares else STATED
 
 
 def chosen_tables(name: str) -> tuple[str, ...]:

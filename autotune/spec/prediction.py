@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from autotune.spec.band import Band
 from autotune.spec.machine import Profile
 from autotune.spec.model import ModelSpec
 from autotune.spec.plan import Plan
@@ -26,6 +27,8 @@ class Prediction:
     timeline: Timeline | None = None  # of one step (generate: of one decoded token)
     prefill_s: float = 0.0
     decode_s: float = 0.0  # mean seconds of one decoded token
+    # By figure: step_s, tokens_per_s, prefill_s, decode_s, and peak_bytes of the fullest rank. Empty: nobody asked.
+    bands: Mapping[str, Band] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)

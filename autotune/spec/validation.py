@@ -6,14 +6,20 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from autotune.spec.band import CALIBRATED, STATED
+
 TIME, MEMORY, OTHER = "time", "memory", "other"
-STATED = "stated"  # the grade of what rests on the source's own durations, no price of ours
 
 
 def kind_of(metric: str) -> str:
     """time | memory | other, by the unit that a metric's name ends with."""
     unit = metric.rpartition(" ")[2]
     return {"s": TIME, "ms": TIME, "bytes": MEMORY, "GiB": MEMORY}.get(unit, OTHER)
+
+
+def row_name(table: str, setup: str, name: str) -> str:
+    """What names a row wherever it is kept: the same plan of the same work, whenever it is measured."""
+    return "\n".join((table, setup, name))
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,9 @@ class Judgement:
     datasheet, or stated where the durations are the source's. `calibrated`: with coefficients that were fitted to runs;
     a `fitted` row is one of those runs, and never judged. `case`: rows of one case are alternatives, of which the least
     is the best. `relative`: the error is a fraction of the measured value, else a difference in the metric's own unit.
+    `device` (cpu | cuda) and `workload` (train | generate) are of what was measured; "" in rows of earlier versions.
+    `interval`: between what the measured value was expected, of a row that bands are judged by; None of one that makes
+    them.
     """
 
     table: str
@@ -40,6 +49,19 @@ class Judgement:
     traits: Mapping[str, int | str] = field(default_factory=dict)
     relative: bool = True
     calibrated: bool = False
+    device: str = ""
+    workload: str = ""
+    interval: tuple[float, float] | None = None
+
+    @property
+    def rests_on(self) -> str:
+        """The grade that the row's band is of."""
+        return CALIBRATED if self.calibrated else self.grade
+
+    @property
+    def inside(self) -> bool | None:
+        """Whether the measured value fell into the interval; None without one."""
+        return None if self.interval is None else self.interval[0] <= self.measured <= self.interval[1]
 
     @property
     def error(self) -> float:
@@ -47,11 +69,12 @@ class Judgement:
         return self.predicted / self.measured - 1 if self.relative else self.predicted - self.measured
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"error": self.error}
+        return asdict(self) | {"error": self.error, "inside": self.inside}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Judgement:
-        return cls(**{key: value for key, value in raw.items() if key != "error"})
+        known = {key: value for key, value in raw.items() if key not in ("error", "inside")}
+        return cls(**known | {"interval": tuple(known["interval"]) if known.get("interval") else None})
 
 
 @dataclass(frozen=True)
@@ -87,6 +110,40 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class Coverage:
+    """How many judged rows of one class fell into the band that other rows make for them.
+
+    `residuals` made the band, `pool` says of which class; `band` is the least and the most of measured / predicted.
+    `low` and `high` are what the true share may be by the binomial at 95 %, were the rows independent.
+    """
+
+    quantity: str
+    grade: str
+    device: str
+    workload: str
+    level: float
+    residuals: int
+    pool: str
+    band: tuple[float, float]
+    judged: int
+    inside: int
+    low: float
+    high: float
+
+    @property
+    def share(self) -> float:
+        return self.inside / self.judged
+
+    @property
+    def short(self) -> bool:
+        """Whether chance does not explain how few fell inside."""
+        return self.high < self.level
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"share": self.share, "short": self.short}
+
+
+@dataclass(frozen=True)
 class Validation:
     """The answer of `autotune validate`. `failed`: plans that did not run, and why."""
 
@@ -99,3 +156,4 @@ class Validation:
     groups: tuple[Summary, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    coverage: tuple[Coverage, ...] = ()

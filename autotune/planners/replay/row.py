@@ -30,12 +30,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of one source. `machine` says where durations come from; `relative`: differences in percent of published."""
+    """Rows of one source. `machine` says where durations come from; `relative`: differences in percent of published.
+    `device` and `workload` are the kinds of what was measured."""
 
     title: str
     machine: str
     relative: bool
     rows: Callable[[], Iterator[Row]]
+    device: str = "cuda"
+    workload: str = "train"
 
 
 def difference(table: Table, row: Row, found: float) -> float:
