@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.cli import _output as out
 from autotune.cli._target import Target
+from autotune.report.bands import fell
 from autotune.runners.provenance import environment, git_revision
 from autotune.spec.errors import AutotuneError, EnvironmentFault, UsageError
 from autotune.spec.lock import answer
@@ -231,19 +232,40 @@ def execute(
         tokens_per_s=measured["tokens_per_s"],
         equal=first_result.equal,
         max_difference=first_result.max_difference,
-        facts={"host": dict(first_result.host), "prefill_s": measured["prefill_s"], "decode_s": measured["decode_s"]},
+        facts={
+            "host": dict(first_result.host),
+            "prefill_s": measured["prefill_s"],
+            "decode_s": measured["decode_s"],
+            "predicted": _noted(target, predicted),
+        },
         timeline=first_result.timeline,
     )
     return report, first_result
 
 
 def predict_target(target: Target) -> Prediction | None:
-    """The prediction of the target's plan with its timeline; None where no profile is known."""
+    """The prediction of the target's plan with its timeline and bands; None where no profile is known."""
+    from autotune.cli._bands import banded
     from autotune.planners.predict import predict
 
     if target.profile is None:
         return None
-    return predict(target.model, target.workload, target.profile, target.plan, target.devices)
+    return banded(predict(target.model, target.workload, target.profile, target.plan, target.devices), target)
+
+
+def _noted(target: Target, predicted: Prediction | None) -> dict[str, Any]:
+    """What is kept with a run of what was predicted of it, besides the prediction: by which version, what it rested on,
+    and its bands."""
+    from autotune.profiles_db.bands.pools import rests_on
+    from autotune.profiles_db.cost_model import cost_model_version
+
+    if predicted is None or target.profile is None:
+        return {}
+    return {
+        "cost_model": cost_model_version(),
+        "rests_on": rests_on(predicted, target.profile),
+        "bands": {figure: band.to_dict() for figure, band in predicted.bands.items()},
+    }
 
 
 def report_of(run: str, target: Target, predicted: Prediction | None, results: Sequence[RunResult]) -> dict[str, Any]:
@@ -267,7 +289,10 @@ def report_of(run: str, target: Target, predicted: Prediction | None, results: S
         "rounds": _rounds(target, first),
     }
     error: dict[str, Any] = {"step_s": None, "peak_bytes": None}
+    inside: dict[str, bool | None] = {}
     if predicted:
+        figures = measured | {"peak_bytes": max(peaks, default=0)}
+        inside = {figure: fell(predicted.bands, figure, figures[figure]) for figure in predicted.bands}
         peers = target.plan.tensor * target.plan.replicas  # ranks of one pipeline position, alike in the prediction
         expected = [predicted.peak_bytes[min(r // peers, len(predicted.peak_bytes) - 1)] for r in range(len(peaks))]
         error = {
@@ -285,6 +310,7 @@ def report_of(run: str, target: Target, predicted: Prediction | None, results: S
         "predicted": answer(predicted) if predicted else None,
         "measured": measured,
         "error": error,
+        "inside": inside,
         "equal": first.equal,
         "max_difference": first.max_difference,
         "changes": list(target.plan.changes),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from autotune.cli._bands import banded
 from autotune.cli._drawing import everywhere, measured_timeline
 from autotune.cli._execution import predict_target
 from autotune.cli._target import Target
@@ -45,7 +46,7 @@ def explanation_of(
     else:
         explained = explain_prediction(prediction, profile)
     more = [against_thumb(question, prediction, target, store)]
-    more += _stepped(question, prediction, stepping) if stepping else []
+    more += _stepped(question, prediction, target, stepping) if stepping else []
     more += _mispriced(target, prediction, store)
     return replace(explained, sections=(*explained.sections, *more))
 
@@ -58,12 +59,16 @@ def question_of(target: Target) -> Question:
     return Question(target.model, target.workload, profile, target.devices)
 
 
-def _stepped(question: Question, prediction: Prediction, progress: Callable[[str], None]) -> list[Section]:
+def _stepped(
+    question: Question, prediction: Prediction, target: Target, progress: Callable[[str], None]
+) -> list[Section]:
     """What each step along an axis does."""
     from autotune.planners.sensitivity import sensitivity
     from autotune.report.sensitivity import sensitivity_section
 
-    return [sensitivity_section(sensitivity(question, prediction, progress))]
+    found = sensitivity(question, prediction, progress)
+    moved = (replace(m, prediction=banded(m.prediction, target)) if m.prediction else m for m in found.moved)
+    return [sensitivity_section(replace(found, moved=tuple(moved)))]
 
 
 def found_of(lock: Lock, question: Question, best: Prediction, target: Target, store: Store) -> Found:
@@ -75,7 +80,7 @@ def found_of(lock: Lock, question: Question, best: Prediction, target: Target, s
         second = predict_target(replace(target, plan=plan))
         others += [second] if second else []
     seen = {best.plan, *(prediction.plan for prediction in others)}
-    others += [row for row in _stored(question, store) if row.plan not in seen]
+    others += [banded(row, target) for row in _stored(question, store) if row.plan not in seen]
     return Found(
         question=question,
         ranking=(best, *others),

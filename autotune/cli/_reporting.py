@@ -10,6 +10,8 @@ from autotune.cli._drawing import everywhere, measured_timeline
 from autotune.cli._execution import predict_target
 from autotune.cli._explaining import explanation_of, found_of
 from autotune.cli._target import Target
+from autotune.report.bands import fell
+from autotune.spec.lock import bands_of
 
 if TYPE_CHECKING:
     from autotune.profiles_db.records import RunEntry
@@ -52,6 +54,7 @@ def _past(run: RunEntry, target: Target) -> PastRun | None:
     if run.model != target.model or run.workload != target.workload or not step:
         return None
     error = run.prediction.step_s / step - 1 if run.prediction else None
+    bands = bands_of(run.facts.get("predicted", {}))
     return PastRun(
         run.started[:19].replace("T", " "),
         run.id,
@@ -60,4 +63,5 @@ def _past(run: RunEntry, target: Target) -> PastRun | None:
         error,
         max(run.peak_bytes, default=0),
         run.git_sha,
+        fell(bands, "step_s", step),
     )

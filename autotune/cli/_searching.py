@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.cli import _output as out
 from autotune.cli._acceptance import known_workload
+from autotune.cli._bands import banded_found
 from autotune.cli._execution import job_for, launch_once, log_folder
 from autotune.cli._session import at_hand, machine
 from autotune.cli._views import found_json, moment
@@ -104,8 +105,9 @@ def find(recipe: Recipe, store: Store, lock: bool, progress: Callable[[str], Non
     versions = installed(facts.software if facts else None)
     before = Before() if fresh else store.before(question, versions, recipe.name)
     if stored := before.answer:
-        file = _locked(recipe, stored.found, stored.launches, stored.searched) if lock else None
-        return Answer(stored.found, stored.search, file, before)
+        again = banded_found(stored.found, store.bands())
+        file = _locked(recipe, again, stored.launches, stored.searched) if lock else None
+        return Answer(again, stored.search, file, before)
     _told(before)
     store.save_recipe(recipe.path, recipe.merged())
     if device:  # first of all, so that the search and its predictions are kept under the profile they rest on
@@ -131,6 +133,7 @@ def find(recipe: Recipe, store: Store, lock: bool, progress: Callable[[str], Non
         launches = measuring.of(found.best.plan) if measuring else ()
     finally:
         searched = store.finish_search(name, found, recipe=recipe.name, launches=launches)
+    found = banded_found(found, store.bands())
     return Answer(found, name, _locked(recipe, found, launches, searched) if lock else None, before)
 
 

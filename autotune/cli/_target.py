@@ -14,6 +14,7 @@ from autotune.cli._session import machine, read_recipe
 from autotune.spec.errors import Problem, StaleLock, UsageError, nearest_name
 
 if TYPE_CHECKING:
+    from autotune.profiles_db.bands.pools import Bands
     from autotune.profiles_db.records import Origin, RunEntry
     from autotune.profiles_db.store import Store
     from autotune.spec.lock import Lock
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """One plan and everything it is for. `profile` is None for a stored plan that was never predicted."""
+    """One plan and everything it is for. `profile` is None for a stored plan that was never predicted. `bands`: what
+    predictions of it are to be trusted by; None: they are not shown."""
 
     shown: str
     plan: Plan
@@ -37,6 +39,7 @@ class Target:
     recipe: Recipe | None = None
     lock: Lock | None = None
     lock_file: Path | None = None
+    bands: Bands | None = None
 
     def need_profile(self) -> Profile:
         """The profile; UsageError where nothing says for which machine the plan is."""
@@ -53,6 +56,10 @@ def find_target(text: str, overrides: Sequence[str], pins: Sequence[str], store:
     Raises UsageError for what is neither a recipe, a lock nor a stored plan, and StaleLock for a lock that no longer
     answers its recipe.
     """
+    return replace(_target(text, overrides, pins, store), bands=store.bands())
+
+
+def _target(text: str, overrides: Sequence[str], pins: Sequence[str], store: Store) -> Target:
     path = Path(text).expanduser()
     if text == "-" or text.endswith(".toml"):
         return _of_recipe(text, overrides, pins, store)

@@ -149,9 +149,15 @@ def _notes(rows: Sequence[Judgement]) -> tuple[str, ...]:
 
 
 def _finished(found: Validation, id: str, store: Store) -> tuple[Validation, str]:
-    store.finish_validation(
-        id, [row.to_dict() for row in found.rows], [part.to_dict() for part in (*found.summaries, *found.groups)]
-    )
+    """The validation with the coverage of bands by its rows, kept."""
+    from autotune.profiles_db.bands.coverage import covered
+    from autotune.profiles_db.bands.shipped import shipped
+
+    rows, coverage = covered(found.rows, [*store.residuals(), *shipped()])
+    found = replace(found, rows=rows, coverage=coverage)
+    parts = [part.to_dict() for part in (*found.summaries, *found.groups)]
+    parts += [{"kind": "coverage", **part.to_dict()} for part in coverage]
+    store.finish_validation(id, [row.to_dict() for row in rows], parts)
     return found, id
 
 

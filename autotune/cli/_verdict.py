@@ -7,6 +7,7 @@ from typing import Any
 
 from autotune.cli import _output as out
 from autotune.cli._settings import current
+from autotune.report.coverage import COVERAGE, COVERAGE_HEAD, coverage_cells
 from autotune.report.validation import ROW_HEAD, SUMMARY_HEAD, facts, row_cells, summary_cells, tables
 from autotune.spec.validation import Validation
 
@@ -23,11 +24,11 @@ def validation_lines(found: Validation) -> Iterator[str]:
         yield ""
         if len(rows) <= SHORT or current().verbose:
             yield name
-            yield from out.table([ROW_HEAD, *map(row_cells, rows)], right=(3, 4, 5))
+            yield from out.table([ROW_HEAD, *map(row_cells, rows)], right=(3, 4, 5, 6))
             continue
         judged = sorted((row for row in rows if not row.fitted), key=lambda row: -abs(row.error))
         yield f"{name}: {len(rows)} rows, of which the worst judged ones (-v prints every row)"
-        yield from out.table([ROW_HEAD, *map(row_cells, judged[:WORST])], right=(3, 4, 5))
+        yield from out.table([ROW_HEAD, *map(row_cells, judged[:WORST])], right=(3, 4, 5, 6))
     yield ""
     yield from out.table([SUMMARY_HEAD, *map(summary_cells, found.summaries)], right=tuple(range(2, 10)))
     if found.groups:
@@ -35,6 +36,10 @@ def validation_lines(found: Validation) -> Iterator[str]:
         yield "judged rows by group"
         cells = [summary_cells(group)[:6] for group in found.groups]
         yield from out.table([SUMMARY_HEAD[:6], *cells], right=(2, 3, 4, 5))
+    if found.coverage:
+        yield ""
+        yield COVERAGE
+        yield from out.table([COVERAGE_HEAD, *map(coverage_cells, found.coverage)], right=(4, 5, 6))
     for plan, why in found.failed.items():
         yield f"did not run: {plan}: {why}"
 
@@ -50,6 +55,7 @@ def validation_json(found: Validation, id: str) -> dict[str, Any]:
         "rows": [row.to_dict() for row in found.rows],
         "summary": [summary.to_dict() for summary in found.summaries],
         "groups": [group.to_dict() for group in found.groups],
+        "coverage": [part.to_dict() for part in found.coverage],
         "failed": dict(found.failed),
         "notes": list(found.notes),
     }

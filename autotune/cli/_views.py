@@ -7,8 +7,9 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from autotune.cli import _output as out
+from autotune.report.bands import interval, level, pools, short, span, verdict, within
 from autotune.report.units import percent, seconds, signed, size
-from autotune.spec.lock import answer, why_lost
+from autotune.spec.lock import answer, bands_of, why_lost
 from autotune.spec.plan import Plan
 from autotune.spec.prediction import Found, Prediction
 from autotune.spec.words import counted
@@ -45,11 +46,21 @@ def rests_on(grades: Mapping[str, float]) -> str:
 
 
 def predicted_line(prediction: Prediction, workload: Workload) -> str:
-    """One line: time, rate, memory of the worst rank."""
-    parts = [f"{seconds(prediction.step_s)} {unit_of(workload)}", rate(prediction.tokens_per_s)]
+    """One line: time, rate, memory of the worst rank, each with its band."""
+    bands, peak = prediction.bands, max(prediction.peak_bytes, default=0)
+    parts = [f"{within(prediction.step_s, bands.get('step_s'), seconds)} {unit_of(workload)}"]
+    parts.append(rate(prediction.tokens_per_s))
     if prediction.decode_s:
-        parts.append(f"prefill {seconds(prediction.prefill_s)}, then {seconds(prediction.decode_s)} a token")
-    return ", ".join([*parts, f"peak {size(max(prediction.peak_bytes, default=0))} a device"])
+        first = within(prediction.prefill_s, bands.get("prefill_s"), seconds)
+        then = within(prediction.decode_s, bands.get("decode_s"), seconds)
+        parts.append(f"prefill {first}, then {then} a token")
+    return ", ".join([*parts, f"peak {within(peak, bands.get('peak_bytes'), size)} a device"])
+
+
+def bands_lines(prediction: Prediction) -> Iterator[str]:
+    """What the bands were made from."""
+    if told := pools(prediction):
+        yield f"bands      {told}"
 
 
 def reasons(infeasible: Mapping[str, int]) -> Iterator[str]:
@@ -70,10 +81,12 @@ def found_lines(found: Found) -> Iterator[str]:
     yield from change_lines(best.plan)
     yield f"predicted  {predicted_line(best, work)}"
     yield f"           on {found.question.profile.name}; its time rests on prices that are {rests_on(best.grades)}"
+    yield from bands_lines(best)
     if best.plan.id in found.measured:
         measured = found.measured[best.plan.id]
         off = signed(best.step_s / measured - 1)
-        yield f"measured   {seconds(measured)} {unit_of(work)}: the prediction is off by {off}"
+        inside = f", {verdict(best.bands['step_s'].holds(measured))} its band" if "step_s" in best.bands else ""
+        yield f"measured   {seconds(measured)} {unit_of(work)}: the prediction is off by {off}{inside}"
     gap = found.bound.gap
     if gap is None:
         yield "bound      gap unknown: the search stopped before all plans were bounded"
@@ -92,13 +105,16 @@ def found_lines(found: Found) -> Iterator[str]:
 
 def ranking_lines(found: Found) -> list[str]:
     """The best plans as a table, each with what it loses on."""
-    rows = [("", "plan", "axes", "predicted", "measured", "peak", "why it lost")]
+    step = found.best.bands.get("step_s")
+    at = f" ({level(step)})" if step else ""
+    rows = [("", "plan", "axes", f"predicted{at}", "measured", f"peak{at}", "why it lost")]
     for place, row in enumerate(found.ranking[:TOP], 1):
         measured = found.measured.get(row.plan.id)
         lost = why_lost(found.best, row, found.measured) if place > 1 else ""
         told = seconds(measured) if measured else "-"
-        peak = size(max(row.peak_bytes, default=0))
-        rows.append((str(place), row.plan.id, row.plan.describe(), seconds(row.step_s), told, peak, lost))
+        said = short(row.step_s, row.bands.get("step_s"), seconds)
+        peak = short(max(row.peak_bytes, default=0), row.bands.get("peak_bytes"), size)
+        rows.append((str(place), row.plan.id, row.plan.describe(), said, told, peak, lost))
     return out.table(rows, right=(0, 3, 4, 5))
 
 
@@ -124,6 +140,7 @@ def found_json(found: Found, lock: str | None) -> dict[str, Any]:
                 "plan": row.plan.to_dict(),
                 "plan_id": row.plan.id,
                 "step_s": row.step_s,
+                **interval(row.bands.get("step_s")),
                 "measured_s": found.measured.get(row.plan.id),
                 "peak_bytes": list(row.peak_bytes),
                 "reason": why_lost(best, row, found.measured) if row is not best else "",
@@ -143,6 +160,7 @@ def prediction_lines(prediction: Prediction, workload: Workload) -> Iterator[str
     yield from change_lines(prediction.plan)
     yield f"predicted  {predicted_line(prediction, workload)}"
     yield f"           from times that are {rests_on(prediction.grades)}"
+    yield from bands_lines(prediction)
     if prediction.timeline:
         yield f"idle share {percent(prediction.timeline.idle_share)} of all ranks' compute"
     yield "time of the slowest rank"
@@ -173,12 +191,16 @@ def run_lines(report: Mapping[str, Any], workload: Workload) -> Iterator[str]:
     measured, predicted, error = report["measured"], report["predicted"], report["error"]
     yield f"plan       {report['plan_id']}"
     yield from (f"CHANGES    {line}" for line in report["changes"])
-    rows = [("", "predicted", "measured", "error")]
+    said, fallen = predicted or {}, report.get("inside") or {}
+    bands = bands_of(said)
+    rests = next((f"{level(band)}, {band.rests_on}" for figure, band in bands.items() if figure == "step_s"), "band")
+    rows: list[tuple[str, ...]] = [("", "predicted", "measured", "error", rests, "")]
 
     def row(name: str, key: str, form: Any, found: float | None, said: float | None) -> None:
-        rows.append((name, form(said) if said else "-", form(found) if found else "-", _signed(error.get(key))))
+        told = [form(said) if said else "-", form(found) if found else "-", _signed(error.get(key))]
+        expected = span(said, bands.get(key), form) if said else ""
+        rows.append((name, *told, expected or "-", verdict(fallen.get(key))))
 
-    said = predicted or {}
     row(f"time of {unit_of(workload)}", "step_s", seconds, measured["step_s"], said.get("step_s"))
     row("tokens/s", "tokens_per_s", rate, measured["tokens_per_s"], said.get("tokens_per_s"))
     if measured.get("decode_s"):
@@ -186,7 +208,7 @@ def run_lines(report: Mapping[str, Any], workload: Workload) -> Iterator[str]:
         row("a token", "decode_s", seconds, measured["decode_s"], said.get("decode_s"))
     peaks, guess = measured["peak_bytes"], said.get("peak_bytes") or [0]
     row("peak memory", "peak_bytes", size, max(peaks, default=0), max(guess))
-    yield from out.table(rows, right=(1, 2, 3))
+    yield from out.table(rows, right=(1, 2, 3, 4))
     all_steps, launches = measured["step_s_all"], counted(len(measured["launches"]), "launch", "launches")
     yield (
         f"steps      {len(all_steps)} in {launches}: median {seconds(median(all_steps))}, "
@@ -256,12 +278,14 @@ def plan_entry_json(entry: PlanEntry) -> dict[str, Any]:
 
 def run_entry_rows(runs: Sequence[RunEntry]) -> list[tuple[str, ...]]:
     """Stored runs as rows with a heading."""
-    rows: list[tuple[str, ...]] = [("run", "started", "model", "predicted", "measured", "error", "status")]
+    rows: list[tuple[str, ...]] = [("run", "started", "model", "predicted", "measured", "error", "band", "status")]
     for run in runs:
         said, found = run.prediction.step_s if run.prediction else None, run.step_s
         error = signed(said / found - 1) if said and found else "-"
-        told = (seconds(said) if said else "-", seconds(found) if found else "-")
-        rows.append((run.id, run.started[:19], run.model.name, *told, error, run.status))
+        band = bands_of(run.facts.get("predicted", {})).get("step_s")
+        told = (within(said, band, seconds) if said else "-", seconds(found) if found else "-")
+        fallen = verdict(band.holds(found) if band and found else None)
+        rows.append((run.id, run.started[:19], run.model.name, *told, error, fallen, run.status))
     return rows
 
 
@@ -272,6 +296,7 @@ def run_entry_json(run: RunEntry) -> dict[str, Any]:
         "started": run.started,
         "model": run.model.name,
         "predicted_s": run.prediction.step_s if run.prediction else None,
+        **interval(bands_of(run.facts.get("predicted", {})).get("step_s")),
         "step_s": run.step_s,
         "launches": [list(launch.steps) for launch in run.launches],
         "tokens_per_s": run.tokens_per_s,

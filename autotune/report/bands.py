@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from autotune.report.units import percent
 from autotune.spec.band import Band
@@ -49,6 +50,11 @@ def pools(prediction: Prediction) -> str:
             told.setdefault((band.residuals, band.pool), []).append(name)
     parts = [f"{' and '.join(names)} from {n} residuals ({pool})" for (n, pool), names in told.items()]
     return "; ".join(parts)
+
+
+def interval(band: Band | None) -> dict[str, Any]:
+    """The fields of a figure's band that lists give."""
+    return {"interval": [band.low, band.high] if band else None, "rests_on": band.rests_on if band else None}
 
 
 def fell(bands: Mapping[str, Band], figure: str, measured: float) -> bool | None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from autotune.report.bands import interval, pools, short, verdict, within
 from autotune.report.compare import critical_path
 from autotune.report.explanation import Explanation, Section, table
 from autotune.report.figures import figures
@@ -33,7 +34,8 @@ def explain_prediction(prediction: Prediction, profile: Profile) -> Explanation:
         sections.append(_path(prediction.timeline))
     sections += [_memory(prediction, profile, 1.0), _grades(prediction, profile)]
     return Explanation(
-        f"{prediction.plan.describe()} on {profile.name}: {seconds(prediction.step_s)} predicted, "
+        f"{prediction.plan.describe()} on {profile.name}: "
+        f"{within(prediction.step_s, prediction.bands.get('step_s'), seconds)} predicted, "
         f"{prediction.tokens_per_s:,.0f} tokens/s",
         tuple(sections),
     )
@@ -88,15 +90,19 @@ def _answer(found: Found) -> Section:
     best = found.best
     text = [
         f"{best.plan.id}  {best.plan.describe()}",
-        f"predicted {seconds(best.step_s)}, {best.tokens_per_s:,.0f} tokens/s",
+        f"predicted {within(best.step_s, best.bands.get('step_s'), seconds)}, {best.tokens_per_s:,.0f} tokens/s",
     ]
     measured = found.measured.get(best.plan.id)
     if measured:
-        text.append(f"measured {seconds(measured)}; the prediction is {signed(best.step_s / measured - 1)} off")
+        band = best.bands.get("step_s")
+        fallen = f", {verdict(band.holds(measured))} its band" if band else ""
+        off = signed(best.step_s / measured - 1)
+        text.append(f"measured {seconds(measured)}{fallen}; the prediction is {off} off")
     facts = {
         "plan_id": best.plan.id,
         "plan": best.plan.to_dict(),
         "predicted_step_s": best.step_s,
+        **interval(best.bands.get("step_s")),
         "measured_step_s": measured,
         "tokens_per_s": best.tokens_per_s,
     }
@@ -116,7 +122,9 @@ def _time(prediction: Prediction) -> Section:
     text = list(table(rows))
     facts: dict[str, Any] = {"step_s": prediction.step_s, "breakdown_s": dict(ordered)}
     if prediction.decode_s:
-        text.append(f"prefill {seconds(prediction.prefill_s)}, then {seconds(prediction.decode_s)} a token")
+        first = within(prediction.prefill_s, prediction.bands.get("prefill_s"), seconds)
+        then = within(prediction.decode_s, prediction.bands.get("decode_s"), seconds)
+        text.append(f"prefill {first}, then {then} a token")
         facts.update(prefill_s=prediction.prefill_s, decode_s=prediction.decode_s)
     elif whole and abs(whole / prediction.step_s - 1) > 0.01:
         why = "some of it runs at the same time" if whole > prediction.step_s else "the rest is waiting"
@@ -173,7 +181,13 @@ def _memory(prediction: Prediction, profile: Profile, fraction: float) -> Sectio
         figures_of = (*(memory.get(name, 0) for name in classes), peak, memory.get(OVERHEAD, 0), whole[rank])
         rows.append((str(rank), *map(size, figures_of)))
     fullest = max(whole, default=0)
-    text = [*table(rows), f"the fullest rank leaves {size(available - fullest)} of {size(available)} ({percent(left)})"]
+    band = prediction.bands.get("peak_bytes")
+    expected = [f"peak of the fullest rank {within(max(prediction.peak_bytes), band, size)}"] if band else []
+    text = [
+        *table(rows),
+        *expected,
+        f"the fullest rank leaves {size(available - fullest)} of {size(available)} ({percent(left)})",
+    ]
     if fraction < 1:
         text.append(f"a plan may use {percent(fraction)}, {size(fraction * available)}, overhead included")
     if fraction - fullest / max(available, 1.0) < TIGHT:
@@ -196,13 +210,11 @@ def _most(prediction: Prediction, name: str) -> int:
 def _grades(prediction: Prediction, profile: Profile) -> Section:
     parts = sorted(prediction.grades.items(), key=lambda item: -item[1])
     shown = ", ".join(f"{percent(share)} {grade}" for grade, share in parts if share > 0) or "nothing that was priced"
-    facts = {"profile": profile.name, "profile_grade": profile.grade, "shares": dict(parts)}
-    return Section(
-        "rests_on",
-        "What the figures rest on",
-        (f"busy seconds: {shown}; profile {profile.name} ({profile.grade})",),
-        facts,
-    )
+    bands = {figure: band.to_dict() for figure, band in prediction.bands.items()}
+    facts = {"profile": profile.name, "profile_grade": profile.grade, "shares": dict(parts), "bands": bands}
+    text = [f"busy seconds: {shown}; profile {profile.name} ({profile.grade})"]
+    text += [f"bands: {told}"] if (told := pools(prediction)) else []
+    return Section("rests_on", "What the figures rest on", tuple(text), facts)
 
 
 def _versus(a: Prediction, b: Prediction, measured: Mapping[str, float] | None = None) -> Section:
@@ -213,12 +225,17 @@ def _versus(a: Prediction, b: Prediction, measured: Mapping[str, float] | None =
     if not both:
         seconds_of = [a.step_s, b.step_s]
     axes = changed(a.plan, b.plan)
-    text = [f"{b.plan.id}  {b.plan.describe()}: {_faster(seconds_of[0], seconds_of[1])}{' (measured)' if both else ''}"]
+    told = _faster(seconds_of[0], seconds_of[1]) + (" (measured)" if both else "")
+    text = [f"{b.plan.id}  {b.plan.describe()}: {told}"]
+    if not both and "step_s" in a.bands and "step_s" in b.bands:
+        said = [within(p.step_s, p.bands["step_s"], seconds) for p in (a, b)]
+        text.append(f"predicted {said[0]} against {said[1]}")
     text += [f"{name}: {mine} instead of {other}" for name, (mine, other) in axes.items()]
     by_kind = _parts(a.breakdown, b.breakdown)
     text += table([(kind, _plus(value)) for kind, value in by_kind.items() if abs(value) > 1e-4 * max(b.step_s, 1e-12)])
     peaks = [max(p.peak_bytes, default=0) for p in (a, b)]
-    text.append(f"peak memory {size(peaks[0])} against {size(peaks[1])}")
+    held = [short(peak, p.bands.get("peak_bytes"), size) for peak, p in zip(peaks, (a, b), strict=True)]
+    text.append(f"peak memory {held[0]} against {held[1]}")
     by_class = _parts(*({name: _most(p, name) for m in p.memory for name in m} for p in (a, b)))
     rows = [
         (f"{name} (most on a rank)", ("+" if value > 0 else "") + size(value))

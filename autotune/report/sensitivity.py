@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from autotune.planners.sensitivity import Moved, Sensitivity
+from autotune.report.bands import interval, short
 from autotune.report.explain import changed
 from autotune.report.explanation import Section, table
 from autotune.report.units import percent, seconds, signed, size
@@ -25,8 +26,11 @@ def sensitivity_section(found: Sensitivity) -> Section:
     for moved in fit:
         assert moved.prediction is not None  # only what cannot run has none
         most = max(moved.prediction.peak_bytes, default=0)
-        told = (signed(moved.prediction.step_s / base.step_s - 1), seconds(moved.prediction.step_s))
-        rows.append((_named(base.plan, moved), *told, f"peak {size(most)}", signed(most / peak - 1)))
+        bands = moved.prediction.bands
+        said = short(moved.prediction.step_s, bands.get("step_s"), seconds)
+        told = (signed(moved.prediction.step_s / base.step_s - 1), said)
+        held = f"peak {short(most, bands.get('peak_bytes'), size)}"
+        rows.append((_named(base.plan, moved), *told, held, signed(most / peak - 1)))
     text = [_verdict(found), *table(rows)]
     out = [f"{_named(base.plan, moved)}: {moved.reason}" for moved in found.moved if moved.reason]
     if out:
@@ -86,6 +90,7 @@ def _facts(found: Sensitivity, moved: Moved) -> dict[str, Any]:
         "fits": moved.reason is None,
         "reason": moved.reason,
         "step_s": prediction.step_s if prediction else None,
+        **interval(prediction.bands.get("step_s") if prediction else None),
         "change": prediction.step_s / base.step_s - 1 if prediction else None,
         "peak_bytes": most,
         "peak_change": most / max(base.peak_bytes) - 1 if most is not None else None,

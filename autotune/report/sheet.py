@@ -5,10 +5,11 @@ Everything on it is in the database or the lock; it is put together here and not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from autotune.report.bands import level, span, verdict, within
 from autotune.report.document import document
 from autotune.report.explain import taken
 from autotune.report.explanation import Explanation
@@ -45,6 +46,7 @@ class PastRun:
     error: float | None  # of the prediction, as a signed fraction
     peak_bytes: int
     git: str = ""
+    inside: bool | None = None  # whether the step fell into the prediction's band; None: it had none
 
 
 @dataclass(frozen=True)
@@ -74,17 +76,29 @@ def page(sheet: Sheet) -> str:
 
 def _cards(sheet: Sheet) -> str:
     best = sheet.plans[0]
-    cards = [(seconds(best.step_s), "predicted"), (f"{best.tokens_per_s:,.0f}", "tokens/s predicted")]
+    cards = [(seconds(best.step_s), _expected("predicted", best, "step_s", best.step_s, seconds))]
+    cards.append((f"{best.tokens_per_s:,.0f}", "tokens/s predicted"))
     if found := sheet.measured.get(best.plan.id):
-        cards.append((seconds(found), f"measured; prediction {signed(best.step_s / found - 1)}"))
+        band = best.bands.get("step_s")
+        fallen = f", {verdict(band.holds(found))} its band" if band else ""
+        cards.append((seconds(found), f"measured{fallen}; prediction {signed(best.step_s / found - 1)}"))
     if best.decode_s:
-        cards.append((seconds(best.decode_s), "a token"))
+        cards.append((seconds(best.decode_s), _expected("a token", best, "decode_s", best.decode_s, seconds)))
+    peak = max(best.peak_bytes, default=0)
+    if "peak_bytes" in best.bands:
+        cards.append((size(peak), _expected("peak of the fullest rank", best, "peak_bytes", peak, size)))
     fullest = max(taken(best), default=0)
     allowed = sheet.fraction * sheet.profile.device.memory_bytes / sheet.profile.sharing(best.plan.world)
     cards.append((size(fullest), f"of {size(allowed)} that a rank may use"))
     cards.append(("unknown" if sheet.gap is None else percent(sheet.gap), "at most above the best of the space"))
     items = "".join(f"<li><b>{escape(value)}</b><span>{escape(what)}</span></li>" for value, what in cards)
     return f'<p>{escape(best.plan.describe())}</p>\n<ul class="cards">{items}</ul>'
+
+
+def _expected(what: str, best: Prediction, figure: str, value: float, form: Callable[[float], str]) -> str:
+    """`predicted: 441 to 489 at 90 %, interpolated`."""
+    band = best.bands.get(figure)
+    return f"{what}: {span(value, band, form)} at {level(band)}, {band.rests_on}" if band else what
 
 
 def _front(sheet: Sheet) -> str:
@@ -105,7 +119,8 @@ def _front(sheet: Sheet) -> str:
 
 def _point(sheet: Sheet, prediction: Prediction) -> Point:
     plan, peak = prediction.plan, float(max(taken(prediction), default=0))
-    label = f"{plan.id} {plan.describe()}: {seconds(prediction.step_s)}, {size(peak)}"
+    said = within(prediction.step_s, prediction.bands.get("step_s"), seconds)
+    label = f"{plan.id} {plan.describe()}: {said}, {size(peak)}"
     if found := sheet.measured.get(plan.id):
         label += f", measured {seconds(found)}"
     return Point(peak, prediction.step_s, label, "best" if prediction is sheet.plans[0] else "")
@@ -123,11 +138,13 @@ def _history(runs: Sequence[PastRun]) -> str:
         if len(runs) > 1
         else ""
     )
-    head = "<tr><th>started</th><th>run</th><th>plan</th><th>step</th><th>prediction</th><th>peak</th><th>git</th></tr>"
+    names = ("started", "run", "plan", "step", "prediction", "band", "peak", "git")
+    head = f"<tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>"
     rows = [
         "<tr>"
         f"<th>{escape(run.started)}</th><td>{escape(run.id)}</td><td>{escape(run.plan)}</td>"
         f"<td>{seconds(run.step_s)}</td><td>{'–' if run.error is None else signed(run.error)}</td>"
+        f"<td>{'–' if run.inside is None else verdict(run.inside)}</td>"
         f"<td>{size(run.peak_bytes)}</td><td>{escape(run.git[:10]) or '–'}</td></tr>"
         for run in reversed(runs)
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from autotune.report.bands import interval, within
 from autotune.report.explain import explain_versus
 from autotune.report.explanation import Section
 from autotune.report.units import percent, seconds, size
@@ -39,6 +40,7 @@ def thumb_section(rule: str, best: Prediction, thumb: Prediction | None, measure
         "plan_id": thumb.plan.id,
         "plan": thumb.plan.to_dict(),
         "step_s": thumb.step_s,
+        **interval(thumb.bands.get("step_s")),
         "peak_bytes": max(thumb.peak_bytes, default=0),
         "gain": gain,
         "measured_step_s": measured.step_s,
@@ -50,9 +52,11 @@ def thumb_section(rule: str, best: Prediction, thumb: Prediction | None, measure
         return Section("rule_of_thumb", title, (f"rule: {rule}", "it writes this very plan: nothing is gained"), told)
     apart = explain_versus(best, thumb).sections[0].facts["axes"]
     axes = ", ".join(f"{axis} {_short(mine)} instead of {_short(other)}" for axis, (mine, other) in apart.items())
+    time = within(thumb.step_s, thumb.bands.get("step_s"), seconds)
+    peak = within(max(thumb.peak_bytes), thumb.bands.get("peak_bytes"), size)
     text = (
         f"rule: {rule}",
-        f"{thumb.plan.id}  {thumb.plan.describe()}: {seconds(thumb.step_s)}, peak {size(max(thumb.peak_bytes))}",
+        f"{thumb.plan.id}  {thumb.plan.describe()}: {time}, peak {peak}",
         f"predicted gain: {_gain(gain)} ({seconds(best.step_s)} instead of {seconds(thumb.step_s)})",
         _measured(measured),
         f"this plan has {axes}",

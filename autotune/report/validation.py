@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
+from autotune.report.bands import verdict
+from autotune.report.coverage import COVERAGE, COVERAGE_HEAD, coverage_cells
 from autotune.report.diagonal import GRADES, Dot, diagonal
 from autotune.report.diagonal import STYLE as PLOT
 from autotune.report.document import document
@@ -27,7 +29,7 @@ HINT = (
     "predicted / measured - 1; regret is what the plan predicted best took longer than the best measured."
 )
 SUMMARY_HEAD = ("table", "metric", "rows", "mean", "bias", "worst", "tau-b", "rho", "regret", "worst regret")
-ROW_HEAD = ("setup", "plan", "metric", "predicted", "measured", "error", "rests on")
+ROW_HEAD = ("setup", "plan", "metric", "predicted", "measured", "error", "band", "inside", "rests on")
 
 
 def figure(metric: str, value: float) -> str:
@@ -71,7 +73,12 @@ def summary_cells(summary: Summary) -> list[str]:
 def row_cells(row: Judgement) -> list[str]:
     """The cells under ROW_HEAD."""
     values = [figure(row.metric, row.predicted), figure(row.metric, row.measured)]
-    return [row.setup, row.name, row.metric, *values, error(row), grade(row)]
+    return [row.setup, row.name, row.metric, *values, error(row), band(row), verdict(row.inside), grade(row)]
+
+
+def band(row: Judgement) -> str:
+    """`441 to 489`, of a row that its band is judged by."""
+    return "-" if row.interval is None else " to ".join(figure(row.metric, end) for end in row.interval)
 
 
 def facts(found: Validation) -> list[str]:
@@ -100,6 +107,9 @@ def markdown(found: Validation) -> str:
             "",
             *_table(SUMMARY_HEAD[:6], (summary_cells(g)[:6] for g in found.groups)),
         ]
+    if found.coverage:
+        lines += ["", "## Coverage of bands", "", COVERAGE, ""]
+        lines += _table(COVERAGE_HEAD, map(coverage_cells, found.coverage))
     for name, rows in tables(found).items():
         lines += ["", f"## {_cell(name)}", "", f"Source: {_cell(', '.join(dict.fromkeys(r.source for r in rows)))}", ""]
         lines += _table(ROW_HEAD, map(row_cells, rows))
@@ -128,6 +138,9 @@ def page(found: Validation) -> str:
     if found.groups:
         inner = _html_table(SUMMARY_HEAD[:6], (summary_cells(group)[:6] for group in found.groups), 2)
         body.append(f"<details><summary>By group, judged rows</summary>{inner}</details>")
+    if found.coverage:
+        inner = _html_table(COVERAGE_HEAD, map(coverage_cells, found.coverage), 4)
+        body.append(f"<h2>Coverage of bands</h2><p>{COVERAGE}</p>{inner}")
     for name, rows in tables(found).items():
         sources = ", ".join(dict.fromkeys(row.source for row in rows))
         body.append(f"<h2>{escape(name)}</h2><p>{escape(sources)}</p>{_plots(rows)}")

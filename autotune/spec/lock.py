@@ -16,6 +16,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import autotune
+from autotune.spec.band import Band
 from autotune.spec.errors import EnvironmentFault, Problem, UsageError, nearest_name
 from autotune.spec.machine import Profile
 from autotune.spec.plan import Plan
@@ -68,7 +69,8 @@ class Lock:
     model: Mapping[str, Any]  # name, digest
     machine: Mapping[str, Any]  # name, grade, fingerprint, devices, software, profile: its digest
     plan: Plan
-    predicted: Mapping[str, Any]  # step_s, tokens_per_s, peak_bytes, breakdown, grades, prefill_s, decode_s
+    # step_s, tokens_per_s, peak_bytes, breakdown, grades, prefill_s, decode_s; of step_s interval and rests_on; bands
+    predicted: Mapping[str, Any]
     bound: Mapping[str, Any]  # step_s, gap (None: unknown), closed
     space: Mapping[str, Any]  # structures, feasible, infeasible
     evaluated: Mapping[str, Any]  # bounded, simulated, measured
@@ -110,7 +112,7 @@ def lock_path(recipe: str | Path) -> Path:
 
 
 def answer(prediction: Prediction) -> dict[str, Any]:
-    """The figures of a prediction that a lock and `--json` give."""
+    """The figures of a prediction that a lock and `--json` give. `interval` and `rests_on` are of `step_s`."""
     figures: dict[str, Any] = {
         "step_s": prediction.step_s,
         "tokens_per_s": prediction.tokens_per_s,
@@ -120,7 +122,15 @@ def answer(prediction: Prediction) -> dict[str, Any]:
     }
     if prediction.prefill_s or prediction.decode_s:
         figures |= {"prefill_s": prediction.prefill_s, "decode_s": prediction.decode_s}
+    if step := prediction.bands.get("step_s"):
+        figures |= {"interval": [step.low, step.high], "rests_on": step.rests_on}
+        figures["bands"] = {figure: band.to_dict() for figure, band in prediction.bands.items()}
     return figures
+
+
+def bands_of(predicted: Mapping[str, Any]) -> dict[str, Band]:
+    """The bands of the figures that `answer` gave, by figure; none in a lock of an earlier version."""
+    return {figure: Band.from_dict(raw) for figure, raw in predicted.get("bands", {}).items()}
 
 
 def why_lost(winner: Prediction, other: Prediction, measured: Mapping[str, float]) -> str:
@@ -281,6 +291,14 @@ def _problems(raw: object, shown: str) -> Iterator[Problem]:
     measured = evaluated.get("measured", {}) if isinstance(evaluated, dict) else {}
     if not isinstance(measured, dict) or not all(isinstance(value, _NUMBER) for value in measured.values()):
         yield Problem(shown, "evaluated.measured", repr(measured)[:40], "plan ids and their seconds")
+    predicted = raw.get("predicted")
+    bands = predicted.get("bands", {}) if isinstance(predicted, dict) else {}
+    for figure, band in bands.items() if isinstance(bands, dict) else [("", bands)]:
+        try:
+            Band.from_dict(band)
+        except (KeyError, TypeError, ValueError):
+            found = repr(band)[:40]
+            yield Problem(shown, f"predicted.bands.{figure}".rstrip("."), found, "an interval and what it rests on")
     second = raw.get("runner_up")
     if second is not None and not isinstance(second, dict):
         yield Problem(shown, "runner_up", repr(second)[:40], "a plan, or null")
