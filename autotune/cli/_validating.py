@@ -153,8 +153,9 @@ def _finished(found: Validation, id: str, store: Store) -> tuple[Validation, str
     from autotune.profiles_db.bands.coverage import covered
     from autotune.profiles_db.bands.shipped import shipped
 
-    rows, coverage = covered(found.rows, [*store.residuals(), *shipped()])
-    found = replace(found, rows=rows, coverage=coverage)
+    rows, coverage, without = covered(found.rows, [*store.residuals(), *shipped()])
+    few = f"{counted(without, 'row has', 'rows have')} no band: too few others rest on the same grade or a weaker one"
+    found = replace(found, rows=rows, coverage=coverage, notes=(*found.notes, *([few] if without else [])))
     parts = [part.to_dict() for part in (*found.summaries, *found.groups)]
     parts += [{"kind": "coverage", **part.to_dict()} for part in coverage]
     store.finish_validation(id, [row.to_dict() for row in rows], parts)

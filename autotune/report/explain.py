@@ -266,8 +266,8 @@ def _neighbours(found: Found) -> Section:
     rows = []
     for axis, other in sorted(nearest.items(), key=lambda item: -item[1].step_s):
         mine, theirs = changed(best.plan, other.plan)[axis]
-        peak = max(other.peak_bytes, default=0)
-        rows.append((f"{axis} {mine} -> {theirs}", signed(other.step_s / best.step_s - 1), f"peak {size(peak)}"))
+        peak = short(max(other.peak_bytes, default=0), other.bands.get("peak_bytes"), size)
+        rows.append((f"{axis} {mine} -> {theirs}", signed(other.step_s / best.step_s - 1), f"peak {peak}"))
     facts = {axis: {"plan_id": p.plan.id, "step_s": p.step_s} for axis, p in nearest.items()}
     return Section("one_axis", "One axis changed", table(rows), facts)
 

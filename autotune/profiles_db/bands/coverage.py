@@ -26,23 +26,25 @@ def makes_bands(residual: Residual) -> bool:
 
 def covered(
     rows: Sequence[Judgement], others: Iterable[Residual], level: float = LEVEL
-) -> tuple[tuple[Judgement, ...], tuple[Coverage, ...]]:
-    """The rows, those of the judged half with the interval that the other half makes for them, and the share of them
-    inside, by class. `others`: residuals that are known beside these rows."""
+) -> tuple[tuple[Judgement, ...], tuple[Coverage, ...], int]:
+    """The rows, those of the judged half with the interval that the other half makes for them; the share of them
+    inside, by class; how many of that half have no band, for too few others rest on their grade or a weaker one.
+    `others`: residuals that are known beside these rows."""
     own = [of_judgement(row, HERE) for row in rows]
     bands = Bands([r for r in (*filter(None, own), *others) if makes_bands(r)], level)
-    judged, told = list(rows), dict[Kind, list[tuple[bool, Band]]]()
+    judged, told, without = list(rows), dict[Kind, list[tuple[bool, Band]]](), 0
     for number, (row, residual) in enumerate(zip(rows, own, strict=True)):
         if residual is None or makes_bands(residual):
             continue
         ratio = bands.ratio(residual.kind)
         if ratio is None:
+            without += 1
             continue
         _, inverse = METRICS[row.metric]
         band = ratio.inverse(row.predicted) if inverse else ratio.times(row.predicted)
         judged[number] = replace(row, interval=(band.low, band.high))
         told.setdefault(residual.kind, []).append((band.holds(row.measured), ratio))
-    return tuple(judged), tuple(_coverage(kind, found) for kind, found in told.items())
+    return tuple(judged), tuple(_coverage(kind, found) for kind, found in told.items()), without
 
 
 def _coverage(kind: Kind, found: Sequence[tuple[bool, Band]]) -> Coverage:
