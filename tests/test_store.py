@@ -7,7 +7,7 @@ import json
 import math
 import re
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,8 @@ from autotune.spec.program import Buffer, Instruction, Program
 from autotune.spec.timeline import Span, Timeline
 from autotune.spec.workload import Workload
 from tests.stored import DENSE, SPARSE, WORK, batch, machine, prediction, question
+
+MOST_OF_JSON = 9.0  # times what making JSON of the same predictions takes
 
 
 def test_profiles_come_back_by_name_fingerprint_and_digest_newest_first(store: Store) -> None:
@@ -317,15 +319,19 @@ def test_export_optuna_opens_in_optuna(store: Store, tmp_path: Path) -> None:
 
 
 @pytest.mark.alone
-def test_ten_thousand_predictions_in_about_two_seconds(store: Store) -> None:
+def test_ten_thousand_predictions_take_a_few_times_what_their_json_takes(store: Store) -> None:
+    """About 2 s on an idle core; hosts differ by more than that, so the yardstick is one that they slow down as much."""
     search = store.start_search(question())
     many = batch(10_000)
     start = time.perf_counter()
+    for each in many:
+        json.dumps(asdict(each))
+    written = time.perf_counter()
     for i in range(0, len(many), 500):
         store.remember_predictions(search, many[i : i + 500])
-    seconds = time.perf_counter() - start
+    yardstick, seconds = written - start, time.perf_counter() - written
     assert len(store.known(search)) == 10_000
-    assert seconds < 6, f"{seconds:.1f} s; about 1 s on an idle core"
+    assert seconds < MOST_OF_JSON * yardstick, f"{seconds:.1f} s, as JSON {yardstick:.1f} s"
 
 
 def test_an_unfinished_validation_is_gone_on_with(store: Store) -> None:
