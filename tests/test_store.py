@@ -320,7 +320,7 @@ def test_export_optuna_opens_in_optuna(store: Store, tmp_path: Path) -> None:
 
 @pytest.mark.alone
 def test_ten_thousand_predictions_take_a_few_times_what_their_json_takes(store: Store) -> None:
-    """About 2 s on an idle core; hosts differ by more than that, so the yardstick is one that they slow down as much."""
+    """About 2 s on an idle core; hosts differ by more than that, so the yardstick is slowed down as much."""
     search = store.start_search(question())
     many = batch(10_000)
     start = time.perf_counter()
