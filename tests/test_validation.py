@@ -330,7 +330,7 @@ def test_the_command_reports_and_requires(home: Home) -> None:
     told = said.json
     assert told["schema"] == "autotune.validate/1"
     keys = {"schema", "validation_id", "suite", "machine", "profile", "cost_model", "rows", "summary", "groups"}
-    assert set(told) == keys | {"failed", "notes", "reports", "required"}
+    assert set(told) == keys | {"failed", "notes", "reports", "required", "coverage"}
     assert told["required"]["kept"] is False and len(told["required"]["missed"]) == 1
     assert len(told["rows"]) == 32
     first, results = told["rows"][0], replay(TABLES["vocabulary"])
@@ -344,7 +344,7 @@ def test_the_command_reports_and_requires(home: Home) -> None:
 def test_people_read_a_table_of_signed_errors(home: Home) -> None:
     said = home.run("validate", "--suite", "vocabulary", "--require", "memory.mean=0.05", "-q")
     assert said.code == 0 and said.stderr == ""
-    assert re.search(r"p=8 V=256k +vocab-2 +MFU % +58\.46 +49\.69 +\+17\.6 % +datasheet", said.stdout)
+    assert re.search(r"p=8 V=256k +vocab-2 +MFU % +58\.46 +49\.69 +\+17\.6 % +\S.* +(yes|no|-) +datasheet", said.stdout)
     assert re.search(r"^vocabulary +peak GiB +16 +1\.8 % +\+1\.6 % +\+6\.2 % +0\.950 +0\.991 +– +–$", said.stdout, re.M)
 
 

@@ -230,8 +230,8 @@ def run_lines(report: Mapping[str, Any], workload: Workload) -> Iterator[str]:
             told = f"mean log-probability {drift['log_p']:.3f}, without {drift['plain_log_p']:.3f}"
             shared = f"{percent(drift['equal'])} of tokens are as without the change"
             yield f"drift      {shared}; {some} {drift['first']:g}; {told}"
-        verdict = "equal to" if report["equal"] else "NOT equal to"
-        yield f"check      {verdict} the one-process reference, largest difference {report['max_difference']:.3g}"
+        said_so = "equal to" if report["equal"] else "NOT equal to"
+        yield f"check      {said_so} the one-process reference, largest difference {report['max_difference']:.3g}"
 
 
 def _signed(value: float | None) -> str:
