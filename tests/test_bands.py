@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -180,11 +181,11 @@ def test_rates_are_times_turned_over() -> None:
 # --- judging
 
 
-def judgements(n: int, **changes: object) -> list[Judgement]:
+def judgements(n: int, **changes: Any) -> list[Judgement]:
     row = Judgement("t", "source", "setup", "", "step s", 1.0, 1.0, "measured", device="cpu", workload="train")
     chance = random.Random(3)
     rows = [replace(row, name=str(k), measured=math.exp(skewed(chance))) for k in range(n)]
-    return [replace(each, **changes) for each in rows]  # type: ignore[arg-type]
+    return [replace(each, **changes) for each in rows]
 
 
 def test_no_row_is_judged_by_a_band_that_it_made() -> None:

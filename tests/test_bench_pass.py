@@ -61,6 +61,20 @@ def test_nothing_is_settled_after_a_pass_of_a_draft() -> None:
     assert "pick" in timed and "settle" not in timed
 
 
+def test_a_processor_is_come_back_to_and_the_median_visit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One visit in a slow spell does not count; of a work that two pieces have, the mean of both."""
+    shared, own = Memory("add", 64, "fp32"), Memory("copy", 64, "fp32")
+    pieces = [bench_parts.PassPiece(block, Shape(1, 1, 1, dtype="fp32")) for block in blocks(MODEL)[:2]]
+    visits = {
+        pieces[0]: iter(({shared: 1.0}, {shared: 9.0}, {shared: 2.0})),
+        pieces[1]: iter([{shared: 4.0, own: 5.0}] * 3),
+    }
+    monkeypatch.setattr(bench_pass, "time_pass", lambda model, piece, device: next(visits[piece]))
+    samples = {sample.work: sample.seconds for sample in bench_pass.time_passes(MODEL, pieces, "cpu")}
+    assert samples == {shared: 3.0, own: 5.0}
+    assert all(next(left, None) is None for left in visits.values())
+
+
 def test_a_generation_is_timed_at_both_ends() -> None:
     workload = Workload(kind="generate", prompt_length=16, new_tokens=8, batch=1)
     assert pass_lengths(Plan(), workload) == ((16, 16), (1, 17), (1, 23))

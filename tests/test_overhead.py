@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from autotune.planners.costs.body import BodyCosts
+from autotune.planners.costs.in_place import IN_PLACE, body_mark
 from autotune.planners.costs.price import Pricer
 from autotune.planners.costs.works import handed
 from autotune.planners.lower.body import lower_block
@@ -48,6 +49,20 @@ def test_a_body_takes_the_longer_of_its_work_and_its_issuing(shipped: Profile, t
     busy = sum(seconds for kind, seconds in cost.kinds.items() if kind != "launch")
     assert cost.seconds == pytest.approx(max(issuing, busy))
     assert (issuing > busy) is (tokens == 8)
+
+
+def test_what_was_timed_where_it_stands_is_not_issued_again(shipped: Profile) -> None:
+    """On a processor small operations take at least an instruction's time, unless that is in what was timed: by the
+    name of this very body, policy and number of workers."""
+    block, shape = blocks(MODEL)[1], Shape(1, 8, 8, dtype="fp32", attention="math")
+    host = replace(shipped, device=replace(shipped.device, kind="cpu"))
+    floored = costs(host, instruction_seconds_at_train=1.0)
+    assert floored.of(block, shape, "none", "F").kinds["launch"] > 1.0
+    for mark, placed in ((body_mark(block, shape, "none", 1), True), (body_mark(block, shape, "none", 2), False)):
+        told = replace(floored.profile, sources={**host.sources, mark: IN_PLACE})
+        cost = BodyCosts(told, Pricer(told)).of(block, shape, "none", "F")
+        assert (cost.kinds.get("launch", 0.0) == 0.0) is placed
+        assert (cost.seconds < 1.0) is placed
 
 
 def test_a_collective_is_handed_over_as_measured(shipped: Profile) -> None:

@@ -7,9 +7,10 @@ The file holds what was predicted and measured, not the residuals, so that each 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from autotune.profiles_db.bands.pools import SHIPPED
 from autotune.spec.band import Residual, residual
@@ -28,17 +29,17 @@ def shipped() -> tuple[Residual, ...]:
     return tuple(one for group in raw["sets"] for one in of_set(group))
 
 
-def of_set(group: dict[str, object]) -> Iterator[Residual]:
+def of_set(group: Mapping[str, Any]) -> Iterator[Residual]:
     """The residuals of one set: rows of `[setup, name, metric, predicted, measured]`."""
-    for setup, name, metric, predicted, measured in group["rows"]:  # type: ignore[attr-defined]
+    for setup, name, metric, predicted, measured in group["rows"]:
         found = residual(
             metric,
             predicted,
             measured,
-            grade=str(group["peaks"] if metric.startswith("peak") else group["grade"]),
-            device=str(group["device"]),
-            workload=str(group["workload"]),
-            row=row_name(str(group["table"]), setup, name),
+            grade=group["peaks" if metric.startswith("peak") else "grade"],
+            device=group["device"],
+            workload=group["workload"],
+            row=row_name(group["table"], setup, name),
             origin=SHIPPED,
         )
         if found is None:
